@@ -1,0 +1,44 @@
+"""GPU kernels for vision-language models: score, select and gather vision tokens before prefill.
+
+Every op works on CPU (the PyTorch reference), under Triton's interpreter and on CUDA, and gives the same indices on all.
+Masks are bool, True = real.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asymvlm_kernels.budget import Budget, LinearBudget, ThresholdBudget, UniformBudget, keep_counts
+from asymvlm_kernels.dispatch import BackendError, use_backend
+from asymvlm_kernels.prefill.gather import gather_rows
+from asymvlm_kernels.prefill.prune import PrunedSequence, prune_sequence
+from asymvlm_kernels.prefill.score import score_tokens
+from asymvlm_kernels.prefill.select import importance_gap, select_tokens
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "Budget",
+    "LinearBudget",
+    "PrunedSequence",
+    "ThresholdBudget",
+    "UniformBudget",
+    "gather_rows",
+    "importance_gap",
+    "keep_counts",
+    "patch",
+    "prune_sequence",
+    "score_tokens",
+    "select_tokens",
+    "use_backend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # the one name that points up the tree: resolved on first use, so that the kernels import without transformers
+    if name == "patch":
+        from asymvlm import patch
+
+        return patch
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,46 @@
+"""Argument checks shared by the public ops. None of them reads a tensor's values: that would synchronise."""
+
+from __future__ import annotations
+
+import torch
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_shape(name: str, tensor: torch.Tensor, wanted: tuple[int | str, ...]) -> None:
+    """``wanted`` mixes fixed sizes and axis names: ``(2, "N")`` is two rows of any length."""
+    fits = tensor.ndim == len(wanted) and all(
+        isinstance(want, str) or size == want for size, want in zip(tensor.shape, wanted, strict=True)
+    )
+    if not fits:
+        text = ", ".join(str(want) for want in wanted)
+        raise ValueError(f"{name} must have shape ({text}), got {tuple(tensor.shape)}")
+
+
+def check_dtype(name: str, tensor: torch.Tensor, wanted: tuple[torch.dtype, ...]) -> None:
+    if tensor.dtype not in wanted:
+        text = " or ".join(str(dtype).removeprefix("torch.") for dtype in wanted)
+        raise ValueError(f"{name} must be {text}, got {str(tensor.dtype).removeprefix('torch.')}")
+
+
+def check_device(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
+    if tensor.device != like.device:
+        raise ValueError(f"{name} must be on {like.device}, got {tensor.device}")
+
+
+def check_mask(name: str, mask: torch.Tensor | None, like: torch.Tensor) -> None:
+    """A mask is bool, True = real, and covers the first two axes of ``like``."""
+    if mask is None:
+        return
+    check_shape(name, mask, tuple(like.shape[:2]))
+    check_dtype(name, mask, (torch.bool,))
+    check_device(name, mask, like)
+
+
+def check_no_grad(op: str, **tensors: torch.Tensor | None) -> None:
+    """An inference op that dropped a gradient silently would train a wrong model."""
+    if not torch.is_grad_enabled():
+        return
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.requires_grad:
+            raise ValueError(f"{op} is not differentiable in {name}: detach it or call under torch.no_grad()")

@@ -1,0 +1,35 @@
+"""Triton where it can be imported, a harmless stand-in where it cannot, so that every kernel file imports anywhere."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+TRITON_IMPORT_ERROR = ""
+try:
+    import triton
+    import triton.language as tl
+
+    HAS_TRITON = True
+except ImportError as error:
+    HAS_TRITON = False
+    TRITON_IMPORT_ERROR = str(error)
+
+    class _Missing:
+        """Stands for ``triton`` and ``triton.language``: decorators pass through, every other name is None."""
+
+        constexpr = object
+
+        @staticmethod
+        def jit(function: Any) -> Any:
+            return function
+
+        def __getattr__(self, name: str) -> None:
+            return None
+
+    triton = tl = _Missing()  # type: ignore[assignment]
+
+# Triton reads the variable when a kernel is decorated: it has to be set before this package is imported.
+INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+__all__ = ["HAS_TRITON", "INTERPRETED", "TRITON_IMPORT_ERROR", "tl", "triton"]

@@ -1,0 +1,177 @@
+"""How many vision tokens a sample keeps: importance gap -> keep ratio -> count.
+
+A ratio is carried as an integer number of millionths, so that ``K = N * millionths // 1_000_000`` is exact. A floating
+``floor(N * r)`` is off by one for pairs as plain as N = 90, r = 0.7.
+
+Every budget answers ``millionths(gap)`` on the device of ``gap``, without synchronising. A gap of NaN (no token, no text,
+or a non-finite score at a quartile) says nothing about the sample, so the largest ratio of the budget is used.
+
+Source: AsymVLM section 3.3 (arXiv:2605.29535).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+
+MILLION = 1_000_000
+TIERS = ("conservative", "moderate", "aggressive")
+
+
+@runtime_checkable
+class Budget(Protocol):
+    """What every budget offers."""
+
+    @property
+    def max_ratio(self) -> float:
+        """Largest keep ratio this budget can give, in (0, 1]."""
+        ...
+
+    def millionths(self, gap: torch.Tensor) -> torch.Tensor:
+        """``(B,)`` fp32 gaps -> ``(B,)`` int64 keep ratios in millionths."""
+        ...
+
+    def keep_ratio(self, gap: torch.Tensor) -> torch.Tensor:
+        """``(B,)`` fp32 gaps -> ``(B,)`` float64 keep ratios."""
+        ...
+
+
+class _KeepRatio:
+    def millionths(self, gap: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def keep_ratio(self, gap: torch.Tensor) -> torch.Tensor:
+        """``(B,)`` fp32 gaps -> ``(B,)`` float64 keep ratios."""
+        return self.millionths(gap).to(torch.float64) / MILLION
+
+
+@dataclass(frozen=True)
+class UniformBudget(_KeepRatio):
+    """The same ratio for every sample. ``ratio`` in (0, 1]; 1 bypasses pruning bit for bit."""
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        _check_ratio("ratio", self.ratio)
+
+    @property
+    def max_ratio(self) -> float:
+        return self.ratio
+
+    def millionths(self, gap: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(gap, to_millionths(self.ratio), dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class ThresholdBudget(_KeepRatio):
+    """Method A: three tiers. ``conservative`` below ``gap_low``, ``aggressive`` from ``gap_high`` on, else ``moderate``.
+
+    Thresholds are compared in fp32, the type of a gap. They belong to one (model, weight) pair.
+    """
+
+    gap_low: float
+    gap_high: float
+    conservative: float
+    moderate: float
+    aggressive: float
+
+    def __post_init__(self) -> None:
+        for name in ("gap_low", "gap_high"):
+            _check_finite(name, getattr(self, name))
+        for name in TIERS:
+            _check_ratio(name, getattr(self, name))
+        if self.gap_low > self.gap_high:
+            raise ValueError(f"gap_low must not exceed gap_high, got gap_low={self.gap_low}, gap_high={self.gap_high}")
+        if not self.conservative > self.moderate > self.aggressive:
+            raise ValueError(
+                "keep ratios must satisfy conservative > moderate > aggressive, got "
+                f"{self.conservative}, {self.moderate}, {self.aggressive}"
+            )
+
+    @property
+    def max_ratio(self) -> float:
+        return self.conservative
+
+    def tier(self, gap: torch.Tensor) -> torch.Tensor:
+        """``(B,)`` int64: 0 conservative, 1 moderate, 2 aggressive (see ``TIERS``)."""
+        low, high = (torch.tensor(t, dtype=torch.float32, device=gap.device) for t in (self.gap_low, self.gap_high))
+        return (gap >= low).long() + (gap >= high).long()  # NaN compares false: conservative
+
+    def millionths(self, gap: torch.Tensor) -> torch.Tensor:
+        ratios = [to_millionths(getattr(self, name)) for name in TIERS]
+        return torch.tensor(ratios, device=gap.device)[self.tier(gap)]
+
+
+@dataclass(frozen=True)
+class LinearBudget(_KeepRatio):
+    """Method B: ``clamp(target + slope * (gap - mean_gap), minimum, maximum)``, computed in float64.
+
+    The sign of ``slope`` is free: the paper finds it negative, a document model may want it positive.
+    """
+
+    target: float
+    slope: float
+    mean_gap: float
+    minimum: float = 0.3
+    maximum: float = 0.95
+
+    def __post_init__(self) -> None:
+        for name in ("target", "slope", "mean_gap"):
+            _check_finite(name, getattr(self, name))
+        for name in ("minimum", "maximum"):
+            _check_ratio(name, getattr(self, name))
+        if self.minimum > self.maximum:
+            raise ValueError(f"minimum must not exceed maximum, got {self.minimum} and {self.maximum}")
+
+    @property
+    def max_ratio(self) -> float:
+        return self.maximum
+
+    def millionths(self, gap: torch.Tensor) -> torch.Tensor:
+        ratio = self.target + self.slope * (gap.to(torch.float64) - self.mean_gap)
+        ratio = ratio.nan_to_num(nan=self.maximum).clamp(self.minimum, self.maximum)
+        return (ratio * MILLION).round().to(torch.int64)
+
+
+def keep_counts(gap: torch.Tensor, num_tokens: torch.Tensor | int, budget: Budget) -> torch.Tensor:
+    """Number of vision tokens each sample keeps: ``K = N * millionths // 1_000_000``, clamped to ``[1, N]``.
+
+    Args:
+        gap: ``(B,)`` fp32, from `importance_gap`.
+        num_tokens: ``(B,)`` integer tensor on the device of ``gap``, or one int for all: prunable vision tokens N.
+        budget: `UniformBudget`, `ThresholdBudget`, `LinearBudget`, or anything that satisfies `Budget`.
+    Returns:
+        ``(B,)`` int32 on the device of ``gap``; 0 where N is 0. Exact; does not synchronise.
+    Raises:
+        ValueError: if ``gap`` is not a 1-D fp32 tensor or ``num_tokens`` does not match it.
+    """
+    if gap.ndim != 1 or gap.dtype != torch.float32:
+        raise ValueError(f"gap must be a (B,) float32 tensor, got {tuple(gap.shape)} {gap.dtype}")
+    if isinstance(num_tokens, int):
+        num_tokens = torch.full_like(gap, num_tokens, dtype=torch.int64)
+    if num_tokens.shape != gap.shape or num_tokens.dtype.is_floating_point or num_tokens.device != gap.device:
+        raise ValueError(
+            f"num_tokens must be an integer tensor of shape {tuple(gap.shape)} on {gap.device}, got "
+            f"{tuple(num_tokens.shape)} {num_tokens.dtype} on {num_tokens.device}"
+        )
+    n = num_tokens.to(torch.int64)
+    counts = (n * budget.millionths(gap) // MILLION).clamp_min(1)
+    return torch.minimum(counts, n).to(torch.int32)
+
+
+def to_millionths(ratio: float) -> int:
+    """Keep ratio as the nearest whole number of millionths, at least 1."""
+    return max(1, round(ratio * MILLION))
+
+
+def _check_ratio(name: str, value: float) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 1:
+        raise ValueError(f"{name} must be a keep ratio in (0, 1], got {value!r}")
+
+
+def _check_finite(name: str, value: float) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")

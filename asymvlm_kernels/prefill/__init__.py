@@ -1,0 +1,1 @@
+"""Once per request, on vision tokens: score, gap, select, gather, and their fusion."""

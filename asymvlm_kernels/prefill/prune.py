@@ -1,0 +1,171 @@
+"""Score, gap, budget, select and gather, fused into one call: the sequence a decoder gets instead of the full one.
+
+One selection serves the whole sequence: every token that must stay gets the score +inf, every prunable vision token its
+own, and the best ``kept text + K`` of the row, in ascending order, are the shortened sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from asymvlm_kernels._checks import FLOATS, check_device, check_dtype, check_mask, check_no_grad, check_shape
+from asymvlm_kernels.budget import Budget, UniformBudget, keep_counts
+from asymvlm_kernels.prefill.gather import gather_rows
+from asymvlm_kernels.prefill.groups import guaranteed_tokens
+from asymvlm_kernels.prefill.reference import compact
+from asymvlm_kernels.prefill.score import score_tokens
+from asymvlm_kernels.prefill.select import importance_gap, select_tokens
+
+PADDING_SIDES = ("left", "right")
+
+
+@dataclass(frozen=True)
+class PrunedSequence:
+    """The shortened sequence of `prune_sequence`. S' is its length, K the kept vision tokens of a row."""
+
+    embeds: torch.Tensor  # (B, S', D), zero rows where padded
+    index: torch.Tensor  # (B, S') int64, place in the original sequence, -1 = padding
+    lengths: torch.Tensor  # (B,) int32, real tokens of each row
+    counts: torch.Tensor  # (B,) int32, K: kept prunable vision tokens
+    scores: torch.Tensor  # (B, S) fp32, -inf outside the prunable vision tokens
+    gap: torch.Tensor  # (B,) fp32
+    carry: dict[str, torch.Tensor] = field(default_factory=dict)  # gathered along; (B, S', ...) or (R, B, S')
+
+
+def prune_sequence(
+    embeds: torch.Tensor,
+    vision_mask: torch.Tensor,
+    text_mask: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    budget: Budget | None = None,
+    *,
+    protect: torch.Tensor | None = None,
+    groups: torch.Tensor | None = None,
+    per_image: bool = False,
+    carry: Mapping[str, torch.Tensor] | None = None,
+    carry_pad: Mapping[str, float] | None = None,
+    static: bool = False,
+    padding_side: str = "left",
+) -> PrunedSequence:
+    """Drop the least important vision tokens of each sample and close the gaps.
+
+    Kept are: the tokens of ``text_mask``, those of ``protect``, and the K best of the others in ``vision_mask``. A token
+    in none of the three masks is padding and is dropped. A sample without text keeps all its vision tokens.
+
+    Args:
+        embeds: ``(B, S, D)`` fp32, fp16 or bf16: merged embeddings before decoder layer 0.
+        vision_mask: ``(B, S)`` bool: vision tokens. A token in both masks is a vision token.
+        text_mask: ``(B, S)`` bool: tokens that vision is scored against.
+        weight: ``(D,)`` fp32 learned weight; None means ones.
+        budget: how many to keep; None means ``UniformBudget(0.5)``.
+        protect: ``(B, S)`` bool: kept whatever the score, outside N, K and the gap (separators, template tokens).
+        groups: ``(B, S)`` integer: number of the image each vision token belongs to. In a row with two images or more,
+            each keeps at least ``max(8, N_image // 16)`` tokens, or all it has; K grows where these floors exceed it.
+        per_image: rank each image of ``groups`` by itself, with the row's ratio, instead of all together.
+        carry: per-token tensors gathered along, ``(B, S, ...)`` or ``(R, B, S)`` (M-RoPE positions).
+        carry_pad: value for padding in the tensor of that name; 0 where none is given.
+        static: True gives S' = S and no synchronisation. False trims S' to the longest row, which needs the lengths on
+            the host: two small device-to-host copies.
+        padding_side: ``"left"`` or ``"right"``.
+    Returns:
+        `PrunedSequence`.
+    Raises:
+        ValueError: on rank, size, dtype or device mismatch, an unknown side, ``per_image`` without ``groups``, or an
+            input that requires grad in grad mode.
+
+    The kept index is the same on every backend, ties included (see `select_tokens`). Source: sections 3.2 and 3.3 of
+    arXiv:2605.29535.
+    """
+    budget = UniformBudget(0.5) if budget is None else budget
+    carry = carry or {}
+    masks = {"vision_mask": vision_mask, "text_mask": text_mask, "protect": protect}
+    _check(embeds, masks, groups, per_image, carry, padding_side)
+    kept_anyway = text_mask if protect is None else text_mask | protect
+    prunable = vision_mask if protect is None else vision_mask & ~protect
+    kept_anyway = kept_anyway & ~prunable
+    text = text_mask & ~vision_mask
+    text_lengths = text.sum(-1)
+    text_index = compact(text, embeds.shape[1] if static else _longest(text_lengths))
+    scores = score_tokens(
+        embeds, gather_rows(embeds, text_index), weight, vision_mask=prunable, text_mask=text_index >= 0
+    )
+    gap = importance_gap(scores, prunable)
+    num_tokens = prunable.sum(-1)
+    counts = torch.where(text_lengths > 0, keep_counts(gap, num_tokens, budget), num_tokens.to(torch.int32))
+    rank = scores.clamp_max(torch.finfo(torch.float32).max).masked_fill(kept_anyway, float("inf"))
+    if groups is not None:
+        image_ratio = budget.millionths(gap) if per_image else None
+        sure = guaranteed_tokens(scores, prunable, groups, image_ratio)
+        rank = rank.masked_fill(sure, float("inf"))
+        sure_counts = sure.sum(-1).to(torch.int32)
+        counts = torch.where(text_lengths > 0, sure_counts if per_image else counts.maximum(sure_counts), counts)
+    lengths = counts + kept_anyway.sum(-1).to(torch.int32)
+    capacity = embeds.shape[1] if static else _longest(lengths)
+    index = select_tokens(rank, lengths, mask=prunable | kept_anyway, capacity=capacity)
+    if padding_side == "left":
+        index = _align_right(index, lengths)
+    pads = carry_pad or {}
+    return PrunedSequence(
+        embeds=gather_rows(embeds, index),
+        index=index,
+        lengths=lengths,
+        counts=counts,
+        scores=scores,
+        gap=gap,
+        carry={
+            name: _gather_carry(tensor, index, pads.get(name, 0), _is_stacked(tensor, embeds))
+            for name, tensor in carry.items()
+        },
+    )
+
+
+def _longest(lengths: torch.Tensor) -> int:
+    return int(lengths.max()) if lengths.numel() else 0
+
+
+def _align_right(index: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Move the padding of ``(B, S')`` from the right to the left."""
+    slot = torch.arange(index.shape[1], device=index.device) - (index.shape[1] - lengths[:, None].long())
+    return index.gather(-1, slot.clamp_min(0)).masked_fill(slot < 0, -1)
+
+
+def _is_stacked(tensor: torch.Tensor, like: torch.Tensor) -> bool:
+    """True for ``(R, B, S)``. A tensor that could be read both ways is ``(B, S, ...)``."""
+    return tensor.ndim == 3 and tensor.shape[:2] != like.shape[:2] and tensor.shape[1:] == like.shape[:2]
+
+
+def _gather_carry(tensor: torch.Tensor, index: torch.Tensor, pad: float, stacked: bool) -> torch.Tensor:
+    if not stacked:
+        return gather_rows(tensor, index, pad=pad)
+    return gather_rows(tensor.permute(1, 2, 0), index, pad=pad).permute(2, 0, 1).contiguous()
+
+
+def _check(
+    embeds: torch.Tensor,
+    masks: Mapping[str, torch.Tensor | None],
+    groups: torch.Tensor | None,
+    per_image: bool,
+    carry: Mapping[str, torch.Tensor],
+    padding_side: str,
+) -> None:
+    check_shape("embeds", embeds, ("B", "S", "D"))
+    check_dtype("embeds", embeds, FLOATS)
+    for name, mask in masks.items():
+        check_mask(name, mask, embeds)
+    if groups is not None:
+        check_shape("groups", groups, tuple(embeds.shape[:2]))
+        check_dtype("groups", groups, (torch.int64, torch.int32))
+        check_device("groups", groups, embeds)
+    elif per_image:
+        raise ValueError("per_image=True needs groups, got None")
+    for name, tensor in carry.items():
+        if tensor.shape[:2] != embeds.shape[:2] and not _is_stacked(tensor, embeds):
+            B, S = embeds.shape[:2]
+            raise ValueError(f"carry[{name!r}] must have shape ({B}, {S}, ...) or (R, {B}, {S}), got {tuple(tensor.shape)}")
+        check_device(f"carry[{name!r}]", tensor, embeds)
+    check_no_grad("prune_sequence", embeds=embeds, **carry)
+    if padding_side not in PADDING_SIDES:
+        raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
