@@ -1,0 +1,49 @@
+"""Tiny models: one of each family a session, and a copy of it for each test to patch."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is first imported
+
+import copy
+import functools
+from collections.abc import Iterator
+
+import pytest
+import tiny
+import torch
+import transformers
+from model_state import changes, snapshot
+from transformers import PreTrainedModel
+
+torch.set_num_threads(1)
+transformers.logging.set_verbosity_error()
+
+
+@functools.cache
+def build_once(family: str) -> PreTrainedModel:
+    model = tiny.build(family)
+    # transformers adds hooks of its own on first use; later snapshots must not see that
+    model.generate(**tiny.make_batch(family, "single"), max_new_tokens=2)
+    return model
+
+
+@pytest.fixture(params=tiny.FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def plain(family: str) -> Iterator[PreTrainedModel]:
+    """The unpatched model, for oracles; shared by the session, so a test may not patch it."""
+    model = build_once(family)
+    before = snapshot(model)
+    yield model
+    assert not changes(before, snapshot(model)), "a test changed the shared model"
+
+
+@pytest.fixture
+def model(plain: PreTrainedModel) -> PreTrainedModel:
+    """The same model, for the test to patch."""
+    return copy.deepcopy(plain)

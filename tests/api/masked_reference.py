@@ -1,0 +1,220 @@
+"""The independent oracle: pruning a token must equal closing its column in every layer, with everything else in place.
+
+The model runs unpatched on the whole prompt. A custom attention function closes the key columns of dropped tokens on
+top of the model's own masks; positions are the model's own. What to drop comes from a literal reading of the method.
+Nothing here imports the library under test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from tiny import EOS, IMAGE, text_layers
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask
+
+Inputs = dict[str, Tensor]
+_NAME = "closed_columns"
+
+
+@contextmanager
+def closed_columns(model: PreTrainedModel, keep: Tensor) -> Iterator[None]:
+    """Close the prompt columns where ``keep`` (B, S) is False, in every decoder layer, for calls inside the context.
+
+    Rows of a batch that ``generate`` repeats (beams, several sequences) follow their sample. Key column j must be
+    prompt token j: with a cache, sliding windows stay wider than the sequence.
+    """
+
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor,
+        scaling: float,
+        dropout: float = 0.0,
+        **kwargs: object,
+    ) -> tuple[Tensor, None]:
+        if kwargs.get("softcap") is not None:
+            raise NotImplementedError("this reference does not know soft-capped attention")
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+        is_open = torch.ones(query.shape[0], key.shape[2], dtype=torch.bool)
+        is_open[:, : keep.shape[1]] = keep.repeat_interleave(query.shape[0] // keep.shape[0], 0)
+        logits = query @ key.mT * scaling + attention_mask
+        logits = logits.masked_fill(~is_open[:, None, None], torch.finfo(logits.dtype).min)
+        return (logits.softmax(-1) @ value).transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register(_NAME, attend)
+    AttentionMaskInterface.register(_NAME, eager_mask)  # without it a custom attention function gets no mask at all
+    modules = model.get_decoder().modules()
+    configs = [model.config.get_text_config(), *(module.config for module in modules if hasattr(module, "config"))]
+    before = [config._attn_implementation for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation = _NAME
+        yield
+    finally:
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation = implementation
+
+
+@torch.no_grad()
+def masked_forward(model: PreTrainedModel, inputs: Inputs, keep: Tensor, **kwargs: object) -> Tensor:
+    """Logits (B, S, vocabulary) of one forward pass, without a cache."""
+    with closed_columns(model, keep):
+        return model(**inputs, use_cache=False, **kwargs).logits
+
+
+@torch.no_grad()
+def masked_generate(model: PreTrainedModel, inputs: Inputs, keep: Tensor, **kwargs: object):
+    """The model's own ``generate`` on the whole prompt with dropped columns closed."""
+    with closed_columns(model, keep):
+        return model.generate(**inputs, **kwargs)
+
+
+@torch.no_grad()
+def masked_greedy(
+    model: PreTrainedModel, inputs: Inputs, keep: Tensor, steps: int, position_ids: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Greedy ids (B, steps) and the logits behind each (B, steps, vocabulary), every step over the whole sequence.
+
+    ``position_ids`` of the prompt, 1-D or M-RoPE, are continued by one a step; by default they are the model's own.
+    """
+    inputs = dict(inputs)
+    if position_ids is None and not hasattr(model.model, "get_rope_index"):
+        position_ids = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)  # what generate passes
+    logits = []
+    for _ in range(steps):
+        extra = {} if position_ids is None else {"position_ids": position_ids}
+        logits.append(masked_forward(model, inputs, keep, **extra)[:, -1])
+        token = logits[-1].argmax(-1, keepdim=True)
+        assert not (token == EOS).any(), "generate would stop here: draw other weights"
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], token], 1)
+        for name, value in (("attention_mask", 1), ("token_type_ids", 0), ("mm_token_type_ids", 0)):
+            if name in inputs:
+                inputs[name] = nn.functional.pad(inputs[name], (0, 1), value=value)
+        if position_ids is not None:
+            position_ids = torch.cat([position_ids, position_ids.amax(-1, keepdim=True) + 1], -1)
+    return inputs["input_ids"][:, -steps:], torch.stack(logits, 1)
+
+
+@torch.no_grad()
+def merged_embeddings(model: PreTrainedModel, inputs: Inputs) -> Tensor:
+    """What the unpatched model feeds to decoder layer 0: (B, S, D)."""
+    seen: list[Tensor] = []
+
+    def record(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+
+    hook = text_layers(model)[0].register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        model(**inputs, use_cache=False)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the method keeps. ``keep`` (B, S) covers text too; ``index`` (B, S') is -1 on the input's padding side."""
+
+    keep: Tensor
+    index: Tensor
+    scores: Tensor  # (B, S) float64, -inf outside vision
+    gap: list[float]  # NaN for a row without vision
+    vision: list[int]
+    kept: list[int]
+
+
+def importance(embeds: Tensor, vision: Tensor, text: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Eq. 1 of one sample: embeds (S, D), masks (S,) -> scores (S,), -inf outside vision."""
+    unit = nn.functional.normalize(embeds.double(), dim=-1, eps=1e-12)
+    weighted = unit if weight is None else unit * weight.double()
+    scores = torch.full(embeds.shape[:1], -torch.inf, dtype=torch.double)
+    # a sum over products, not a matrix product: equal rows get bitwise equal scores, so ties stay ties
+    scores[vision] = (weighted[vision, None] * unit[None, text]).sum(-1).amax(-1)
+    return scores
+
+
+def importance_gap(scores: Tensor) -> float:
+    """The distance between the k-th largest and the k-th smallest of N scores, k = max(1, N // 4)."""
+    ordered = scores.sort(descending=True).values
+    k = max(1, len(ordered) // 4)
+    return float(ordered[k - 1] - ordered[len(ordered) - k])
+
+
+def count(tokens: int, ratio: float) -> int:
+    return min(max(tokens * round(ratio * 1_000_000) // 1_000_000, 1), tokens)
+
+
+def ranked(scores: Tensor, columns: list[int]) -> list[int]:
+    """Columns by falling score, the lower column first among equals."""
+    return sorted(columns, key=lambda column: (-float(scores[column]), column))
+
+
+def select(
+    model: PreTrainedModel,
+    inputs: Inputs,
+    ratio: float | Callable[[float], float],
+    weight: Tensor | None = None,
+    text_mask: Tensor | None = None,
+) -> Selection:
+    """Rank each sample's vision tokens over all its images; ``ratio`` may be a function of the importance gap."""
+    ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
+    vision = (ids == IMAGE) & real
+    text = real & ~vision if text_mask is None else text_mask & real & ~vision
+    embeds = merged_embeddings(model, inputs)
+    keep, scores = real.clone(), torch.full(ids.shape, -torch.inf, dtype=torch.double)
+    gaps, kept = [], []
+    for b in range(len(ids)):
+        columns = vision[b].nonzero()[:, 0].tolist()
+        if not columns or not text[b].any():
+            gaps.append(float("nan"))
+            kept.append(len(columns))
+            continue
+        scores[b] = importance(embeds[b], vision[b], text[b], weight)
+        gaps.append(importance_gap(scores[b, columns]))
+        best = _best(scores[b], columns, ratio(gaps[-1]) if callable(ratio) else ratio)
+        keep[b, columns] = False
+        keep[b, best] = True
+        kept.append(len(best))
+    return Selection(keep, index_of(keep, real), scores, gaps, vision.sum(-1).tolist(), kept)
+
+
+def _best(scores: Tensor, columns: list[int], ratio: float) -> list[int]:
+    images = [[columns[0]]]
+    for previous, column in zip(columns, columns[1:], strict=False):
+        if column == previous + 1:
+            images[-1].append(column)
+        else:
+            images.append([column])
+    floors = [min(max(8, len(image) // 16), len(image)) if len(images) > 1 else 0 for image in images]
+    guaranteed = [c for image, floor in zip(images, floors, strict=True) for c in ranked(scores, image)[:floor]]
+    others = [column for column in ranked(scores, columns) if column not in guaranteed]
+    total = max(count(len(columns), ratio), len(guaranteed))
+    return guaranteed + others[: total - len(guaranteed)]
+
+
+def index_of(keep: Tensor, real: Tensor) -> Tensor:
+    """Kept columns of each row in order, -1 padded on the side where ``real`` is padded (left where it is not)."""
+    rows = [row.nonzero()[:, 0] for row in keep]
+    length = max(map(len, rows))
+    is_right = bool(real[:, 0].all()) and not bool(real[:, -1].all())
+    index = torch.full((len(rows), length), -1)
+    for b, row in enumerate(rows):
+        index[b, : len(row)] = row
+        if not is_right:
+            index[b] = index[b].roll(length - len(row))
+    return index
+
+
+def take(values: Tensor, index: Tensor, pad: float = 0.0) -> Tensor:
+    """Gather (B, S, ...) along S by a -1 padded index."""
+    rows = torch.arange(len(index))[:, None]
+    out = values[rows, index.clamp(min=0)].clone()
+    out[index < 0] = pad
+    return out
