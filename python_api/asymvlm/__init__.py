@@ -1,0 +1,29 @@
+"""Vision pruning for Hugging Face vision-language models, on the kernels of `asymvlm_kernels`.
+
+    handle = asymvlm.patch(model, vision=VisionPruning(budget=UniformBudget(0.5)))
+    model.generate(**inputs)          # prefills half the vision tokens
+    handle.last                       # what it did
+    handle.remove()                   # as if nothing had been
+"""
+
+from __future__ import annotations
+
+from asymvlm.models import supported_models
+from asymvlm.patch import PatchHandle, patch
+from asymvlm.policies import VisionPruning
+from asymvlm.prompt import prune_inputs
+from asymvlm.report import PruningReport
+from asymvlm_kernels import LinearBudget, ThresholdBudget, UniformBudget, __version__
+
+__all__ = [
+    "LinearBudget",
+    "PatchHandle",
+    "PruningReport",
+    "ThresholdBudget",
+    "UniformBudget",
+    "VisionPruning",
+    "__version__",
+    "patch",
+    "prune_inputs",
+    "supported_models",
+]

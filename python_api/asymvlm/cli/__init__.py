@@ -1,0 +1,42 @@
+"""The ``asymvlm`` command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from asymvlm.cli import console
+from asymvlm.cli.doctor import doctor
+from asymvlm.cli.heatmap import heatmap
+from asymvlm.cli.run import run
+
+app = typer.Typer(
+    name="asymvlm",
+    help="Prune the vision tokens of Hugging Face vision-language models before prefill.",
+    add_completion=False,
+    invoke_without_command=True,
+)
+app.command()(run)
+app.command()(heatmap)
+app.command()(doctor)
+
+
+@app.callback()
+def _common(
+    context: typer.Context,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log everything, tracebacks included.")] = False,
+) -> None:
+    console.configure_logging(verbose=verbose)
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; ``argv`` without the program's name, by default the process's own.
+
+    Returns:
+        0; 1 if a self-test failed or memory ran out; 2 on a mistake in the arguments, told in one line on stderr.
+    """
+    return console.run_app(app, argv, name="asymvlm")

@@ -1,0 +1,7 @@
+"""``python -m asymvlm.cli``: the command without its entry point, from a bare checkout."""
+
+import sys
+
+from asymvlm.cli import main
+
+sys.exit(main())

@@ -1,0 +1,84 @@
+"""What every command shares at its edges: one-line errors, exit codes, JSON on stdout and nothing else there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from asymvlm.session import InputError, first_line
+
+EXIT_FAILED, EXIT_USAGE = 1, 2
+
+logger = logging.getLogger(__name__)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+# typer carries its own copy of click in some versions and imports click in others; this names the class in both
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+def run_app(app: typer.Typer, argv: Sequence[str] | None, *, name: str) -> int:
+    """Run a typer app and return its exit code; a mistake of the caller is one line on stderr and code 2.
+
+    Errors that are not the caller's keep their traceback: hiding a bug helps nobody.
+    """
+    import torch
+
+    try:
+        code = app(args=argv, prog_name=name, standalone_mode=False)
+    except InputError as error:
+        return _fail(name, str(error), EXIT_USAGE)
+    except UsageError as error:
+        return _fail(name, f"{error.format_message()} (see {name} --help)", EXIT_USAGE)  # type: ignore[attr-defined]
+    except typer.Abort:
+        return _fail(name, "aborted", EXIT_FAILED)
+    except torch.OutOfMemoryError as error:
+        return _fail(name, f"out of memory ({first_line(error)}): try --dtype bfloat16 or a smaller image", EXIT_FAILED)
+    return code if isinstance(code, int) else 0
+
+
+def configure_logging(*, verbose: bool) -> None:
+    """Send the library's log to stderr: warnings, or everything (and the traceback behind a one-line error)."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("asymvlm").setLevel(logging.DEBUG if verbose else logging.WARNING)
+    if not verbose:
+        warnings.simplefilter("ignore")
+
+
+def hush_transformers(*, progress: bool) -> None:
+    """Stop transformers' advice and loading bars; ``progress`` leaves the hub's download bars (on stderr) alone."""
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if progress:
+        enable_progress_bars()
+    else:
+        disable_progress_bars()
+
+
+@contextlib.contextmanager
+def stdout_reserved(reserved: bool) -> Iterator[None]:
+    """Send what libraries print inside the block to stderr, so that stdout holds the JSON object alone."""
+    with contextlib.redirect_stdout(sys.stderr) if reserved else contextlib.nullcontext():
+        yield
+
+
+def print_json(record: dict[str, Any]) -> None:
+    """One JSON object on one line of stdout. Raises ValueError on NaN or infinity, which are not JSON."""
+    sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def _fail(name: str, message: str, code: int) -> int:
+    logger.debug("traceback of the error below", exc_info=True)
+    sys.stderr.write(f"{name}: error: {' '.join(message.split())}\n")
+    return code

@@ -1,0 +1,73 @@
+"""Options that several commands take, and the checks that need no model: they run before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from PIL.Image import Image
+
+from asymvlm.budget_file import AnyBudget, load_budget
+from asymvlm.session import InputError, open_image
+from asymvlm_kernels import UniformBudget
+
+DEFAULT_KEEP = 0.5
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Folder written by save_pretrained, or a hub id.")]
+QuestionOption = Annotated[str, typer.Option("--question", "-q", help="What to ask about the image.")]
+KeepOption = Annotated[
+    float | None,
+    typer.Option("--keep", "-k", help="Share of the vision tokens to keep, in (0, 1].", show_default=str(DEFAULT_KEEP)),
+]
+BudgetOption = Annotated[
+    Path | None,
+    typer.Option("--budget", help='JSON file with a budget, e.g. {"type": "uniform", "ratio": 0.5}; instead of --keep.'),
+]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Weights' type; auto is the checkpoint's own.")]
+DeviceOption = Annotated[Device, typer.Option("--device", help="auto is CUDA where there is one.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
+
+
+def parse_budget(keep: float | None, file: Path | None) -> AnyBudget:
+    """The budget that ``--keep`` or ``--budget`` asks for.
+
+    Raises:
+        InputError: if both are given, the ratio is outside (0, 1], or the file holds no valid budget.
+    """
+    if keep is not None and file is not None:
+        raise InputError(f"--keep {keep} and --budget {file} exclude each other, wanted one of them")
+    try:
+        if file is not None:
+            return load_budget(file)
+        return UniformBudget(DEFAULT_KEEP if keep is None else keep)
+    except ValueError as error:
+        raise InputError(f"{'--keep' if file is None else '--budget'}: {error}") from error
+
+
+def parse_question(question: str) -> str:
+    """The question without surrounding space. Raises InputError if nothing is left."""
+    text = question.strip()
+    if not text:
+        raise InputError(f"--question: {question!r} found, wanted some text")
+    return text
+
+
+def read_images(files: list[Path]) -> list[Image]:
+    """Every image, RGB. Raises InputError at the first that cannot be read."""
+    return [open_image(file) for file in files]
+
+
+def check_output(file: Path) -> Path:
+    """A file an image can be written to. Raises InputError if its folder is missing or its ending is no image format."""
+    wanted = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
+    if file.suffix.lower() not in wanted:
+        raise InputError(f"--output: {file} has the ending {file.suffix!r}, wanted one of {', '.join(wanted)}")
+    if not file.parent.is_dir():
+        raise InputError(f"--output: {file.parent} is not a folder, wanted an existing one")
+    if file.is_dir():
+        raise InputError(f"--output: {file} is a folder, wanted a file")
+    return file

@@ -1,0 +1,122 @@
+"""`asymvlm run`: ask a model about images with part of the vision tokens, and show what that saved."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import asymvlm
+from asymvlm.budget_file import AnyBudget, budget_to_dict
+from asymvlm.cli import console, options, tables
+from asymvlm.session import FirstToken, Generation, InputError, Session, load
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one question gave. ``full`` and ``first_token`` are there if a comparison was asked for."""
+
+    pruned: Generation
+    report: Any
+    full: Generation | None = None
+    first_token: FirstToken | None = None
+
+
+def run(
+    model: options.ModelOption,
+    image: Annotated[list[Path], typer.Option("--image", "-i", help="Image file; repeat it for several.")],
+    question: options.QuestionOption,
+    keep: options.KeepOption = None,
+    budget: options.BudgetOption = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    dtype: options.DtypeOption = "auto",
+    device: options.DeviceOption = "auto",
+    compare: Annotated[bool, typer.Option("--compare", help="Run unpruned too, and time both.")] = False,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Ask a question about images with pruned vision tokens, and show what was saved."""
+    chosen = options.parse_budget(keep, budget)
+    text = options.parse_question(question)
+    images = options.read_images(image)
+    with console.stdout_reserved(as_json):
+        console.hush_transformers(progress=not as_json)
+        session = load(model, dtype=dtype, device=device)
+        outcome = ask(session, images, text, chosen, max_new_tokens=max_new_tokens, compare=compare)
+    if as_json:
+        console.print_json(to_record(session, outcome, text, chosen))
+    else:
+        show(session, outcome)
+
+
+def ask(
+    session: Session, images: list[Any], question: str, budget: AnyBudget, *, max_new_tokens: int, compare: bool
+) -> Outcome:
+    """Generate with pruning and, to compare, without; then time both to the first token.
+
+    Raises:
+        InputError: if the processor refuses the prompt or the model cannot be patched.
+    """
+    inputs = session.prepare(images, question)
+    try:
+        handle = asymvlm.patch(session.model, vision=asymvlm.VisionPruning(budget=budget))
+    except ValueError as error:
+        raise InputError(f"cannot prune {session.name}: {error}") from error
+    with handle:
+        pruned = session.generate(inputs, max_new_tokens)
+        report = handle.last
+        if not compare:
+            return Outcome(pruned, report)
+        handle.enabled = False
+        full = session.generate(inputs, max_new_tokens)
+        handle.enabled = True
+        return Outcome(pruned, report, full, session.first_token(inputs, handle))
+
+
+def show(session: Session, outcome: Outcome) -> None:
+    """Print the answers, the table and the report's notes."""
+    table = tables.report_table(
+        outcome.report, first_token=outcome.first_token, title=f"{session.name} on {session.device}, {session.dtype}"
+    )
+    if outcome.full is None:
+        console.out.print(outcome.pruned.text, markup=False)
+    else:
+        console.out.print("[bold]full  [/bold] ", end="")
+        console.out.print(outcome.full.text, markup=False)
+        console.out.print("[bold]pruned[/bold] ", end="")
+        console.out.print(outcome.pruned.text, markup=False)
+    console.out.print()
+    console.out.print(table)
+    console.out.print(tables.decision_line(outcome.report))
+    for note in outcome.report.notes:
+        console.out.print(f"note: {note}", markup=False)
+
+
+def to_record(session: Session, outcome: Outcome, question: str, budget: AnyBudget) -> dict[str, Any]:
+    """The same as JSON. Times in milliseconds, sizes in bytes."""
+    record: dict[str, Any] = {
+        "model": session.name,
+        "device": str(session.device),
+        "dtype": session.dtype,
+        "question": question,
+        "budget": budget_to_dict(budget),
+        "answer": outcome.pruned.text,
+        "new_tokens": outcome.pruned.new_tokens,
+        "report": outcome.report.to_dict(),
+    }
+    if outcome.full is not None and outcome.first_token is not None:
+        timing = outcome.first_token
+        record["compare"] = {
+            "answer_full": outcome.full.text,
+            "new_tokens_full": outcome.full.new_tokens,
+            "first_token_ms": {
+                "full": timing.full_median_ms,
+                "pruned": timing.pruned_median_ms,
+                "full_runs": timing.full_ms,
+                "pruned_runs": timing.pruned_ms,
+                "method": timing.method,
+            },
+            "kv_bytes": {"full": timing.full_kv_bytes, "pruned": timing.pruned_kv_bytes},
+        }
+    return record

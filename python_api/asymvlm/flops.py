@@ -1,0 +1,39 @@
+"""Floating-point work by the paper's formula, and bytes as the cache holds them (method: accounting)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def layer_flops(n: int, d: int, m: int, *, span: int | None = None) -> int:
+    """One decoder layer: ``4nd^2 + 2n^2d + 3ndm`` (projections, attention, gated MLP), as in the paper.
+
+    Args:
+        n: tokens. d: width. m: inner width of the MLP.
+        span: tokens that each one attends to, where attention is windowed; n if None.
+    """
+    return 4 * n * d * d + 2 * n * (n if span is None else span) * d + 3 * n * d * m
+
+
+def decoder_flops(text_config: Any, n: int) -> int:
+    """The language model over ``n`` prompt tokens; the vision tower is reported apart."""
+    return int(text_config.num_hidden_layers) * layer_flops(n, text_config.hidden_size, text_config.intermediate_size)
+
+
+def clip_tower_flops(vision_config: Any, pixel_shape: Sequence[int], *, class_token: bool = True) -> int:
+    """A CLIP or SigLIP tower over ``(images, channels, height, width)``: its MLP has two matrices, not three."""
+    images, _, height, width = pixel_shape
+    n = (height // vision_config.patch_size) * (width // vision_config.patch_size) + class_token
+    d, m = vision_config.hidden_size, vision_config.intermediate_size
+    per_layer = layer_flops(n, d, m) - n * d * m
+    return int(images * vision_config.num_hidden_layers * per_layer)
+
+
+def cache_bytes(cache: Any) -> int | None:
+    """Bytes of the K and V tensors a transformers cache holds now; None without a cache."""
+    layers = getattr(cache, "layers", None)
+    if layers is None:
+        return None
+    tensors = (getattr(layer, name, None) for layer in layers for name in ("keys", "values"))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)

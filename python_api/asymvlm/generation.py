@@ -1,0 +1,64 @@
+"""What `generate` measures from the start of the prompt, told in terms of the shortened one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from asymvlm.patch import PatchHandle
+
+STATIC_LENGTH = "_previous_max_cache_length"  # where transformers remembers the longest static cache of an instance
+
+
+def shorten_lengths(model: nn.Module, call: Mapping[str, Any], dropped: int) -> dict[str, int]:
+    """``max_length`` and ``min_length`` count the prompt: return them, in effect for this call, less ``dropped``.
+
+    A keyword wins over the given generation config, which wins over the model's own; none of the configs is changed.
+    """
+    configs = [call.get("generation_config"), getattr(model, "generation_config", None)]
+    shortened = {}
+    for name, override in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        values = [call.get(name), *(getattr(config, name, None) for config in configs)]
+        overrides = [call.get(override), *(getattr(config, override, None) for config in configs)]
+        value = next((value for value in values if value is not None), None)
+        if value and (call.get(name) is not None or all(other is None for other in overrides)):
+            shortened[name] = max(value - dropped, 0)
+    return shortened
+
+
+@contextlib.contextmanager
+def static_cache_length(handle: PatchHandle) -> Iterator[None]:
+    """Give pruned calls a memory of their own: else a long static cache of an unpruned call would be built again."""
+    attributes = handle.model.__dict__
+    outside = attributes.pop(STATIC_LENGTH, None)
+    if handle._static_length is not None:
+        attributes[STATIC_LENGTH] = handle._static_length
+    try:
+        yield
+    finally:
+        handle._static_length = attributes.pop(STATIC_LENGTH, None)
+        if outside is not None:
+            attributes[STATIC_LENGTH] = outside
+
+
+class PromptStreamer:
+    """Hands a streamer the original prompt where `generate` would put the shortened one."""
+
+    def __init__(self, streamer: Any, original_ids: torch.Tensor) -> None:
+        self._streamer = streamer
+        self._prompt: torch.Tensor | None = original_ids.cpu()
+
+    def put(self, value: torch.Tensor) -> None:
+        prompt, self._prompt = self._prompt, None
+        self._streamer.put(value if prompt is None else prompt)
+
+    def end(self) -> None:
+        self._streamer.end()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._streamer, name)

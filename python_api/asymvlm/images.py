@@ -1,0 +1,56 @@
+"""Which image a vision token belongs to, from the grids the processor announced or from runs of placeholders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from asymvlm.models.adapter import Grid
+
+
+def image_numbers(
+    input_ids: torch.Tensor, vision: torch.Tensor, token_ids: Mapping[str, int], grids: Mapping[str, Sequence[Grid]]
+) -> torch.Tensor:
+    """Number the image of every vision token.
+
+    Features fill the placeholders of their kind in row-major order, so the n-th token of a kind belongs to the image
+    that holds the n-th feature. A kind without grids is numbered by contiguous runs.
+
+    Args:
+        input_ids: ``(B, S)``. vision: ``(B, S)`` bool.
+        token_ids: placeholder id by config name. grids: token grids by the same names.
+    Returns:
+        ``(B, S)`` int64, -1 where ``vision`` is False. Numbers are distinct between kinds, not consecutive in a row.
+    """
+    numbers = torch.full_like(input_ids, -1, dtype=torch.int64)
+    offset = 0
+    for name, token_id in token_ids.items():
+        kind = vision & (input_ids == token_id)
+        if name in grids:
+            sizes = torch.tensor([rows * columns for rows, columns in grids[name]], device=input_ids.device)
+            place = kind.flatten().cumsum(0).view_as(input_ids) - 1
+            number = torch.searchsorted(sizes.cumsum(0), place, right=True)
+        else:
+            starts = kind.clone()
+            starts[:, 1:] &= ~kind[:, :-1]
+            number = starts.flatten().cumsum(0).view_as(input_ids) - 1
+        numbers = torch.where(kind, number + offset, numbers)
+        offset += input_ids.numel() + 1
+    return numbers
+
+
+def grids_by_row(
+    numbers: torch.Tensor, input_ids: torch.Tensor, token_ids: Mapping[str, int], grids: Mapping[str, Sequence[Grid]]
+) -> list[list[Grid]] | None:
+    """The grids of each row's images in reading order; None where a kind of placeholder has no grids."""
+    stride = input_ids.numel() + 1
+    known = [grids.get(name) for name in token_ids]
+    rows: list[list[Grid]] = []
+    for row in numbers.tolist():
+        found = dict.fromkeys(number for number in row if number >= 0)
+        kinds = [(known[number // stride], number % stride) for number in found]
+        if any(kind is None or place >= len(kind) for kind, place in kinds):
+            return None
+        rows.append([kind[place] for kind, place in kinds if kind is not None])
+    return rows

@@ -1,0 +1,41 @@
+"""The families the library knows, by ``config.model_type``. Third parties add theirs by an entry point.
+
+An entry point of the group ``asymvlm.adapters`` names the ``model_type`` and points at an `Adapter`.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Any
+
+from torch import nn
+
+from asymvlm.models import gemma3, llava, qwen2_5_vl
+from asymvlm.models.adapter import Adapter
+
+ENTRY_POINT_GROUP = "asymvlm.adapters"
+_ADAPTERS = {module.ADAPTER.model_type: module.ADAPTER for module in (llava, gemma3, qwen2_5_vl)}
+
+
+def supported_models() -> list[str]:
+    """The ``config.model_type`` of every family that `asymvlm.patch` accepts, third-party ones included."""
+    return sorted({*_ADAPTERS, *entry_points(group=ENTRY_POINT_GROUP).names})
+
+
+def adapter_for(model: nn.Module) -> Adapter:
+    """The adapter of a model.
+
+    Raises:
+        ValueError: if its ``config.model_type`` is unknown; the message lists the known ones.
+    """
+    config: Any = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", None)
+    if model_type in _ADAPTERS:
+        return _ADAPTERS[model_type]
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name == model_type:
+            adapter: Adapter = entry.load()
+            return adapter
+    raise ValueError(
+        f"no adapter for {type(model).__name__} with model_type {model_type!r}; known: {', '.join(supported_models())}"
+    )

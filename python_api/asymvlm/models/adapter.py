@@ -1,0 +1,67 @@
+"""What one model family must say about itself: facts only, no mechanics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+Inputs = Mapping[str, Any]
+Grid = tuple[int, int]  # rows and columns of one image's vision tokens, in raster order
+
+VISION_INPUTS = (
+    "pixel_values",
+    "pixel_values_videos",
+    "image_grid_thw",
+    "video_grid_thw",
+    "second_per_grid_ts",
+    "image_sizes",
+    "vision_feature_layer",
+    "vision_feature_select_strategy",
+    "mm_encoder_outputs",
+)
+
+
+def no_grids(model: nn.Module, inputs: Inputs) -> dict[str, Sequence[Grid]]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Facts of one family, read by `asymvlm.merge`, `asymvlm.prompt` and `asymvlm.patch`."""
+
+    model_type: str  # config.model_type
+    composite: str = "model"  # the module that merges features into the embeddings
+    text: str = "language_model"  # the decoder inside the composite
+    vision_ids: tuple[str, ...] = ("image_token_id",)  # config names of the placeholder ids
+    triggers: tuple[str, ...] = ("pixel_values",)  # inputs that mean "there is an image"
+    drop: tuple[str, ...] = VISION_INPUTS  # inputs never forwarded once the sequence is pruned
+    per_token: Mapping[str, int] = field(default_factory=dict)  # inputs of shape (B, S) -> value where padded
+    drop_when_pruned: tuple[str, ...] = ()  # per-token inputs that only serve to derive positions
+    first_position: int = 0  # position of token 0 when a plain forward makes its own
+    mrope: bool = False  # positions have an axis of their own: (3, B, S)
+    # token grids of the call's images, by placeholder name, in the order the processor lists them
+    grids: Callable[[nn.Module, Inputs], dict[str, Sequence[Grid]]] = no_grids
+    vision_flops: Callable[[nn.Module, Inputs], int | None] = lambda model, inputs: None
+    protect: Callable[[nn.Module, torch.Tensor], torch.Tensor] | None = None  # input_ids -> structural tokens
+
+    def composite_of(self, model: nn.Module) -> nn.Module:
+        return model.get_submodule(self.composite)
+
+    def text_of(self, model: nn.Module) -> nn.Module:
+        return self.composite_of(model).get_submodule(self.text)
+
+    def token_ids(self, model: nn.Module) -> dict[str, int]:
+        """Placeholder ids the config defines, by their config name."""
+        config: Any = model.config
+        return {name: value for name in self.vision_ids if (value := getattr(config, name, None)) is not None}
+
+    def vision_mask(self, model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+        """``(B, S)`` bool: where the composite writes vision features."""
+        mask = torch.zeros_like(input_ids, dtype=torch.bool)
+        for token_id in self.token_ids(model).values():
+            mask |= input_ids == token_id
+        return mask

@@ -1,0 +1,30 @@
+"""Gemma 3: bidirectional image blocks from ``token_type_ids``, pooled to a fixed number of tokens an image."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from asymvlm.flops import clip_tower_flops
+from asymvlm.models.adapter import Adapter, Grid, Inputs
+
+
+def _grids(model: nn.Module, inputs: Inputs) -> dict[str, list[Grid]]:
+    config: Any = model.config
+    side = math.isqrt(config.mm_tokens_per_image)
+    return {"image_token_id": [(side, side)] * inputs["pixel_values"].shape[0]}
+
+
+def _vision_flops(model: nn.Module, inputs: Inputs) -> int:
+    config: Any = model.config
+    return clip_tower_flops(config.vision_config, inputs["pixel_values"].shape, class_token=False)
+
+
+ADAPTER = Adapter(
+    model_type="gemma3",
+    per_token={"token_type_ids": 0, "labels": -100},
+    grids=_grids,
+    vision_flops=_vision_flops,
+)

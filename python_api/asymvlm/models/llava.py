@@ -1,0 +1,30 @@
+"""LLaVA 1.5: one square grid an image, plain causal attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from asymvlm.flops import clip_tower_flops
+from asymvlm.models.adapter import Adapter, Grid, Inputs
+
+
+def _grids(model: nn.Module, inputs: Inputs) -> dict[str, list[Grid]]:
+    config: Any = model.config
+    patch = config.vision_config.patch_size
+    images, _, height, width = inputs["pixel_values"].shape
+    return {"image_token_id": [(height // patch, width // patch)] * images}
+
+
+def _vision_flops(model: nn.Module, inputs: Inputs) -> int:
+    config: Any = model.config
+    return clip_tower_flops(config.vision_config, inputs["pixel_values"].shape)
+
+
+ADAPTER = Adapter(
+    model_type="llava",
+    per_token={"token_type_ids": 0, "labels": -100},
+    grids=_grids,
+    vision_flops=_vision_flops,
+)

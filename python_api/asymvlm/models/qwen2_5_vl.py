@@ -1,0 +1,49 @@
+"""Qwen2.5-VL: M-RoPE positions, a grid of its own size for every image and video, a windowed vision tower."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from asymvlm.flops import layer_flops
+from asymvlm.models.adapter import Adapter, Grid, Inputs
+
+_GRIDS = {"image_token_id": "image_grid_thw", "video_token_id": "video_grid_thw"}
+
+
+def _grids(model: nn.Module, inputs: Inputs) -> dict[str, list[Grid]]:
+    config: Any = model.config
+    merge = config.vision_config.spatial_merge_size
+    return {
+        token: [(t * h // merge, w // merge) for t, h, w in inputs[name].tolist()]
+        for token, name in _GRIDS.items()
+        if inputs.get(name) is not None
+    }
+
+
+def _vision_flops(model: nn.Module, inputs: Inputs) -> int:
+    """Full-attention blocks see a frame, the others a window."""
+    config: Any = model.config.vision_config  # type: ignore[union-attr]
+    window = (config.window_size // config.patch_size) ** 2
+    total = 0
+    for name in _GRIDS.values():
+        if inputs.get(name) is None:
+            continue
+        for t, h, w in inputs[name].tolist():
+            for layer in range(config.depth):
+                span = h * w if layer in config.fullatt_block_indexes else min(window, h * w)
+                total += layer_flops(t * h * w, config.hidden_size, config.intermediate_size, span=span)
+    return total
+
+
+ADAPTER = Adapter(
+    model_type="qwen2_5_vl",
+    vision_ids=("image_token_id", "video_token_id"),
+    triggers=("pixel_values", "pixel_values_videos"),
+    per_token={"mm_token_type_ids": 0, "labels": -100},
+    drop_when_pruned=("mm_token_type_ids",),
+    mrope=True,
+    grids=_grids,
+    vision_flops=_vision_flops,
+)

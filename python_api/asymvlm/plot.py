@@ -1,0 +1,234 @@
+"""Which patches the scorer wants, drawn over the image: the picture of the paper's Figure 2.
+
+Needs matplotlib (``pip install 'asymvlm-kernels[plot]'``), imported when a figure is drawn. No global state of matplotlib
+is touched: no pyplot, no backend switch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+    from asymvlm.report import PruningReport
+
+COLORMAP = "YlOrRd"  # light where unimportant: print stays readable under it
+OUTLINE = "#0b57a4"  # blue: no colour of the map comes near it
+MISSING = "#9e9e9e"  # patches whose score is NaN
+VEIL = (0.80, 0.82, 0.85)  # over dropped patches; darker than paper, so that a dropped blank patch shows too
+HEAT_ALPHA = 0.68
+VEIL_ALPHA = 0.86
+CLIPPED = 0.01  # share of the patches at each end that saturates the colours: one outlier must not flatten the rest
+PANEL_INCHES = 4.2
+
+
+class PlotDependencyError(ImportError):
+    """matplotlib is not installed."""
+
+
+def heatmap(
+    image: Image,
+    scores: torch.Tensor,
+    kept: torch.Tensor,
+    grid: tuple[int, int],
+    *,
+    title: str | None = None,
+    question: str | None = None,
+) -> Figure:
+    """Draw the image, the importance of its patches, and what is left of it after pruning, side by side.
+
+    Args:
+        image: what the grid covers, any size; it is stretched over the grid as the model's processor does.
+        scores: ``(h * w,)`` or ``(h, w)`` importance in raster order, any float dtype. NaN is drawn grey.
+        kept: bool, same number of elements: True = survives.
+        grid: ``(h, w)`` patches.
+        title: over the figure; by default the importance gap is not known here, so: kept of all.
+        question: quoted under the title.
+    Returns:
+        A matplotlib figure on the Agg canvas: ``figure.savefig(path)``. Its axes are labelled ``"image"``, ``"importance"``,
+        ``"kept"`` and ``"scale"``; the panels' data coordinates are patches, so patch (row, column) spans
+        ``[column, column + 1] x [row, row + 1]``.
+    Raises:
+        ValueError: if ``scores`` or ``kept`` do not match ``grid``, or no score is finite or NaN.
+        PlotDependencyError: if matplotlib is missing; names the extra to install.
+    """
+    height, width = _check_grid(grid)
+    values = _on_grid("scores", scores, height, width).astype(np.float64)
+    keep = _on_grid("kept", kept, height, width).astype(bool)
+    if np.isinf(values).any():
+        raise ValueError(f"scores must be finite or NaN inside the grid, got {int(np.isinf(values).sum())} infinite ones")
+    figure = _new_figure(image.width / image.height)
+    panels = figure.subplots(1, 3)
+    page = np.asarray(image.convert("RGB"))
+    grey = np.asarray(image.convert("L").convert("RGB"))
+    aspect = (image.height / height) / (image.width / width)  # of one patch, so that the page keeps its proportions
+    for axes, name in zip(panels, ("image", "importance", "kept"), strict=True):
+        axes.set_label(name)
+        shown = grey if name == "importance" else page  # colour means importance there
+        axes.imshow(shown, extent=(0, width, height, 0), aspect=aspect, interpolation="antialiased")
+        axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
+        for spine in axes.spines.values():
+            spine.set(color="#b0b0b0", linewidth=0.6)
+    heat = _draw_heat(panels[1], values)
+    _draw_outline(panels[1], keep)
+    _draw_veil(panels[2], keep)
+    panels[0].set_xlabel("image", fontsize=9)
+    panels[1].set_xlabel("importance, kept patches outlined", fontsize=9)
+    panels[2].set_xlabel("what the language model still sees", fontsize=9)
+    scale = figure.colorbar(heat, ax=panels, fraction=0.022, pad=0.012, aspect=32, extend="both")
+    scale.ax.set_label("scale")
+    scale.ax.tick_params(labelsize=8, width=0.6)
+    scale.outline.set(linewidth=0.6, edgecolor="#b0b0b0")
+    scale.set_label("importance score", fontsize=9)
+    text = title if title is not None else f"{int(keep.sum())} of {keep.size} vision tokens kept"
+    figure.suptitle(text if question is None else f"{text}\n“{_shorten(question)}”", fontsize=11)
+    return figure
+
+
+def report_heatmap(
+    report: PruningReport, image: Image, *, row: int = 0, image_number: int = 0, question: str | None = None
+) -> Figure:
+    """Draw one image of one row of a call, titled with its importance gap and what it kept.
+
+    Args:
+        report: ``handle.last`` of a patched model.
+        image: the part of the picture the grid covers (`asymvlm.session.visible_region` finds it).
+        row: sample in the batch.
+        image_number: image within the sample, in prompt order.
+        question: quoted under the title.
+    Raises:
+        ValueError: if the model's adapter knows no token grid, the grid does not match the scored tokens, or ``row`` or
+            ``image_number`` is out of range.
+        PlotDependencyError: if matplotlib is missing.
+    """
+    scores, kept, grid = patch_grid(report, row=row, image_number=image_number)
+    tier = report.tier[row]
+    title = (
+        f"importance gap {report.gap[row]:.3f}{f' ({tier})' if tier else ''}, "
+        f"{int(kept.sum())} of {kept.numel()} vision tokens kept"
+    )
+    return heatmap(image, scores, kept, grid, title=title, question=question)
+
+
+def patch_grid(
+    report: PruningReport, *, row: int = 0, image_number: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
+    """Scores and survival of one image's patches.
+
+    Returns:
+        ``(h, w)`` fp32 scores and ``(h, w)`` bool kept, both on the CPU, and ``(h, w)``.
+    Raises:
+        ValueError: as `report_heatmap`.
+    """
+    if report.image_grids is None:
+        raise ValueError("this model's adapter knows no (h, w) token grid, so its scores cannot be laid over the image")
+    if not 0 <= row < len(report.image_grids):
+        raise ValueError(f"row must be in [0, {len(report.image_grids)}), got {row}")
+    grids = report.image_grids[row]
+    if not 0 <= image_number < len(grids):
+        raise ValueError(f"image_number must be in [0, {len(grids)}), got {image_number}")
+    row_scores = report.scores[row].float().cpu()
+    positions = (row_scores.isnan() | (row_scores > -math.inf)).nonzero()[:, 0]
+    sizes = [h * w for h, w in grids]
+    if len(positions) != sum(sizes):
+        raise ValueError(f"the grids {grids} hold {sum(sizes)} tokens, but {len(positions)} tokens were scored")
+    start = sum(sizes[:image_number])
+    positions = positions[start : start + sizes[image_number]]
+    kept = torch.isin(positions, report.index[row].cpu())
+    height, width = grids[image_number]
+    return row_scores[positions].view(height, width), kept.view(height, width), (height, width)
+
+
+def outline_segments(kept: np.ndarray) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Edges between kept and dropped patches of an ``(h, w)`` bool grid, as ``((x, y), (x, y))`` in patch coordinates."""
+    framed = np.pad(kept, 1)
+    rows, columns = np.nonzero(framed[:, 1:] != framed[:, :-1])
+    vertical = [((int(x), int(y) - 1), (int(x), int(y))) for y, x in zip(rows, columns, strict=True)]
+    rows, columns = np.nonzero(framed[1:] != framed[:-1])
+    horizontal = [((int(x) - 1, int(y)), (int(x), int(y))) for y, x in zip(rows, columns, strict=True)]
+    return vertical + horizontal
+
+
+def require_matplotlib() -> None:
+    """Raises PlotDependencyError, which names the extra to install, if matplotlib cannot be imported."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise PlotDependencyError(
+            "drawing a heatmap needs matplotlib, which cannot be imported: pip install 'asymvlm-kernels[plot]'"
+        ) from error
+
+
+def _new_figure(image_aspect: float) -> Figure:
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panel_width = PANEL_INCHES * min(1.0, image_aspect)
+    panel_height = PANEL_INCHES * min(1.0, 1 / image_aspect)
+    figure = Figure(figsize=(3 * panel_width + 1.0, panel_height + 0.9), dpi=200, layout="compressed")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_heat(axes: Axes, values: np.ndarray) -> Any:
+    from matplotlib import colormaps
+
+    finite = values[np.isfinite(values)]
+    low, high = np.quantile(finite, [CLIPPED, 1 - CLIPPED]) if finite.size else (0.0, 1.0)
+    height, width = values.shape
+    return axes.imshow(
+        np.ma.masked_invalid(values),
+        extent=(0, width, height, 0),
+        aspect=axes.get_aspect(),
+        cmap=colormaps[COLORMAP].with_extremes(bad=MISSING),
+        vmin=low,
+        vmax=max(high, low + 1e-6),
+        alpha=HEAT_ALPHA,
+        interpolation="nearest",
+    )
+
+
+def _draw_veil(axes: Axes, kept: np.ndarray) -> None:
+    height, width = kept.shape
+    veil = np.empty((height, width, 4))
+    veil[..., :3] = VEIL
+    veil[..., 3] = np.where(kept, 0.0, VEIL_ALPHA)
+    axes.imshow(veil, extent=(0, width, height, 0), aspect=axes.get_aspect(), interpolation="nearest")
+
+
+def _draw_outline(axes: Axes, kept: np.ndarray) -> None:
+    from matplotlib.collections import LineCollection
+
+    points_per_patch = PANEL_INCHES * 72 / max(kept.shape)
+    line_width = min(1.1, max(0.35, 0.1 * points_per_patch))  # a fine grid must not drown in its outlines
+    segments: Sequence[Any] = outline_segments(kept)
+    lines = LineCollection(segments, colors=OUTLINE, linewidths=line_width, capstyle="projecting", clip_on=False)
+    axes.add_collection(lines)
+
+
+def _check_grid(grid: Sequence[int]) -> tuple[int, int]:
+    if len(grid) != 2 or min(grid) < 1:
+        raise ValueError(f"grid must be (h, w), both at least 1, got {tuple(grid)}")
+    return int(grid[0]), int(grid[1])
+
+
+def _on_grid(name: str, values: torch.Tensor, height: int, width: int) -> np.ndarray:
+    if values.shape not in ((height * width,), (height, width)):
+        raise ValueError(f"{name} must have shape ({height * width},) or ({height}, {width}), got {tuple(values.shape)}")
+    if values.dtype.is_floating_point:
+        values = values.float()
+    return values.detach().cpu().numpy().reshape(height, width)
+
+
+def _shorten(text: str, limit: int = 90) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"

@@ -1,0 +1,203 @@
+"""From a call's inputs to the shorter problem: merge, score, select, gather, and the inputs transformers gets instead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from asymvlm.images import grids_by_row, image_numbers
+from asymvlm.merge import merge_embeddings
+from asymvlm.models import adapter_for
+from asymvlm.models.adapter import Adapter, Inputs
+from asymvlm.policies import VisionPruning
+from asymvlm.report import PruningReport
+from asymvlm_kernels import prune_sequence
+
+
+@dataclass(frozen=True, eq=False)
+class DecodeState:
+    """What a later step on the same cache has to know; it lives and dies with the cache."""
+
+    original_length: int  # S
+    length: int  # S'
+    attention_mask: torch.Tensor  # (B, S') int64
+    next_position: torch.Tensor  # (B, 1) or (R, B, 1): position of the first token after the prompt
+
+
+@dataclass(frozen=True, eq=False)
+class PrunedPrompt:
+    """The shorter problem. ``inputs`` holds ``inputs_embeds``, ``attention_mask``, ``position_ids`` and per-token inputs."""
+
+    inputs: dict[str, Any]
+    input_ids: torch.Tensor  # (B, S'), the kept ids
+    original_ids: torch.Tensor  # (B, S)
+    decode: DecodeState
+    report: PruningReport
+
+
+def prune_inputs(model: nn.Module, vision: VisionPruning | None = None, **inputs: Any) -> dict[str, Any]:
+    """Prune the inputs of one call, for people with loops of their own. The model is left as it was.
+
+    Args:
+        model: a supported Hugging Face vision-language model.
+        vision: settings; None means ``VisionPruning()``.
+        inputs: what ``model(**inputs)`` takes: ``input_ids`` ``(B, S)``, ``pixel_values``, a 2-D ``attention_mask``, ...
+    Returns:
+        Inputs of S' tokens without images: ``inputs_embeds`` ``(B, S', D)``, ``attention_mask`` ``(B, S')``,
+        ``position_ids`` ``(B, S')`` or ``(R, B, S')``, and the per-token inputs of the family. Call ``model(**result)``;
+        generated tokens take the positions that follow the original prompt's last one.
+    Raises:
+        ValueError: if the model is not supported, or inputs are missing or of a wrong shape.
+    """
+    vision = VisionPruning() if vision is None else vision
+    return prune_prompt(model, adapter_for(model), vision, inputs, generating=False).inputs
+
+
+def has_images(adapter: Adapter, inputs: Inputs) -> bool:
+    return any(inputs.get(name) is not None for name in adapter.triggers)
+
+
+def prune_prompt(
+    model: nn.Module, adapter: Adapter, policy: VisionPruning, inputs: Inputs, *, generating: bool
+) -> PrunedPrompt:
+    """Solve the vision side of a call. ``generating`` picks the positions `generate` would have made."""
+    input_ids, mask = check_prompt(inputs)
+    real = mask.bool()
+    token_ids = adapter.token_ids(model)
+    vision = adapter.vision_mask(model, input_ids) & real
+    record = merge_embeddings(model, adapter, inputs)
+    embeds = record["inputs_embeds"].detach()
+    positions = _positions(adapter, inputs, record, mask, generating)
+    structural = vision & adapter.protect(model, input_ids) if adapter.protect else torch.zeros_like(vision)
+    text = _text_mask(policy, real, vision)
+    grids = adapter.grids(model, inputs)
+    numbers = image_numbers(input_ids, vision, token_ids, grids)
+    config: Any = model.config
+    text_config = config.get_text_config()
+    per_token = {name: inputs[name] for name in adapter.per_token if inputs.get(name) is not None}
+    pruned = prune_sequence(
+        embeds,
+        vision,
+        text,
+        None if policy.scorer is None else policy.scorer.detach().to(embeds.device),
+        policy.budget,
+        protect=(real & ~vision) | structural,
+        groups=numbers,
+        per_image=policy.per_image,
+        carry={"input_ids": input_ids, "position_ids": positions, **per_token},
+        carry_pad={"input_ids": getattr(text_config, "pad_token_id", None) or 0, **adapter.per_token},
+        padding_side=_padding_side(real),
+    )
+    kept = pruned.index >= 0
+    if policy.positions == "compact":
+        pruned.carry["position_ids"] = _renumber(kept, positions, adapter, generating)
+        next_position = pruned.carry["position_ids"][..., -1:] + 1
+    else:
+        next_position = _next_position(positions, real, adapter)
+    carried = {name: tensor for name, tensor in pruned.carry.items() if name != "input_ids"}
+    # always a mask: gapped positions without one are read as packed sequences
+    carried |= {"inputs_embeds": pruned.embeds, "attention_mask": kept.to(mask.dtype)}
+    removed = {*adapter.drop, *adapter.drop_when_pruned, "input_ids"}
+    forwarded = {name: value for name, value in {**inputs, **carried}.items() if name not in removed}
+    prunable = vision & ~structural
+    report = PruningReport(
+        lengths_before=real.sum(-1),
+        lengths_after=pruned.lengths,
+        num_vision=prunable.sum(-1),
+        counts=pruned.counts,
+        gaps=pruned.gap,
+        scores=pruned.scores,
+        index=pruned.index,
+        budget=policy.budget,
+        text_config=text_config,
+        has_text=text.any(-1),
+        image_grids=grids_by_row(numbers, input_ids, token_ids, grids),
+        vision_flops=adapter.vision_flops(model, inputs),
+    )
+    state = DecodeState(input_ids.shape[1], pruned.index.shape[1], carried["attention_mask"], next_position)
+    return PrunedPrompt(forwarded, pruned.carry["input_ids"], input_ids, state, report)
+
+
+def untouched_report(model: nn.Module, adapter: Adapter, policy: VisionPruning, inputs: Inputs) -> PruningReport:
+    """The report of a call that a keep ratio of 1 left alone."""
+    input_ids, mask = check_prompt(inputs)
+    real = mask.bool()
+    num_vision = (adapter.vision_mask(model, input_ids) & real).sum(-1)
+    places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    config: Any = model.config
+    return PruningReport(
+        lengths_before=real.sum(-1),
+        lengths_after=real.sum(-1),
+        num_vision=num_vision,
+        counts=num_vision,
+        gaps=torch.full(num_vision.shape, float("nan"), device=input_ids.device),
+        scores=None,
+        index=places.masked_fill(~real, -1),
+        budget=policy.budget,
+        text_config=config.get_text_config(),
+        has_text=torch.ones_like(num_vision, dtype=torch.bool),
+        vision_flops=adapter.vision_flops(model, inputs),
+    )
+
+
+def check_prompt(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ids and the 2-D mask of a call, or an error that names what was found."""
+    input_ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    if input_ids is None:
+        raise ValueError("pruning needs input_ids beside the images: embeddings do not tell where vision tokens are")
+    if input_ids.ndim != 2:
+        raise ValueError(f"input_ids must have shape (B, S), got {tuple(input_ids.shape)}")
+    if inputs.get("inputs_embeds") is not None:
+        raise ValueError("pass input_ids or inputs_embeds beside the images, got both")
+    if mask is None:
+        return input_ids, torch.ones_like(input_ids)
+    if not isinstance(mask, torch.Tensor) or mask.shape != input_ids.shape:
+        found = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise ValueError(f"attention_mask must be the prompt's own 2-D mask {tuple(input_ids.shape)}, got {found}")
+    return input_ids, mask
+
+
+def _text_mask(policy: VisionPruning, real: torch.Tensor, vision: torch.Tensor) -> torch.Tensor:
+    text = real & ~vision
+    if isinstance(policy.text, str):
+        return text
+    if policy.text.shape != text.shape:
+        raise ValueError(f"the text mask must have the shape of input_ids {tuple(text.shape)}, got {tuple(policy.text.shape)}")
+    return text & policy.text.to(text.device)
+
+
+def _padding_side(real: torch.Tensor) -> str:
+    """Padding stays on the side the processor put it; an unpadded batch is padded left, as decoding wants it."""
+    return "right" if bool(real[:, 0].all()) and not bool(real[:, -1].all()) else "left"
+
+
+def _positions(adapter: Adapter, inputs: Inputs, record: Inputs, mask: torch.Tensor, generating: bool) -> torch.Tensor:
+    """The positions the unpatched model would use: ``(B, S)``, or ``(R, B, S)`` for M-RoPE."""
+    B, S = mask.shape
+    positions = inputs.get("position_ids")
+    if positions is None and adapter.mrope:
+        positions = record.get("position_ids")
+    if positions is None and generating:
+        positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
+    if positions is None:
+        positions = torch.arange(S, device=mask.device)[None] + adapter.first_position
+    return positions.expand(*positions.shape[:-2], B, S)
+
+
+def _next_position(positions: torch.Tensor, real: torch.Tensor, adapter: Adapter) -> torch.Tensor:
+    if positions.ndim == 2:
+        return positions[:, -1:] + 1
+    # an image at the end leaves the three axes apart: text goes on from the largest
+    last = positions.masked_fill(~real, -1).amax(dim=(0, 2)) + 1
+    return last[None, :, None].expand(positions.shape[0], -1, -1)
+
+
+def _renumber(kept: torch.Tensor, positions: torch.Tensor, adapter: Adapter, generating: bool) -> torch.Tensor:
+    if generating or adapter.mrope:
+        compact = (kept.long().cumsum(-1) - 1).clamp_min(0)
+    else:
+        compact = torch.arange(kept.shape[1], device=kept.device).expand(kept.shape) + adapter.first_position
+    return compact.expand(*positions.shape[:-2], *kept.shape).contiguous()

@@ -1,0 +1,118 @@
+"""What a pruned call did: token counts, scores, kept index, work and bytes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from asymvlm.flops import decoder_flops
+from asymvlm.models.adapter import Grid
+from asymvlm_kernels import Budget, ThresholdBudget
+from asymvlm_kernels.budget import TIERS
+
+
+@dataclass(eq=False)
+class PruningReport:
+    """Report of one pruned call, ``handle.last``. Lists have one entry a row of the batch.
+
+    Tensors stay on the model's device; a property that needs the host copies on first use.
+    """
+
+    lengths_before: torch.Tensor  # (B,) real tokens
+    lengths_after: torch.Tensor  # (B,)
+    num_vision: torch.Tensor  # (B,) prunable vision tokens, N
+    counts: torch.Tensor  # (B,) kept ones, K
+    gaps: torch.Tensor  # (B,) fp32
+    scores: torch.Tensor | None  # (B, S) fp32, -inf outside the prunable vision tokens; None where pruning was bypassed
+    index: torch.Tensor  # (B, S') int64, original place of each kept token, -1 = padding
+    budget: Budget
+    text_config: Any = field(repr=False)
+    has_text: torch.Tensor = field(repr=False)  # (B,) bool
+    image_grids: list[list[Grid]] | None = None  # of each row's images: rows and columns of vision tokens
+    vision_flops: int | None = None  # the vision tower's work, which pruning does not save; None where unknown
+    kv_bytes: int | None = None  # K and V as the cache held them after prefill
+    kv_bytes_before: int | None = None  # the same cache's bytes a position, times the unpruned length
+
+    @cached_property
+    def tokens_before(self) -> list[int]:
+        return self.lengths_before.tolist()
+
+    @cached_property
+    def tokens_after(self) -> list[int]:
+        return self.lengths_after.tolist()
+
+    @cached_property
+    def vision_tokens(self) -> list[int]:
+        return self.num_vision.tolist()
+
+    @cached_property
+    def kept(self) -> list[int]:
+        return self.counts.tolist()
+
+    @cached_property
+    def gap(self) -> list[float]:
+        return self.gaps.tolist()
+
+    @cached_property
+    def keep_ratio(self) -> list[float]:
+        """The ratio the budget asked for, before counts are rounded down."""
+        return self.budget.keep_ratio(self.gaps).tolist()
+
+    @cached_property
+    def tier(self) -> list[str | None]:
+        """The tier of a `ThresholdBudget`, None for other budgets."""
+        if not isinstance(self.budget, ThresholdBudget):
+            return [None] * len(self.kept)
+        return [TIERS[tier] for tier in self.budget.tier(self.gaps).tolist()]
+
+    @cached_property
+    def flops_before(self) -> list[int]:
+        """Language model, prompt only, by the paper's formula; the vision tower is in ``vision_flops``."""
+        return [decoder_flops(self.text_config, n) for n in self.tokens_before]
+
+    @cached_property
+    def flops_after(self) -> list[int]:
+        return [decoder_flops(self.text_config, n) for n in self.tokens_after]
+
+    @cached_property
+    def nan_scores(self) -> list[int]:
+        """Vision tokens whose score is NaN: they rank last."""
+        return [0] * len(self.kept) if self.scores is None else self.scores.isnan().sum(-1).tolist()
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What a reader should know about a row, in words."""
+        notes = []
+        if self.scores is None:
+            notes.append("keep ratio 1: the model was called untouched")
+        for row, (n, text) in enumerate(zip(self.vision_tokens, self.has_text.tolist(), strict=True)):
+            if n == 0:
+                notes.append(f"row {row}: no vision token to prune")
+            elif not text:
+                notes.append(f"row {row}: no text to score against, every vision token kept")
+        notes += [f"row {row}: {count} NaN scores, ranked last" for row, count in enumerate(self.nan_scores) if count]
+        return notes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the raw tensors, ready for ``json.dumps`` (NaN gaps become None)."""
+        return {
+            "tokens_before": self.tokens_before,
+            "tokens_after": self.tokens_after,
+            "vision_tokens": self.vision_tokens,
+            "kept": self.kept,
+            "keep_ratio": self.keep_ratio,
+            "gap": [None if math.isnan(gap) else gap for gap in self.gap],
+            "tier": self.tier,
+            "flops_before": self.flops_before,
+            "flops_after": self.flops_after,
+            "vision_flops": self.vision_flops,
+            "kv_bytes": self.kv_bytes,
+            "kv_bytes_before": self.kv_bytes_before,
+            "kept_index": [[i for i in row if i >= 0] for row in self.index.tolist()],
+            "image_grids": self.image_grids,
+            "notes": self.notes,
+        }
