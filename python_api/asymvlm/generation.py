@@ -20,15 +20,29 @@ def shorten_lengths(model: nn.Module, call: Mapping[str, Any], dropped: int) -> 
 
     A keyword wins over the given generation config, which wins over the model's own; none of the configs is changed.
     """
-    configs = [call.get("generation_config"), getattr(model, "generation_config", None)]
     shortened = {}
     for name, override in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-        values = [call.get(name), *(getattr(config, name, None) for config in configs)]
-        overrides = [call.get(override), *(getattr(config, override, None) for config in configs)]
-        value = next((value for value in values if value is not None), None)
-        if value and (call.get(name) is not None or all(other is None for other in overrides)):
+        value = _setting(model, call, name)
+        if value and (call.get(name) is not None or _setting(model, call, override) is None):
             shortened[name] = max(value - dropped, 0)
     return shortened
+
+
+def infer_attention_mask(model: nn.Module, call: Mapping[str, Any]) -> torch.Tensor:
+    """The mask `generate` makes when none is given: padding is where the pad id stands, unless it also ends a text."""
+    input_ids: torch.Tensor = call["input_ids"]
+    pad, eos = _setting(model, call, "pad_token_id"), _setting(model, call, "eos_token_id")
+    ends = eos if isinstance(eos, (list, tuple)) else [eos]
+    if pad is None or pad in ends:
+        return torch.ones_like(input_ids)
+    return (input_ids != pad).to(input_ids.dtype)
+
+
+def _setting(model: nn.Module, call: Mapping[str, Any], name: str) -> Any:
+    """A generation setting in effect for this call: keyword, then the given config, then the model's own."""
+    configs = [call.get("generation_config"), getattr(model, "generation_config", None)]
+    values = [call.get(name), *(getattr(config, name, None) for config in configs)]
+    return next((value for value in values if value is not None), None)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from asymvlm.flops import cache_bytes
-from asymvlm.generation import PromptStreamer, shorten_lengths, static_cache_length
+from asymvlm.generation import PromptStreamer, infer_attention_mask, shorten_lengths, static_cache_length
 from asymvlm.models import adapter_for
 from asymvlm.policies import VisionPruning
 from asymvlm.prompt import DecodeState, PrunedPrompt, check_prompt, has_images, prune_prompt, untouched_report
@@ -114,6 +114,8 @@ class PatchHandle:
             self.last = untouched_report(self.model, self.adapter, self.vision, call)
             return original(*args, **kwargs)
         _refuse_unsupported(call)
+        if call.get("attention_mask") is None:
+            call["attention_mask"] = infer_attention_mask(self.model, call)
         accepted = inspect.signature(type(self.model).forward).parameters
         inputs = {name: value for name, value in call.items() if name in accepted}
         prompt = prune_prompt(self.model, self.adapter, self.vision, inputs, generating=True)
