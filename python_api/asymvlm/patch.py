@@ -7,22 +7,23 @@ embeddings during prefill. A plain forward is pruned by the same pre-hook, and l
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import functools
 import inspect
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from asymvlm.flops import cache_bytes
 from asymvlm.generation import PromptStreamer, infer_attention_mask, shorten_lengths, static_cache_length
 from asymvlm.models import adapter_for
 from asymvlm.policies import VisionPruning
 from asymvlm.prompt import DecodeState, PrunedPrompt, check_prompt, has_images, prune_prompt, untouched_report
 from asymvlm.report import PruningReport
+from asymvlm.windows import sliding_window, tighten
 
 HANDLE = "_asymvlm_handle"  # on the model
 STATE = "_asymvlm_state"  # on a cache
@@ -33,7 +34,8 @@ class _Call:
     """One call in flight. It lives in a context variable, so threads do not see each other's."""
 
     handle: PatchHandle
-    prompt: PrunedPrompt
+    report: PruningReport
+    prompt: PrunedPrompt | None  # None: the call is left alone and only its cache is measured
     phase: str  # "prefill", "measure" (its last chunk runs), "decode"; "forward" for a plain call
     outer: _Call | None = None  # the call, of another patched model, that this one runs inside
 
@@ -44,8 +46,9 @@ _call: ContextVar[_Call | None] = ContextVar("asymvlm_call", default=None)
 def patch(model: nn.Module, vision: VisionPruning | None = None) -> PatchHandle:
     """Prune the vision tokens of every later call of this model instance.
 
-    ``generate``, ``model(**inputs)`` and pipelines then work on the shortened sequence. Returned sequences start with the
-    original prompt; logits, attentions and hidden states have S' columns, which ``handle.last.index`` maps back.
+    ``generate``, ``model(**inputs)`` and pipelines then work on the shortened sequence. Returned sequences start with
+    the original prompt; logits, attentions and hidden states have S' columns, which ``handle.last.index`` maps back.
+    Gradients into the vision tower and the embeddings are not supported through a patched model.
 
     Args:
         model: a supported Hugging Face vision-language model (see `supported_models`).
@@ -60,12 +63,16 @@ def patch(model: nn.Module, vision: VisionPruning | None = None) -> PatchHandle:
 
 
 class PatchHandle:
-    """A patched model. ``last`` reports the last call that had images, ``enabled = False`` lets calls through untouched."""
+    """A patched model.
+
+    ``last`` reports the last call that had images (None before the first); ``enabled = False`` lets calls through
+    untouched, and ``remove()`` or leaving the ``with`` block restores the model.
+    """
 
     def __init__(self, model: nn.Module, vision: VisionPruning) -> None:
         self.adapter = adapter_for(model)
         if HANDLE in model.__dict__:
-            raise RuntimeError(f"{type(model).__name__} is patched already: remove the first handle before patching again")
+            raise RuntimeError(f"{type(model).__name__} is patched already: remove the first handle to patch again")
         if vision.scorer is not None:
             _check_width(model, vision.scorer)
         self.model = model
@@ -78,7 +85,11 @@ class PatchHandle:
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
         ]
-        model.__dict__["generate"] = functools.update_wrapper(_Generate(self), model.generate)  # type: ignore[operator]
+        self._window = sliding_window(cast("Any", model.config).get_text_config())
+        if self._window is not None and vision.positions == "keep":
+            text = self.adapter.text_of(model)
+            self._hooks.append(text.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
+        model.__dict__["generate"] = functools.update_wrapper(_Generate(self), cast("Any", model).generate)
         model.__dict__[HANDLE] = self
 
     def __enter__(self) -> PatchHandle:
@@ -101,8 +112,9 @@ class PatchHandle:
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """`GenerationMixin.generate` on the shortened prompt; the returned sequences start with the original one."""
-        original = self._previous_generate or functools.partial(type(self.model).generate, self.model)
-        bound = inspect.signature(type(self.model).generate).bind_partial(self.model, *args, **kwargs).arguments
+        model_class: Any = type(self.model)
+        original = self._previous_generate or functools.partial(model_class.generate, self.model)
+        bound = inspect.signature(model_class.generate).bind_partial(self.model, *args, **kwargs).arguments
         bound.pop("self", None)
         call = {**bound, **bound.pop("kwargs", {})}
         if call.get("inputs") is not None and call.get("input_ids") is None:
@@ -112,7 +124,8 @@ class PatchHandle:
             return original(*args, **kwargs)
         if self.vision.bypassed:
             self.last = untouched_report(self.model, self.adapter, self.vision, call)
-            return original(*args, **kwargs)
+            with _in_flight(_Call(self, self.last, None, "measure")):
+                return original(*args, **kwargs)
         _refuse_unsupported(call)
         if call.get("attention_mask") is None:
             call["attention_mask"] = infer_attention_mask(self.model, call)
@@ -121,22 +134,19 @@ class PatchHandle:
         prompt = prune_prompt(self.model, self.adapter, self.vision, inputs, generating=True)
         self.last = prompt.report
         shorter = {name: value for name, value in call.items() if name not in accepted}
-        shorter |= {name: value for name, value in prompt.inputs.items() if name != "inputs_embeds" and value is not None}
+        shorter |= {name: value for name, value in prompt.inputs.items() if value is not None}
+        del shorter["inputs_embeds"]  # the pre-hook hands them out, so that any decoding method works
         shorter |= shorten_lengths(self.model, call, prompt.decode.original_length - prompt.decode.length)
         if call.get("streamer") is not None:
             shorter["streamer"] = PromptStreamer(call["streamer"], prompt.original_ids)
-        token = _call.set(_Call(self, prompt, "prefill"))
-        try:
-            with static_cache_length(self):
-                result = original(input_ids=prompt.input_ids, **shorter)
-        finally:
-            _call.reset(token)
+        with _in_flight(_Call(self, prompt.report, prompt, "prefill")), static_cache_length(self):
+            result = original(input_ids=prompt.input_ids, **shorter)
         return _with_original_prompt(result, prompt)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = _call.get()
         if call is not None and call.handle is self:
-            return None if call.phase == "decode" else (args, _feed(module, call, kwargs))
+            return (args, _feed(module, call, kwargs)) if call.phase == "prefill" else None
         cache = kwargs.get("past_key_values")
         state: DecodeState | None = getattr(cache, STATE, None)
         if state is None and not has_images(self.adapter, kwargs) and not args:
@@ -152,33 +162,44 @@ class PatchHandle:
             return (), kwargs
         if self.vision.bypassed:
             self.last = untouched_report(self.model, self.adapter, self.vision, kwargs)
+            _call.set(_Call(self, self.last, None, "forward", outer=call))
             return (), kwargs
         _refuse_unsupported(kwargs)
         prompt = prune_prompt(self.model, self.adapter, self.vision, kwargs, generating=False)
         self.last = prompt.report
-        _call.set(_Call(self, prompt, "forward", outer=call))
+        _call.set(_Call(self, prompt.report, prompt, "forward", outer=call))
         return (), prompt.inputs
+
+    def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Sliding layers: keep windows as wide as they were."""
+        call, cache = _call.get(), kwargs.get("past_key_values")
+        state: DecodeState | None = getattr(cache, STATE, None)
+        if state is None and call is not None and call.handle is self and call.prompt is not None:
+            state = call.prompt.decode
+        if state is None or self._window is None:
+            return None
+        queries = kwargs["inputs_embeds"].shape[1]
+        masks = kwargs.get("attention_mask")
+        kwargs["attention_mask"] = tighten(masks, self._window, state.index, state.original_length, cache, queries)
+        return args, kwargs
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         call = _call.get()
         if call is None or call.handle is not self or call.phase in ("prefill", "decode"):
             return
         cache = _find_cache(output)
-        report, lengths = call.prompt.report, call.prompt.decode
-        report.kv_bytes = cache_bytes(cache)
-        if report.kv_bytes is not None:
-            report.kv_bytes_before = report.kv_bytes // lengths.length * lengths.original_length
+        call.report.measure(cache)
         if call.phase == "measure":
             call.phase = "decode"  # a constant from here on: torch.compile would guard on a number that changes
             return
         _call.set(call.outer)
-        if cache is not None:
+        if cache is not None and call.prompt is not None:
             setattr(cache, STATE, call.prompt.decode)
 
 
 @dataclass(eq=False)
 class _Generate:
-    """The ``generate`` of a patched instance. An object, not a closure, so that a deep copy follows the copied model."""
+    """The ``generate`` of a patched instance. Not a closure: a deep copy has to follow the copied model."""
 
     handle: PatchHandle
 
@@ -186,8 +207,18 @@ class _Generate:
         return self.handle.generate(*args, **kwargs)
 
 
+@contextlib.contextmanager
+def _in_flight(call: _Call) -> Iterator[None]:
+    token = _call.set(call)
+    try:
+        yield
+    finally:
+        _call.reset(token)
+
+
 def _feed(model: nn.Module, call: _Call, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Inside `generate`: swap the prompt ids of this (chunk of the) prefill for the merged embeddings."""
+    assert call.prompt is not None
     input_ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
     past = 0 if cache is None else int(cache.get_seq_length())
     prompt_length = call.prompt.decode.length
@@ -198,7 +229,7 @@ def _feed(model: nn.Module, call: _Call, kwargs: dict[str, Any]) -> dict[str, An
     repeats = input_ids.shape[0] // prompt_embeds.shape[0]  # beams, num_return_sequences
     embeds = prompt_embeds.repeat_interleave(repeats, 0)[:, past:end]
     if end > prompt_length:  # no cache, or drafted tokens behind the prompt
-        generated = model.get_input_embeddings()(input_ids[:, prompt_length - past :])
+        generated = cast("Any", model).get_input_embeddings()(input_ids[:, prompt_length - past :])
         embeds = torch.cat([embeds, generated.to(embeds.dtype)], 1)
     if cache is not None and end >= prompt_length:
         call.phase = "measure"
@@ -211,7 +242,7 @@ def _feed(model: nn.Module, call: _Call, kwargs: dict[str, Any]) -> dict[str, An
 def _repair(model_type: str, state: DecodeState, kwargs: dict[str, Any], images: bool) -> dict[str, Any]:
     """A later step on a pruned cache, written for the original length: give it the mask and the positions that fit."""
     if images:
-        raise NotImplementedError(f"new images on a pruned cache are not supported for {model_type}: start from an empty one")
+        raise NotImplementedError(f"new images on a pruned cache are not supported for {model_type}: start afresh")
     tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
     new, mask = tokens.shape[1], kwargs.get("attention_mask")
     past = int(kwargs["past_key_values"].get_seq_length())
@@ -223,9 +254,10 @@ def _repair(model_type: str, state: DecodeState, kwargs: dict[str, Any], images:
     elif mask.ndim == 2 and mask.shape[1] == past - state.length + state.original_length + new:
         kwargs["attention_mask"] = torch.cat([prompt_mask.to(mask), mask[:, state.original_length :]], 1)
     elif mask.ndim != 2 or mask.shape[1] != past + new:
+        wanted = past - state.length + state.original_length + new
         raise ValueError(
-            f"attention_mask must have {past - state.length + state.original_length + new} columns (original prompt and new "
-            f"tokens) or {past + new} (pruned), got shape {tuple(mask.shape)}"
+            f"attention_mask must have {wanted} columns (original prompt and new tokens) or {past + new} (pruned), "
+            f"got shape {tuple(mask.shape)}"
         )
     if kwargs.get("position_ids") is None:
         offsets = torch.arange(past - state.length, past - state.length + new, device=tokens.device)
@@ -255,17 +287,17 @@ def _find_cache(output: Any) -> Any:
 
 def _refuse_continuation(call: dict[str, Any]) -> None:
     if getattr(call.get("past_key_values"), STATE, None) is not None:
-        raise NotImplementedError("generate() cannot go on from a pruned cache yet: pass the whole conversation instead")
+        raise NotImplementedError("generate() cannot go on from a pruned cache yet: pass the whole conversation")
 
 
 def _refuse_unsupported(call: dict[str, Any]) -> None:
     cache = call.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
         raise NotImplementedError(
-            f"pruning needs an empty cache, got one of {int(cache.get_seq_length())} tokens: pass the whole conversation"
+            f"pruning needs an empty cache, got one of {cache.get_seq_length()} tokens: pass the whole conversation"
         )
     if call.get("assistant_model") is not None:
-        raise NotImplementedError("a separate assistant_model is not supported: it would see a prompt of another length")
+        raise NotImplementedError("an assistant_model is not supported: it would see a prompt of another length")
     check_prompt(call)
 
 

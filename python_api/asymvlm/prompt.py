@@ -1,4 +1,4 @@
-"""From a call's inputs to the shorter problem: merge, score, select, gather, and the inputs transformers gets instead."""
+"""From a call's inputs to the shorter problem: merge, score, select, gather, and what transformers gets instead."""
 
 from __future__ import annotations
 
@@ -22,16 +22,21 @@ class DecodeState:
     """What a later step on the same cache has to know; it lives and dies with the cache."""
 
     original_length: int  # S
-    length: int  # S'
+    index: torch.Tensor  # (B, S') int64, original place of each kept token, -1 = padding
     attention_mask: torch.Tensor  # (B, S') int64
     next_position: torch.Tensor  # (B, 1) or (R, B, 1): position of the first token after the prompt
+
+    @property
+    def length(self) -> int:
+        """S', the columns of the shortened prompt."""
+        return self.index.shape[1]
 
 
 @dataclass(frozen=True, eq=False)
 class PrunedPrompt:
-    """The shorter problem. ``inputs`` holds ``inputs_embeds``, ``attention_mask``, ``position_ids`` and per-token inputs."""
+    """The shorter problem."""
 
-    inputs: dict[str, Any]
+    inputs: dict[str, Any]  # inputs_embeds, attention_mask, position_ids, per-token inputs, and what was not ours
     input_ids: torch.Tensor  # (B, S'), the kept ids
     original_ids: torch.Tensor  # (B, S)
     decode: DecodeState
@@ -44,7 +49,7 @@ def prune_inputs(model: nn.Module, vision: VisionPruning | None = None, **inputs
     Args:
         model: a supported Hugging Face vision-language model.
         vision: settings; None means ``VisionPruning()``.
-        inputs: what ``model(**inputs)`` takes: ``input_ids`` ``(B, S)``, ``pixel_values``, a 2-D ``attention_mask``, ...
+        inputs: what ``model(**inputs)`` takes: ``input_ids`` ``(B, S)``, ``pixel_values``, 2-D ``attention_mask``, ...
     Returns:
         Inputs of S' tokens without images: ``inputs_embeds`` ``(B, S', D)``, ``attention_mask`` ``(B, S')``,
         ``position_ids`` ``(B, S')`` or ``(R, B, S')``, and the per-token inputs of the family. Call ``model(**result)``;
@@ -114,10 +119,11 @@ def prune_prompt(
         budget=policy.budget,
         text_config=text_config,
         has_text=text.any(-1),
+        columns_before=input_ids.shape[1],
         image_grids=grids_by_row(numbers, input_ids, token_ids, grids),
         vision_flops=adapter.vision_flops(model, inputs),
     )
-    state = DecodeState(input_ids.shape[1], pruned.index.shape[1], carried["attention_mask"], next_position)
+    state = DecodeState(input_ids.shape[1], pruned.index, carried["attention_mask"], next_position)
     return PrunedPrompt(forwarded, pruned.carry["input_ids"], input_ids, state, report)
 
 
@@ -139,6 +145,7 @@ def untouched_report(model: nn.Module, adapter: Adapter, policy: VisionPruning, 
         budget=policy.budget,
         text_config=config.get_text_config(),
         has_text=torch.ones_like(num_vision, dtype=torch.bool),
+        columns_before=input_ids.shape[1],
         vision_flops=adapter.vision_flops(model, inputs),
     )
 
@@ -165,7 +172,8 @@ def _text_mask(policy: VisionPruning, real: torch.Tensor, vision: torch.Tensor) 
     if isinstance(policy.text, str):
         return text
     if policy.text.shape != text.shape:
-        raise ValueError(f"the text mask must have the shape of input_ids {tuple(text.shape)}, got {tuple(policy.text.shape)}")
+        found = tuple(policy.text.shape)
+        raise ValueError(f"the text mask must have the shape of input_ids {tuple(text.shape)}, got {found}")
     return text & policy.text.to(text.device)
 
 

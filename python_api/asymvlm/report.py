@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from asymvlm.flops import decoder_flops
+from asymvlm.flops import cache_bytes, decoder_flops
 from asymvlm.models.adapter import Grid
 from asymvlm_kernels import Budget, ThresholdBudget
 from asymvlm_kernels.budget import TIERS
@@ -32,10 +32,17 @@ class PruningReport:
     budget: Budget
     text_config: Any = field(repr=False)
     has_text: torch.Tensor = field(repr=False)  # (B,) bool
+    columns_before: int  # S, padding included
     image_grids: list[list[Grid]] | None = None  # of each row's images: rows and columns of vision tokens
     vision_flops: int | None = None  # the vision tower's work, which pruning does not save; None where unknown
     kv_bytes: int | None = None  # K and V as the cache held them after prefill
     kv_bytes_before: int | None = None  # the same cache's bytes a position, times the unpruned length
+
+    def measure(self, cache: Any) -> None:
+        """Record the bytes a cache holds; called once, after prefill."""
+        self.kv_bytes = cache_bytes(cache)
+        if self.kv_bytes is not None:
+            self.kv_bytes_before = self.kv_bytes * self.columns_before // self.index.shape[1]
 
     @cached_property
     def tokens_before(self) -> list[int]:
@@ -113,6 +120,6 @@ class PruningReport:
             "kv_bytes": self.kv_bytes,
             "kv_bytes_before": self.kv_bytes_before,
             "kept_index": [[i for i in row if i >= 0] for row in self.index.tolist()],
-            "image_grids": self.image_grids,
+            "image_grids": self.image_grids and [[list(grid) for grid in row] for row in self.image_grids],
             "notes": self.notes,
         }

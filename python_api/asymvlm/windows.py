@@ -1,0 +1,75 @@
+"""Sliding-window layers measure distance in the original sequence, not in the shortened one.
+
+transformers windows by cache index. Once tokens are gone, an index window reaches further back than the model was
+trained for. Kept tokens are never further apart by index than by origin, so the layer's cache holds all that is needed
+and the model's own mask only has to be tightened. A pre-hook of the decoder does that, whatever made the mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+SLIDING = "sliding_attention"
+
+
+def sliding_window(text_config: Any) -> int | None:
+    """Width of the decoder's sliding layers in tokens; None where it has none."""
+    if SLIDING not in (getattr(text_config, "layer_types", None) or ()):
+        return None
+    return getattr(text_config, "sliding_window", None)
+
+
+def tighten(masks: Any, window: int, index: torch.Tensor, original_length: int, cache: Any, queries: int) -> Any:
+    """Close what lies outside the window by original place in the mask of the sliding layers.
+
+    Args:
+        masks: the decoder's masks by layer kind, each None (causal), bool or additive ``(B, 1, queries, keys)``.
+        window: width of the sliding layers.
+        index: ``(B, S')`` int64 original places of the kept prompt tokens, -1 = padding.
+        original_length: S; the t-th token after the prompt has place S + t.
+        cache: the cache before this step, or None. queries: new tokens of this step.
+    Returns:
+        ``masks``, or a copy with another ``"sliding_attention"`` entry.
+    Raises:
+        NotImplementedError: for a mask of another form (FlashAttention, FlexAttention).
+    """
+    past = 0 if cache is None else int(cache.get_seq_length())
+    length = index.shape[1]
+    if original_length + past + queries - length <= window:
+        return masks  # nothing is out of reach yet
+    if not isinstance(masks, dict) or not (masks.get(SLIDING) is None or _is_dense(masks[SLIDING])):
+        raise NotImplementedError(
+            "windows by original position need dense masks by layer kind (attn_implementation 'sdpa' or 'eager'), got "
+            f"{type(masks[SLIDING] if isinstance(masks, dict) else masks).__name__}"
+        )
+    keys, offset = queries, 0
+    if cache is not None:
+        kinds = getattr(cache, "is_sliding", [])
+        keys, offset = cache.get_mask_sizes(queries, kinds.index(True) if True in kinds else 0)
+    places = _places(index, original_length, max(past + queries, offset + keys))
+    query, key = places[:, past : past + queries, None], places[:, None, offset : offset + keys]
+    near = (query - key < window)[:, None]  # (B, 1, queries, keys)
+    mask = masks[SLIDING]
+    if mask is None:
+        causal = torch.arange(past, past + queries, device=index.device)[:, None] >= torch.arange(
+            offset, offset + keys, device=index.device
+        )
+        mask = near & causal
+    else:
+        if near.shape[0] != mask.shape[0]:  # beams, num_return_sequences
+            near = near.repeat_interleave(mask.shape[0] // near.shape[0], 0)
+        closed = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        mask = mask.masked_fill(~near, closed)
+    return {**masks, SLIDING: mask}
+
+
+def _is_dense(mask: Any) -> bool:
+    return isinstance(mask, torch.Tensor) and mask.ndim == 4
+
+
+def _places(index: torch.Tensor, original_length: int, length: int) -> torch.Tensor:
+    """Original places of the first ``length`` slots of the cache."""
+    after = torch.arange(max(length - index.shape[1], 0), device=index.device) + original_length
+    return torch.cat([index, after.expand(index.shape[0], -1)], 1)[:, :length]
