@@ -1,9 +1,9 @@
 """Vision pruning for Hugging Face vision-language models, on the kernels of `asymvlm_kernels`.
 
-    handle = asymvlm.patch(model, vision=VisionPruning(budget=UniformBudget(0.5)))
-    model.generate(**inputs)          # prefills half the vision tokens
-    handle.last                       # what it did
-    handle.remove()                   # as if nothing had been
+handle = asymvlm.patch(model, vision=VisionPruning(budget=UniformBudget(0.5)))
+model.generate(**inputs)          # prefills half the vision tokens
+handle.last                       # what it did
+handle.remove()                   # as if nothing had been
 """
 
 from __future__ import annotations

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
-from asymvlm.models.adapter import Grid
+from asymvlm.models.adapter import Grid, Grids
 
 
 def image_numbers(
-    input_ids: torch.Tensor, vision: torch.Tensor, token_ids: Mapping[str, int], grids: Mapping[str, Sequence[Grid]]
+    input_ids: torch.Tensor, vision: torch.Tensor, token_ids: Mapping[str, int], grids: Grids
 ) -> torch.Tensor:
     """Number the image of every vision token.
 
@@ -41,7 +41,7 @@ def image_numbers(
 
 
 def grids_by_row(
-    numbers: torch.Tensor, input_ids: torch.Tensor, token_ids: Mapping[str, int], grids: Mapping[str, Sequence[Grid]]
+    numbers: torch.Tensor, input_ids: torch.Tensor, token_ids: Mapping[str, int], grids: Grids
 ) -> list[list[Grid]] | None:
     """The grids of each row's images in reading order; None where a kind of placeholder has no grids."""
     stride = input_ids.numel() + 1

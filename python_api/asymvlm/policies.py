@@ -44,7 +44,7 @@ class VisionPruning:
             )
             raise ValueError(f"scorer must be None or a (D,) float32 tensor, got {found}")
         if not isinstance(self.budget, Budget):
-            raise ValueError(f"budget must offer max_ratio and keep_ratio, like UniformBudget(0.5), got {self.budget!r}")
+            raise ValueError(f"budget must be one like UniformBudget(0.5), got {self.budget!r}")
         if isinstance(self.text, torch.Tensor):
             if self.text.ndim != 2 or self.text.dtype != torch.bool:
                 raise ValueError(f"text must be a (B, S) bool mask, got {tuple(self.text.shape)} {self.text.dtype}")

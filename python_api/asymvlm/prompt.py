@@ -52,8 +52,8 @@ def prune_inputs(model: nn.Module, vision: VisionPruning | None = None, **inputs
         inputs: what ``model(**inputs)`` takes: ``input_ids`` ``(B, S)``, ``pixel_values``, 2-D ``attention_mask``, ...
     Returns:
         Inputs of S' tokens without images: ``inputs_embeds`` ``(B, S', D)``, ``attention_mask`` ``(B, S')``,
-        ``position_ids`` ``(B, S')`` or ``(R, B, S')``, and the per-token inputs of the family. Call ``model(**result)``;
-        generated tokens take the positions that follow the original prompt's last one.
+        ``position_ids`` ``(B, S')`` or ``(R, B, S')``, and the per-token inputs of the family. Call
+        ``model(**result)``; generated tokens take the positions that follow the original prompt's last one.
     Raises:
         ValueError: if the model is not supported, or inputs are missing or of a wrong shape.
     """
@@ -76,7 +76,9 @@ def prune_prompt(
     record = merge_embeddings(model, adapter, inputs)
     embeds = record["inputs_embeds"].detach()
     positions = _positions(adapter, inputs, record, mask, generating)
-    structural = vision & adapter.protect(model, input_ids) if adapter.protect else torch.zeros_like(vision)
+    structural = vision & _last_token(real)
+    if adapter.protect:
+        structural |= vision & adapter.protect(model, input_ids)
     text = _text_mask(policy, real, vision)
     grids = adapter.grids(model, inputs)
     numbers = image_numbers(input_ids, vision, token_ids, grids)
@@ -165,6 +167,11 @@ def check_prompt(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         found = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
         raise ValueError(f"attention_mask must be the prompt's own 2-D mask {tuple(input_ids.shape)}, got {found}")
     return input_ids, mask
+
+
+def _last_token(real: torch.Tensor) -> torch.Tensor:
+    """The token whose hidden state predicts the answer: kept even where a prompt ends in an image."""
+    return real & (real.long().flip(-1).cumsum(-1).flip(-1) == 1)
 
 
 def _text_mask(policy: VisionPruning, real: torch.Tensor, vision: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 
 Inputs = Mapping[str, Any]
 Grid = tuple[int, int]  # rows and columns of one image's vision tokens, in raster order
+Grids = Mapping[str, Sequence[Grid]]  # by the config name of the placeholder, in the order the processor lists images
 
 VISION_INPUTS = (
     "pixel_values",
@@ -25,7 +26,7 @@ VISION_INPUTS = (
 )
 
 
-def no_grids(model: nn.Module, inputs: Inputs) -> dict[str, Sequence[Grid]]:
+def no_grids(model: nn.Module, inputs: Inputs) -> Grids:
     return {}
 
 
@@ -43,8 +44,7 @@ class Adapter:
     drop_when_pruned: tuple[str, ...] = ()  # per-token inputs that only serve to derive positions
     first_position: int = 0  # position of token 0 when a plain forward makes its own
     mrope: bool = False  # positions have an axis of their own: (3, B, S)
-    # token grids of the call's images, by placeholder name, in the order the processor lists them
-    grids: Callable[[nn.Module, Inputs], dict[str, Sequence[Grid]]] = no_grids
+    grids: Callable[[nn.Module, Inputs], Grids] = no_grids  # token grids of the call's images
     vision_flops: Callable[[nn.Module, Inputs], int | None] = lambda model, inputs: None
     protect: Callable[[nn.Module, torch.Tensor], torch.Tensor] | None = None  # input_ids -> structural tokens
 

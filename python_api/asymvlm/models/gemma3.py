@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 
 from asymvlm.flops import clip_tower_flops
-from asymvlm.models.adapter import Adapter, Grid, Inputs
+from asymvlm.models.adapter import Adapter, Grids, Inputs
 
 
-def _grids(model: nn.Module, inputs: Inputs) -> dict[str, list[Grid]]:
+def _grids(model: nn.Module, inputs: Inputs) -> Grids:
     config: Any = model.config
     side = math.isqrt(config.mm_tokens_per_image)
     return {"image_token_id": [(side, side)] * inputs["pixel_values"].shape[0]}

@@ -7,10 +7,10 @@ from typing import Any
 from torch import nn
 
 from asymvlm.flops import clip_tower_flops
-from asymvlm.models.adapter import Adapter, Grid, Inputs
+from asymvlm.models.adapter import Adapter, Grids, Inputs
 
 
-def _grids(model: nn.Module, inputs: Inputs) -> dict[str, list[Grid]]:
+def _grids(model: nn.Module, inputs: Inputs) -> Grids:
     config: Any = model.config
     patch = config.vision_config.patch_size
     images, _, height, width = inputs["pixel_values"].shape

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from asymvlm.flops import layer_flops
-from asymvlm.models.adapter import Adapter, Grid, Inputs
+from asymvlm.models.adapter import Adapter, Grids, Inputs
 
 _GRIDS = {"image_token_id": "image_grid_thw", "video_token_id": "video_grid_thw"}
 
 
-def _grids(model: nn.Module, inputs: Inputs) -> dict[str, list[Grid]]:
+def _grids(model: nn.Module, inputs: Inputs) -> Grids:
     config: Any = model.config
     merge = config.vision_config.spatial_merge_size
     return {
@@ -24,7 +24,7 @@ def _grids(model: nn.Module, inputs: Inputs) -> dict[str, list[Grid]]:
 
 def _vision_flops(model: nn.Module, inputs: Inputs) -> int:
     """Full-attention blocks see a frame, the others a window."""
-    config: Any = model.config.vision_config  # type: ignore[union-attr]
+    config: Any = cast("Any", model.config).vision_config
     window = (config.window_size // config.patch_size) ** 2
     total = 0
     for name in _GRIDS.values():
