@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from tiny import EOS, IMAGE, text_layers
+from tiny import EOS, IMAGE, TOKENS_PER_IMAGE, VIDEO, text_layers
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
@@ -98,7 +98,8 @@ def masked_greedy(
             if name in inputs:
                 inputs[name] = nn.functional.pad(inputs[name], (0, 1), value=value)
         if position_ids is not None:
-            position_ids = torch.cat([position_ids, position_ids.amax(-1, keepdim=True) + 1], -1)
+            following = position_ids.amax((0, -1) if position_ids.ndim == 3 else -1, keepdim=True) + 1
+            position_ids = torch.cat([position_ids, following.expand_as(position_ids[..., :1])], -1)
     return inputs["input_ids"][:, -steps:], torch.stack(logits, 1)
 
 
@@ -163,10 +164,14 @@ def select(
     weight: Tensor | None = None,
     text_mask: Tensor | None = None,
 ) -> Selection:
-    """Rank each sample's vision tokens over all its images; ``ratio`` may be a function of the importance gap."""
+    """Rank each sample's vision tokens over all its images; ``ratio`` may be a function of the importance gap.
+
+    The last real token predicts the answer: where it is vision it is kept and takes no part in the count.
+    """
     ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
-    vision = (ids == IMAGE) & real
+    vision = ((ids == IMAGE) | (ids == VIDEO)) & real
     text = real & ~vision if text_mask is None else text_mask & real & ~vision
+    vision &= real.flip(-1).cumsum(-1).flip(-1) != 1
     embeds = merged_embeddings(model, inputs)
     keep, scores = real.clone(), torch.full(ids.shape, -torch.inf, dtype=torch.double)
     gaps, kept = [], []
@@ -178,20 +183,23 @@ def select(
             continue
         scores[b] = importance(embeds[b], vision[b], text[b], weight)
         gaps.append(importance_gap(scores[b, columns]))
-        best = _best(scores[b], columns, ratio(gaps[-1]) if callable(ratio) else ratio)
+        best = _best(scores[b], _images(ids[b], columns), ratio(gaps[-1]) if callable(ratio) else ratio)
         keep[b, columns] = False
         keep[b, best] = True
         kept.append(len(best))
     return Selection(keep, index_of(keep, real), scores, gaps, vision.sum(-1).tolist(), kept)
 
 
-def _best(scores: Tensor, columns: list[int], ratio: float) -> list[int]:
-    images = [[columns[0]]]
-    for previous, column in zip(columns, columns[1:], strict=False):
-        if column == previous + 1:
-            images[-1].append(column)
-        else:
-            images.append([column])
+def _images(ids: Tensor, columns: list[int]) -> list[list[int]]:
+    """Columns of each image, and those of all frames of the row's video as one."""
+    pictures = [column for column in columns if ids[column] == IMAGE]
+    images = [pictures[i : i + TOKENS_PER_IMAGE] for i in range(0, len(pictures), TOKENS_PER_IMAGE)]
+    video = [column for column in columns if ids[column] == VIDEO]
+    return [*images, video] if video else images
+
+
+def _best(scores: Tensor, images: list[list[int]], ratio: float) -> list[int]:
+    columns = [column for image in images for column in image]
     floors = [min(max(8, len(image) // 16), len(image)) if len(images) > 1 else 0 for image in images]
     guaranteed = [c for image, floor in zip(images, floors, strict=True) for c in ranked(scores, image)[:floor]]
     others = [column for column in ranked(scores, columns) if column not in guaranteed]

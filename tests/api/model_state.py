@@ -26,7 +26,7 @@ def changes(before: dict[str, object], after: dict[str, object], ignore: frozens
 
 
 def _comparable(name: str, value: object) -> object:
-    if name in _TENSOR_DICTS or "hooks" in name and isinstance(value, dict):
+    if name in _TENSOR_DICTS or ("hooks" in name and isinstance(value, dict)):
         return [(key, id(entry)) for key, entry in value.items()]
     if isinstance(value, Tensor):
         return value.tolist()

@@ -121,7 +121,7 @@ def test_count_gap_and_padding_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("ratio", "kept"), [(0.1, [8, 8]), (0.5, [8, 8]), (0.75, [24])], ids=["raised", "all floors", "ranked"]
+    "ratio, kept", [(0.1, [8, 8]), (0.5, [8, 8]), (0.75, [24])], ids=["raised", "all floors", "ranked"]
 )
 def test_every_image_keeps_its_best_eight(family, plain, ratio, kept):
     inputs = make_batch(family, "two_images")
