@@ -1,0 +1,35 @@
+"""What the test modules share: settings, comparisons and the greedy options that return per-step logits."""
+
+from __future__ import annotations
+
+import torch
+from masked_reference import Selection
+from torch import Tensor
+
+from asymvlm import VisionPruning
+from asymvlm_kernels import ThresholdBudget, UniformBudget
+
+GREEDY = dict(do_sample=False, output_logits=True, return_dict_in_generate=True)
+GENERATED = ["single", "two_images", "left_padded", "image_free_row"]  # generate pads on the left
+FORWARDED = [*GENERATED, "right_padded"]
+
+
+def uniform(ratio: float = 0.5, **settings: object) -> VisionPruning:
+    return VisionPruning(budget=UniformBudget(ratio), **settings)
+
+
+def one_tier_each(gaps: list[float]) -> ThresholdBudget:
+    """Thresholds halfway between three samples' gaps, so that each sample takes a tier of its own."""
+    low, middle, high = sorted(gaps)
+    return ThresholdBudget((low + middle) / 2, (middle + high) / 2, conservative=0.75, moderate=0.625, aggressive=0.5)
+
+
+def assert_close(found: Tensor, expected: Tensor, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+def assert_kept_logits(found: Tensor, reference: Tensor, selection: Selection) -> None:
+    """``found`` (B, S', V) equals the full-length ``reference`` (B, S, V) at the kept tokens, slot by slot."""
+    rows, slots = (selection.index >= 0).nonzero(as_tuple=True)
+    assert found.shape[:2] == selection.index.shape
+    assert_close(found[rows, slots], reference[rows, selection.index[rows, slots]])

@@ -1,0 +1,42 @@
+"""Half precision must rank as fp32 does on the same values, and stay half precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from checks import uniform
+from masked_reference import masked_forward, select
+from tiny import make_batch
+
+import asymvlm
+
+
+def half(inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("batch", ["single", "left_padded", "two_images"])
+def test_selection_and_dtype(family, model, batch, dtype):
+    model.to(dtype)
+    inputs = half(make_batch(family, batch), dtype)
+    expected = select(model, inputs, 0.5)  # scores the model's own half-precision embeddings in float64
+    with torch.no_grad(), asymvlm.patch(model, vision=uniform(0.5)) as handle:
+        out = model(**inputs)
+        generated = model.generate(**inputs, do_sample=False, max_new_tokens=3)
+    assert torch.equal(handle.last.index, expected.index)
+    assert out.logits.dtype == dtype
+    assert out.logits.isfinite().all()
+    assert out.past_key_values.layers[0].keys.dtype == dtype
+    assert torch.equal(generated[:, :-3], inputs["input_ids"])
+    assert handle.last.scores.dtype == torch.float32
+
+
+def test_bf16_logits_stay_near_fp32(family, plain, model):
+    inputs = make_batch(family, "single")
+    model.to(torch.bfloat16)
+    with torch.no_grad(), asymvlm.patch(model, vision=uniform(0.5)) as handle:
+        found = model(**half(inputs, torch.bfloat16)).logits.float()
+    keep = torch.zeros_like(inputs["input_ids"]).index_fill(1, handle.last.index[0], 1).bool()
+    expected = masked_forward(plain, inputs, keep)[keep]
+    assert (found[0] - expected).abs().mean() < 0.05 * expected.std()

@@ -1,0 +1,87 @@
+"""Prompts a processor really makes and that break assumptions: the answer must still be the masked reference's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from checks import GREEDY, assert_close, assert_kept_logits, uniform
+from masked_reference import masked_forward, masked_greedy, select
+from tiny import ADJACENT, BOS, FAMILIES, TOKENS_PER_IMAGE, VIDEO, make_batch, make_inputs
+from torch import Tensor
+
+import asymvlm
+
+
+def check_both_calls(plain, model, inputs: dict[str, Tensor], ratio: float = 0.5) -> None:
+    selection = select(plain, inputs, ratio)
+    ids, logits = masked_greedy(plain, inputs, selection.keep, steps=5)
+    with torch.no_grad(), asymvlm.patch(model, vision=uniform(ratio)) as handle:
+        forward = model(**inputs).logits
+        assert torch.equal(handle.last.index, selection.index)
+        found = model.generate(**inputs, **GREEDY, max_new_tokens=5)
+    assert_kept_logits(forward, masked_forward(plain, inputs, selection.keep), selection)
+    assert torch.equal(found.sequences, torch.cat([inputs["input_ids"], ids], 1))
+    assert_close(torch.stack(found.logits, 1), logits)
+
+
+@pytest.fixture
+def bare(family: str) -> str:
+    """A family whose processor may put images side by side or at the end, without tokens around them."""
+    if not FAMILIES[family].bare_images:
+        pytest.skip("this family's processor puts tokens around images")
+    return family
+
+
+@pytest.mark.parametrize("ratio", [0.07, 0.25])
+def test_a_prompt_that_ends_in_an_image_keeps_the_token_that_predicts_the_answer(bare, plain, model, ratio):
+    inputs = make_batch(bare, "ends_in_image")
+    selection = select(plain, inputs, ratio)
+    assert selection.keep[0, -1]
+    assert selection.vision == [15, 16]
+    check_both_calls(plain, model, inputs, ratio)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.8])
+def test_adjacent_images_have_floors_of_their_own(bare, plain, model, ratio):
+    inputs = make_inputs(bare, (ADJACENT,))
+    check_both_calls(plain, model, inputs, ratio)
+
+
+def test_a_hole_in_the_mask(family, plain, model):
+    """Text that the caller masks out in the middle is neither scored nor kept."""
+    inputs = make_batch(family, "single")
+    inputs["attention_mask"][0, 2] = 0
+    check_both_calls(plain, model, inputs)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl"], indirect=True)
+@pytest.mark.parametrize("with_image", [False, True])
+def test_video(plain, model, with_image):
+    """Two temporal patches of 4x4 tokens, on their own time axis; an image before it fills another placeholder."""
+    inputs = make_batch("qwen2_5_vl", "single")
+    image = inputs["input_ids"][0].tolist() if with_image else [BOS]
+    ids = torch.tensor([[*image, 60, *[VIDEO] * 2 * TOKENS_PER_IMAGE, 61, 62, 63]])
+    generator = torch.Generator().manual_seed(4)
+    inputs = inputs if with_image else {}
+    inputs |= {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values_videos": torch.randn(2 * 64, 3 * 2 * 4 * 4, generator=generator),
+        "video_grid_thw": torch.tensor([[2, 8, 8]]),
+        "second_per_grid_ts": torch.tensor([1.0]),
+        "mm_token_type_ids": (ids == 100).int() + 2 * (ids == VIDEO).int(),
+    }
+    for ratio in (0.2, 0.5):
+        check_both_calls(plain, model, inputs, ratio)
+
+
+def test_the_first_argument_by_position(family, plain, model):
+    inputs = make_batch(family, "left_padded")
+    selection = select(plain, inputs, 0.5)
+    reference = masked_forward(plain, inputs, selection.keep)
+    with torch.no_grad(), asymvlm.patch(model, vision=uniform(0.5)):
+        input_ids = inputs.pop("input_ids")
+        assert_kept_logits(model(input_ids, **inputs).logits, reference, selection)
+        logits = model(input_ids, **inputs, return_dict=False)[0]
+        assert_kept_logits(logits, reference, selection)
+        assert_close(model(input_ids, **inputs, logits_to_keep=1).logits, reference[:, -1:])

@@ -1,0 +1,48 @@
+"""Labels must be pruned with their tokens: the loss is the masked reference's over the kept ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from checks import FORWARDED, assert_close, uniform
+from masked_reference import masked_forward, select, take
+from tiny import IMAGE, make_batch, make_labels
+from torch.nn.functional import cross_entropy
+
+import asymvlm
+
+
+@pytest.mark.parametrize("batch", FORWARDED)
+def test_loss_is_the_masked_references(family, plain, model, batch):
+    inputs = make_batch(family, batch)
+    labels = make_labels(inputs)
+    selection = select(plain, inputs, 0.5)
+    logits = take(masked_forward(plain, inputs, selection.keep), selection.index)
+    targets = take(labels, selection.index, pad=-100)
+    expected = cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+    with torch.no_grad(), asymvlm.patch(model, vision=uniform(0.5)):
+        found = model(**inputs, labels=labels).loss
+        unpruned = plain(**inputs, labels=labels).loss
+    assert_close(found, expected)
+    assert (unpruned - expected).abs() > 1e-3, "pruning must matter to the loss"
+
+
+def test_labels_of_dropped_tokens_are_dropped(family, plain, model):
+    inputs = make_batch(family, "single")
+    selection = select(plain, inputs, 0.5)
+    labels = make_labels(inputs)
+    everywhere = labels.masked_fill(~selection.keep, 7)
+    assert (everywhere != labels).any()
+    assert (inputs["input_ids"][~selection.keep] == IMAGE).all()
+    with torch.no_grad(), asymvlm.patch(model, vision=uniform(0.5)):
+        assert torch.equal(model(**inputs, labels=everywhere).loss, model(**inputs, labels=labels).loss)
+
+
+def test_the_loss_trains_the_language_model(family, plain, model):
+    inputs = make_batch(family, "left_padded")
+    with asymvlm.patch(model, vision=uniform(0.5)):
+        model(**inputs, labels=make_labels(inputs)).loss.backward()
+    weights = {"head": model.lm_head.weight, "layer 0": next(model.get_decoder().layers[0].parameters())}
+    for name, weight in weights.items():
+        assert weight.grad is not None, name
+        assert 0 < weight.grad.abs().sum() < torch.inf, name
