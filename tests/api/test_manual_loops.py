@@ -1,0 +1,129 @@
+"""A hand-written decode loop on ``model(**inputs)`` thinks in original lengths and must answer as ``generate`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from checks import assert_close, uniform
+from masked_reference import masked_greedy, select
+from tiny import FAMILIES, make_batch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+import asymvlm
+from asymvlm_kernels import ThresholdBudget
+
+
+def positions_of(family: str, model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """Original positions of the prompt, as a caller with a loop of their own would compute them."""
+    if FAMILIES[family].mrope:
+        names = ("input_ids", "attention_mask", "image_grid_thw", "mm_token_type_ids")
+        return model.model.get_rope_index(**{name: inputs[name] for name in names})[0]
+    return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+
+
+def decode(
+    model: PreTrainedModel,
+    inputs: dict[str, Tensor],
+    with_mask: bool = True,
+    positions: Tensor | None = None,
+    cache: DynamicCache | None = None,
+) -> Iterator[Tensor]:
+    """Greedy logits (B, vocabulary) of each step; the mask and the positions grow from the original prompt."""
+    mask = inputs["attention_mask"]
+    call = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    call |= {"past_key_values": cache} if cache is not None else {}
+    while True:
+        if with_mask:
+            call["attention_mask"] = mask
+        if positions is not None:
+            call["position_ids"] = positions
+        with torch.no_grad():
+            out = model(**call, use_cache=True)
+        yield out.logits[:, -1]
+        call = {"input_ids": out.logits[:, -1:].argmax(-1), "past_key_values": out.past_key_values}
+        mask = nn.functional.pad(mask, (0, 1), value=1)
+        positions = positions[..., -1:] + 1 if positions is not None else None
+
+
+def steps(loop: Iterator[Tensor], number: int = 6) -> Tensor:
+    return torch.stack([next(loop) for _ in range(number)], 1)
+
+
+LOOPS = [
+    ("single", True, False),
+    ("single", True, True),
+    ("single", False, False),
+    ("single", False, True),
+    ("two_images", True, False),
+    ("two_images", False, False),
+    ("left_padded", True, False),
+    ("left_padded", True, True),
+    ("image_free_row", True, False),
+]
+
+
+@pytest.mark.parametrize("batch, with_mask, with_positions", LOOPS)
+@pytest.mark.parametrize("user_cache", [False, True], ids=["new cache", "user cache"])
+def test_loop_equals_the_masked_reference(family, plain, model, batch, with_mask, with_positions, user_cache):
+    inputs = make_batch(family, batch)
+    _, expected = masked_greedy(plain, inputs, select(plain, inputs, 0.5).keep, steps=6)
+    positions = positions_of(family, plain, inputs) if with_positions else None
+    cache = DynamicCache(config=model.config.get_text_config()) if user_cache else None
+    with asymvlm.patch(model, vision=uniform(0.5)):
+        found = steps(decode(model, inputs, with_mask, positions, cache))
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("batch, with_mask, with_positions", LOOPS)
+def test_this_loop_is_right_without_any_patch(family, plain, batch, with_mask, with_positions):
+    if FAMILIES[family].mrope and with_mask and not with_positions:
+        pytest.skip("transformers derives positions of the mask's length and fails; a patched model makes its own")
+    inputs = make_batch(family, batch)
+    _, expected = masked_greedy(plain, inputs, torch.ones_like(inputs["input_ids"]).bool(), steps=6)
+    positions = positions_of(family, plain, inputs) if with_positions else None
+    assert_close(steps(decode(plain, inputs, with_mask, positions)), expected)
+
+
+def test_a_batch_without_padding_and_without_mask(family, plain, model):
+    inputs = make_batch(family, "single")
+    other = make_batch(family, "single", seed=5)
+    inputs = {name: torch.cat([value, other[name]]) for name, value in inputs.items()}
+    _, expected = masked_greedy(plain, inputs, select(plain, inputs, 0.5).keep, steps=6)
+    with asymvlm.patch(model, vision=uniform(0.5)):
+        assert_close(steps(decode(model, inputs, with_mask=False)), expected)
+
+
+def test_rows_that_keep_different_counts_without_mask(family, plain, model):
+    inputs = make_batch(family, "single")
+    other = make_batch(family, "single", seed=5)
+    inputs = {name: torch.cat([value, other[name]]) for name, value in inputs.items()}
+    middle = sum(select(plain, inputs, 1.0).gap) / 2
+    budget = ThresholdBudget(middle, 1e9, conservative=0.75, moderate=0.5, aggressive=0.25)
+    keep = select(plain, inputs, lambda gap: 0.75 if gap < middle else 0.5).keep
+    assert len(set(keep.sum(-1).tolist())) == 2
+    _, expected = masked_greedy(plain, inputs, keep, steps=6)
+    with asymvlm.patch(model, vision=asymvlm.VisionPruning(budget=budget)):
+        assert_close(steps(decode(model, inputs, with_mask=False)), expected)
+
+
+def test_two_loops_taking_turns(family, plain, model):
+    batches = [make_batch(family, "single"), make_batch(family, "two_images", seed=3)]
+    expected = [masked_greedy(plain, x, select(plain, x, 0.5).keep, steps=5)[1] for x in batches]
+    with asymvlm.patch(model, vision=uniform(0.5)):
+        loops = [decode(model, x, positions=positions_of(family, plain, x)) for x in batches]
+        turns = [[next(loop) for loop in loops] for _ in range(5)]
+    for found, logits in zip(zip(*turns, strict=True), expected, strict=True):
+        assert_close(torch.stack(found, 1), logits)
+
+
+def test_a_loop_goes_on_after_generate_was_called(family, plain, model):
+    inputs = make_batch(family, "single")
+    _, expected = masked_greedy(plain, inputs, select(plain, inputs, 0.5).keep, steps=6)
+    with asymvlm.patch(model, vision=uniform(0.5)):
+        loop = decode(model, inputs, positions=positions_of(family, plain, inputs))
+        first = steps(loop, 3)
+        model.generate(**make_batch(family, "two_images"), do_sample=False, max_new_tokens=3)
+        assert_close(torch.cat([first, steps(loop, 3)], 1), expected)
