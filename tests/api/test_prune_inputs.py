@@ -1,0 +1,92 @@
+"""``prune_inputs`` must give an unpatched model the same short problem, and each part of it must matter.
+
+The mutations break one part at a time: a matrix of comparisons that would accept them proves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from checks import FORWARDED, assert_kept_logits, uniform
+from masked_reference import masked_forward, select, take
+from model_state import changes, snapshot
+from tiny import IMAGE, make_batch
+from torch import Tensor
+
+import asymvlm
+
+Inputs = dict[str, Tensor]
+
+
+@pytest.mark.parametrize("batch", FORWARDED)
+def test_pruned_inputs_run_on_the_unpatched_model(family, plain, batch):
+    inputs = make_batch(family, batch)
+    given = {name: value.clone() for name, value in inputs.items()}
+    selection = select(plain, inputs, 0.5)
+    before = snapshot(plain)
+    pruned = asymvlm.prune_inputs(plain, vision=uniform(0.5), **inputs)
+    assert not changes(before, snapshot(plain))
+    assert inputs.keys() == given.keys()
+    assert all(torch.equal(inputs[name], given[name]) for name in given)
+    assert "pixel_values" not in pruned
+    assert "input_ids" not in pruned
+    with torch.no_grad():
+        found = plain(**pruned).logits
+    assert_kept_logits(found, masked_forward(plain, inputs, selection.keep), selection)
+
+
+def compact_positions(pruned: Inputs, is_vision: Tensor) -> None:
+    positions = (pruned["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    pruned["position_ids"] = positions.expand_as(pruned["position_ids"]).contiguous()
+
+
+def no_padding_mask(pruned: Inputs, is_vision: Tensor) -> None:
+    pruned["attention_mask"] = torch.ones_like(pruned["attention_mask"])
+
+
+def two_vision_tokens_swapped(pruned: Inputs, is_vision: Tensor) -> None:
+    first, second = is_vision[-1].nonzero()[:2, 0]
+    pruned["inputs_embeds"][-1, [first, second]] = pruned["inputs_embeds"][-1, [second, first]]
+
+
+def neighbouring_tokens_gathered(pruned: Inputs, is_vision: Tensor) -> None:
+    pruned["inputs_embeds"][is_vision] = pruned["inputs_embeds"].roll(1, 1)[is_vision]
+
+
+def no_token_types(pruned: Inputs, is_vision: Tensor) -> None:
+    del pruned["token_type_ids"]
+
+
+def no_mask(pruned: Inputs, is_vision: Tensor) -> None:
+    del pruned["attention_mask"]
+
+
+MUTATIONS: list[tuple[Callable[[Inputs, Tensor], None], str, tuple[str, ...]]] = [
+    (compact_positions, "single", ("llava", "gemma3", "qwen2_5_vl")),
+    (compact_positions, "left_padded", ("llava", "gemma3", "qwen2_5_vl")),
+    (no_padding_mask, "left_padded", ("llava", "gemma3", "qwen2_5_vl")),
+    (two_vision_tokens_swapped, "single", ("llava", "gemma3", "qwen2_5_vl")),
+    (neighbouring_tokens_gathered, "two_images", ("llava", "gemma3", "qwen2_5_vl")),
+    (no_token_types, "single", ("gemma3",)),
+    # gapped positions without a mask and a cache are read as packed sequences; Qwen packs by another row of positions
+    (no_mask, "single", ("llava",)),
+]
+
+
+@pytest.mark.parametrize(
+    "family, mutate, batch",
+    [(name, mutate, batch) for mutate, batch, families in MUTATIONS for name in families],
+    indirect=["family"],
+)
+def test_a_broken_part_shows(family, plain, mutate, batch):
+    inputs = make_batch(family, batch)
+    selection = select(plain, inputs, 0.5)
+    expected = take(masked_forward(plain, inputs, selection.keep), selection.index)
+    is_real = selection.index >= 0
+    pruned = asymvlm.prune_inputs(plain, vision=uniform(0.5), **inputs)
+    mutate(pruned, take(inputs["input_ids"], selection.index) == IMAGE)
+    with torch.no_grad():
+        found = plain(**pruned, use_cache=False).logits
+    assert (found - expected)[is_real].abs().max() > 1e-3
