@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from asymvlm.cache_state import remember
+from asymvlm.prompt import PrunedPrompt
+
 if TYPE_CHECKING:
     from asymvlm.patch import PatchHandle
 
@@ -76,3 +79,17 @@ class PromptStreamer:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._streamer, name)
+
+
+def with_original_prompt(result: Any, prompt: PrunedPrompt) -> Any:
+    """Put the original prompt back in front of the generated ids, and the state on the returned cache."""
+    sequences = result if torch.is_tensor(result) else result.sequences
+    generated = sequences[:, prompt.state.length :]
+    ids = prompt.original_ids.to(sequences).repeat_interleave(sequences.shape[0] // prompt.original_ids.shape[0], 0)
+    sequences = torch.cat([ids, generated], 1)
+    if torch.is_tensor(result):
+        return sequences
+    result.sequences = sequences
+    if getattr(result, "past_key_values", None) is not None:
+        remember(result.past_key_values, prompt.state)
+    return result

@@ -7,40 +7,30 @@ embeddings during prefill. A plain forward is pruned by the same pre-hook, and l
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from asymvlm.generation import PromptStreamer, infer_attention_mask, shorten_lengths, static_cache_length
+from asymvlm.cache_state import find_cache, remember, repair_step, state_of
+from asymvlm.calls import Call, current_call, feed_prompt, in_flight, set_call
+from asymvlm.generation import (
+    PromptStreamer,
+    infer_attention_mask,
+    shorten_lengths,
+    static_cache_length,
+    with_original_prompt,
+)
 from asymvlm.models import adapter_for
 from asymvlm.policies import VisionPruning
-from asymvlm.prompt import DecodeState, PrunedPrompt, check_prompt, has_images, prune_prompt, untouched_report
+from asymvlm.prompt import check_prompt, has_images, prune_prompt, untouched_report
 from asymvlm.report import PruningReport
 from asymvlm.windows import sliding_window, tighten
 
-HANDLE = "_asymvlm_handle"  # on the model
-STATE = "_asymvlm_state"  # on a cache
-
-
-@dataclass(eq=False)
-class _Call:
-    """One call in flight. It lives in a context variable, so threads do not see each other's."""
-
-    handle: PatchHandle
-    report: PruningReport
-    prompt: PrunedPrompt | None  # None: the call is left alone and only its cache is measured
-    phase: str  # "prefill", "measure" (its last chunk runs), "decode"; "forward" for a plain call
-    outer: _Call | None = None  # the call, of another patched model, that this one runs inside
-
-
-_call: ContextVar[_Call | None] = ContextVar("asymvlm_call", default=None)
+HANDLE = "_asymvlm_handle"  # where a patched model keeps its handle
 
 
 def patch(model: nn.Module, vision: VisionPruning | None = None) -> PatchHandle:
@@ -114,19 +104,18 @@ class PatchHandle:
         """`GenerationMixin.generate` on the shortened prompt; the returned sequences start with the original one."""
         model_class: Any = type(self.model)
         original = self._previous_generate or functools.partial(model_class.generate, self.model)
-        bound = inspect.signature(model_class.generate).bind_partial(self.model, *args, **kwargs).arguments
-        bound.pop("self", None)
-        call = {**bound, **bound.pop("kwargs", {})}
+        call = _named(model_class.generate, self.model, args, kwargs)
         if call.get("inputs") is not None and call.get("input_ids") is None:
             call["input_ids"] = call.pop("inputs")
-        _refuse_continuation(call)
+        if state_of(call.get("past_key_values")) is not None:
+            raise NotImplementedError("generate() cannot go on from a pruned cache yet: pass the whole conversation")
         if not self.enabled or not has_images(self.adapter, call):
             return original(*args, **kwargs)
         if self.vision.bypassed:
             self.last = untouched_report(self.model, self.adapter, self.vision, call)
-            with _in_flight(_Call(self, self.last, None, "measure")):
+            with in_flight(Call(self, self.last, None, "measure")):
                 return original(*args, **kwargs)
-        _refuse_unsupported(call)
+        _check_call(call)
         if call.get("attention_mask") is None:
             call["attention_mask"] = infer_attention_mask(self.model, call)
         accepted = inspect.signature(type(self.model).forward).parameters
@@ -136,46 +125,43 @@ class PatchHandle:
         shorter = {name: value for name, value in call.items() if name not in accepted}
         shorter |= {name: value for name, value in prompt.inputs.items() if value is not None}
         del shorter["inputs_embeds"]  # the pre-hook hands them out, so that any decoding method works
-        shorter |= shorten_lengths(self.model, call, prompt.decode.original_length - prompt.decode.length)
+        shorter |= shorten_lengths(self.model, call, prompt.state.original_length - prompt.state.length)
         if call.get("streamer") is not None:
             shorter["streamer"] = PromptStreamer(call["streamer"], prompt.original_ids)
-        with _in_flight(_Call(self, prompt.report, prompt, "prefill")), static_cache_length(self):
+        with in_flight(Call(self, prompt.report, prompt, "prefill")), static_cache_length(self):
             result = original(input_ids=prompt.input_ids, **shorter)
-        return _with_original_prompt(result, prompt)
+        return with_original_prompt(result, prompt)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = _call.get()
-        if call is not None and call.handle is self:
-            return (args, _feed(module, call, kwargs)) if call.phase == "prefill" else None
-        cache = kwargs.get("past_key_values")
-        state: DecodeState | None = getattr(cache, STATE, None)
-        if state is None and not has_images(self.adapter, kwargs) and not args:
-            return None
+        call = current_call()
+        if call is not None and call.owner is self:
+            return (args, feed_prompt(module, call, kwargs)) if call.phase == "prefill" else None
         if args:
-            bound = inspect.signature(type(module).forward).bind_partial(module, *args, **kwargs).arguments
-            bound.pop("self", None)
-            kwargs = {**bound, **bound.pop("kwargs", {})}
-            state = getattr(kwargs.get("past_key_values"), STATE, None)
+            kwargs = _named(type(module).forward, module, args, kwargs)
+        state = state_of(kwargs.get("past_key_values"))
+        images = has_images(self.adapter, kwargs)
+        if state is not None and images:
+            raise NotImplementedError("new images on a pruned cache are not supported: pass the whole conversation")
         if state is not None:
-            return (), _repair(self.adapter.model_type, state, kwargs, has_images(self.adapter, kwargs))
-        if not self.enabled or not has_images(self.adapter, kwargs):
+            return (), repair_step(state, kwargs)
+        if not self.enabled or not images:
             return (), kwargs
         if self.vision.bypassed:
             self.last = untouched_report(self.model, self.adapter, self.vision, kwargs)
-            _call.set(_Call(self, self.last, None, "forward", outer=call))
+            set_call(Call(self, self.last, None, "forward", outer=call))
             return (), kwargs
-        _refuse_unsupported(kwargs)
+        _check_call(kwargs)
         prompt = prune_prompt(self.model, self.adapter, self.vision, kwargs, generating=False)
         self.last = prompt.report
-        _call.set(_Call(self, prompt.report, prompt, "forward", outer=call))
+        set_call(Call(self, prompt.report, prompt, "forward", outer=call))
         return (), prompt.inputs
 
     def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Sliding layers: keep windows as wide as they were."""
-        call, cache = _call.get(), kwargs.get("past_key_values")
-        state: DecodeState | None = getattr(cache, STATE, None)
-        if state is None and call is not None and call.handle is self and call.prompt is not None:
-            state = call.prompt.decode
+        call, cache = current_call(), kwargs.get("past_key_values")
+        state = state_of(cache)
+        if state is None and call is not None and call.owner is self and call.prompt is not None:
+            state = call.prompt.state
         if state is None or self._window is None:
             return None
         queries = kwargs["inputs_embeds"].shape[1]
@@ -184,17 +170,17 @@ class PatchHandle:
         return args, kwargs
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        call = _call.get()
-        if call is None or call.handle is not self or call.phase in ("prefill", "decode"):
+        call = current_call()
+        if call is None or call.owner is not self or call.phase in ("prefill", "decode"):
             return
-        cache = _find_cache(output)
+        cache = find_cache(output)
         call.report.measure(cache)
         if call.phase == "measure":
             call.phase = "decode"  # a constant from here on: torch.compile would guard on a number that changes
             return
-        _call.set(call.outer)
+        set_call(call.outer)
         if cache is not None and call.prompt is not None:
-            setattr(cache, STATE, call.prompt.decode)
+            remember(cache, call.prompt.state)
 
 
 @dataclass(eq=False)
@@ -207,90 +193,14 @@ class _Generate:
         return self.handle.generate(*args, **kwargs)
 
 
-@contextlib.contextmanager
-def _in_flight(call: _Call) -> Iterator[None]:
-    token = _call.set(call)
-    try:
-        yield
-    finally:
-        _call.reset(token)
+def _named(function: Any, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a method call by name."""
+    bound = inspect.signature(function).bind_partial(model, *args, **kwargs).arguments
+    bound.pop("self", None)
+    return {**bound, **bound.pop("kwargs", {})}
 
 
-def _feed(model: nn.Module, call: _Call, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Inside `generate`: swap the prompt ids of this (chunk of the) prefill for the merged embeddings."""
-    assert call.prompt is not None
-    input_ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
-    past = 0 if cache is None else int(cache.get_seq_length())
-    prompt_length = call.prompt.decode.length
-    if input_ids is None or past >= prompt_length:
-        return kwargs
-    end = past + input_ids.shape[1]
-    prompt_embeds = call.prompt.inputs["inputs_embeds"]
-    repeats = input_ids.shape[0] // prompt_embeds.shape[0]  # beams, num_return_sequences
-    embeds = prompt_embeds.repeat_interleave(repeats, 0)[:, past:end]
-    if end > prompt_length:  # no cache, or drafted tokens behind the prompt
-        generated = cast("Any", model).get_input_embeddings()(input_ids[:, prompt_length - past :])
-        embeds = torch.cat([embeds, generated.to(embeds.dtype)], 1)
-    if cache is not None and end >= prompt_length:
-        call.phase = "measure"
-    fed = {name: value for name, value in kwargs.items() if name != "input_ids"}
-    if cache is None and kwargs.get("attention_mask") is None:
-        fed["attention_mask"] = torch.ones_like(input_ids)  # gapped positions without a mask are read as packed
-    return {**fed, "inputs_embeds": embeds.contiguous()}
-
-
-def _repair(model_type: str, state: DecodeState, kwargs: dict[str, Any], images: bool) -> dict[str, Any]:
-    """A later step on a pruned cache, written for the original length: give it the mask and the positions that fit."""
-    if images:
-        raise NotImplementedError(f"new images on a pruned cache are not supported for {model_type}: start afresh")
-    tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
-    new, mask = tokens.shape[1], kwargs.get("attention_mask")
-    past = int(kwargs["past_key_values"].get_seq_length())
-    kwargs = dict(kwargs)
-    prompt_mask = state.attention_mask
-    if mask is None:
-        ones = prompt_mask.new_ones(prompt_mask.shape[0], past - state.length + new)
-        kwargs["attention_mask"] = torch.cat([prompt_mask, ones], 1)
-    elif mask.ndim == 2 and mask.shape[1] == past - state.length + state.original_length + new:
-        kwargs["attention_mask"] = torch.cat([prompt_mask.to(mask), mask[:, state.original_length :]], 1)
-    elif mask.ndim != 2 or mask.shape[1] != past + new:
-        wanted = past - state.length + state.original_length + new
-        raise ValueError(
-            f"attention_mask must have {wanted} columns (original prompt and new tokens) or {past + new} (pruned), "
-            f"got shape {tuple(mask.shape)}"
-        )
-    if kwargs.get("position_ids") is None:
-        offsets = torch.arange(past - state.length, past - state.length + new, device=tokens.device)
-        kwargs["position_ids"] = state.next_position + offsets
-    return kwargs
-
-
-def _with_original_prompt(result: Any, prompt: PrunedPrompt) -> Any:
-    """Put the original prompt back in front of the generated ids, and the state on the returned cache."""
-    sequences = result if torch.is_tensor(result) else result.sequences
-    generated = sequences[:, prompt.decode.length :]
-    ids = prompt.original_ids.to(sequences).repeat_interleave(sequences.shape[0] // prompt.original_ids.shape[0], 0)
-    sequences = torch.cat([ids, generated], 1)
-    if torch.is_tensor(result):
-        return sequences
-    result.sequences = sequences
-    if getattr(result, "past_key_values", None) is not None:
-        setattr(result.past_key_values, STATE, prompt.decode)
-    return result
-
-
-def _find_cache(output: Any) -> Any:
-    if isinstance(output, tuple):
-        return next((item for item in output if hasattr(item, "get_seq_length")), None)
-    return getattr(output, "past_key_values", None)
-
-
-def _refuse_continuation(call: dict[str, Any]) -> None:
-    if getattr(call.get("past_key_values"), STATE, None) is not None:
-        raise NotImplementedError("generate() cannot go on from a pruned cache yet: pass the whole conversation")
-
-
-def _refuse_unsupported(call: dict[str, Any]) -> None:
+def _check_call(call: dict[str, Any]) -> None:
     cache = call.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
         raise NotImplementedError(
@@ -298,6 +208,8 @@ def _refuse_unsupported(call: dict[str, Any]) -> None:
         )
     if call.get("assistant_model") is not None:
         raise NotImplementedError("an assistant_model is not supported: it would see a prompt of another length")
+    if isinstance(call.get("logits_to_keep"), torch.Tensor):
+        raise NotImplementedError("logits_to_keep must be a number of last columns, got columns of the unpruned prompt")
     check_prompt(call)
 
 

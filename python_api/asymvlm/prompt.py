@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from asymvlm.cache_state import PromptState
 from asymvlm.images import grids_by_row, image_numbers
 from asymvlm.merge import merge_embeddings
 from asymvlm.models import adapter_for
@@ -18,28 +19,13 @@ from asymvlm_kernels import prune_sequence
 
 
 @dataclass(frozen=True, eq=False)
-class DecodeState:
-    """What a later step on the same cache has to know; it lives and dies with the cache."""
-
-    original_length: int  # S
-    index: torch.Tensor  # (B, S') int64, original place of each kept token, -1 = padding
-    attention_mask: torch.Tensor  # (B, S') int64
-    next_position: torch.Tensor  # (B, 1) or (R, B, 1): position of the first token after the prompt
-
-    @property
-    def length(self) -> int:
-        """S', the columns of the shortened prompt."""
-        return self.index.shape[1]
-
-
-@dataclass(frozen=True, eq=False)
 class PrunedPrompt:
     """The shorter problem."""
 
     inputs: dict[str, Any]  # inputs_embeds, attention_mask, position_ids, per-token inputs, and what was not ours
     input_ids: torch.Tensor  # (B, S'), the kept ids
     original_ids: torch.Tensor  # (B, S)
-    decode: DecodeState
+    state: PromptState
     report: PruningReport
 
 
@@ -125,7 +111,7 @@ def prune_prompt(
         image_grids=grids_by_row(numbers, input_ids, token_ids, grids),
         vision_flops=adapter.vision_flops(model, inputs),
     )
-    state = DecodeState(input_ids.shape[1], pruned.index, carried["attention_mask"], next_position)
+    state = PromptState(input_ids.shape[1], pruned.index, carried["attention_mask"], next_position)
     return PrunedPrompt(forwarded, pruned.carry["input_ids"], input_ids, state, report)
 
 
