@@ -1,0 +1,1 @@
+"""``python -m bench.demo``: pruning at work on a document page, without network."""
