@@ -57,7 +57,7 @@ def load_budget(path: str | Path) -> AnyBudget:
     """Read a budget from a JSON file.
 
     Raises:
-        ValueError: if the file cannot be read, is not a JSON object, or describes no valid budget; starts with the path.
+        ValueError: if the file cannot be read, is no JSON object, or describes no valid budget; starts with the path.
     """
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))

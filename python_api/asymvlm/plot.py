@@ -1,7 +1,7 @@
 """Which patches the scorer wants, drawn over the image: the picture of the paper's Figure 2.
 
-Needs matplotlib (``pip install 'asymvlm-kernels[plot]'``), imported when a figure is drawn. No global state of matplotlib
-is touched: no pyplot, no backend switch.
+Needs matplotlib (``pip install 'asymvlm-kernels[plot]'``), imported when a figure is drawn. None of its global state is
+touched: no pyplot, no backend switch.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ import torch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
     from asymvlm.report import PruningReport
 
-COLORMAP = "YlOrRd"  # light where unimportant: print stays readable under it
+COLORMAP, COLORMAP_END = "YlOrRd", 0.86  # light where unimportant; cut where the map grows too dark to read print on
 OUTLINE = "#0b57a4"  # blue: no colour of the map comes near it
 MISSING = "#9e9e9e"  # patches whose score is NaN
 VEIL = (0.80, 0.82, 0.85)  # over dropped patches; darker than paper, so that a dropped blank patch shows too
-HEAT_ALPHA = 0.68
 VEIL_ALPHA = 0.86
+DARKEST = 0.4  # brightness left to black print under the heat, so that a dark photograph keeps its colours
 CLIPPED = 0.01  # share of the patches at each end that saturates the colours: one outlier must not flatten the rest
 PANEL_INCHES = 4.2
+PAGE_PIXELS = 1200  # long side of the page inside the figure
 
 
 class PlotDependencyError(ImportError):
@@ -50,40 +52,43 @@ def heatmap(
         scores: ``(h * w,)`` or ``(h, w)`` importance in raster order, any float dtype. NaN is drawn grey.
         kept: bool, same number of elements: True = survives.
         grid: ``(h, w)`` patches.
-        title: over the figure; by default the importance gap is not known here, so: kept of all.
+        title: over the figure; by default how many tokens are kept, the gap not being known here.
         question: quoted under the title.
     Returns:
-        A matplotlib figure on the Agg canvas: ``figure.savefig(path)``. Its axes are labelled ``"image"``, ``"importance"``,
-        ``"kept"`` and ``"scale"``; the panels' data coordinates are patches, so patch (row, column) spans
+        A matplotlib figure on the Agg canvas: ``figure.savefig(path)``. Its axes are labelled ``"image"``,
+        ``"importance"``, ``"kept"`` and ``"scale"``; a panel's data coordinates are patches: patch (row, column) spans
         ``[column, column + 1] x [row, row + 1]``.
     Raises:
-        ValueError: if ``scores`` or ``kept`` do not match ``grid``, or no score is finite or NaN.
+        ValueError: if ``scores`` or ``kept`` do not match ``grid``, or a score is infinite.
         PlotDependencyError: if matplotlib is missing; names the extra to install.
     """
     height, width = _check_grid(grid)
     values = _on_grid("scores", scores, height, width).astype(np.float64)
     keep = _on_grid("kept", kept, height, width).astype(bool)
     if np.isinf(values).any():
-        raise ValueError(f"scores must be finite or NaN inside the grid, got {int(np.isinf(values).sum())} infinite ones")
+        raise ValueError(
+            f"scores must be finite or NaN inside the grid, got {int(np.isinf(values).sum())} infinite ones"
+        )
     figure = _new_figure(image.width / image.height)
+    page = _page_pixels(image, height, width)
+    colours = _colours(values)
+    patches = colours.to_rgba(np.ma.masked_invalid(values))[..., :3]
+    pictures = {
+        "image": (page, "image"),
+        "importance": (_tint(page, patches), "importance, kept patches outlined"),
+        "kept": (_dim(page, keep), "what the language model still sees"),
+    }
     panels = figure.subplots(1, 3)
-    page = np.asarray(image.convert("RGB"))
-    grey = np.asarray(image.convert("L").convert("RGB"))
-    aspect = (image.height / height) / (image.width / width)  # of one patch, so that the page keeps its proportions
-    for axes, name in zip(panels, ("image", "importance", "kept"), strict=True):
+    for axes, (name, (pixels, caption)) in zip(panels, pictures.items(), strict=True):
         axes.set_label(name)
-        shown = grey if name == "importance" else page  # colour means importance there
-        axes.imshow(shown, extent=(0, width, height, 0), aspect=aspect, interpolation="antialiased")
+        patch_aspect = (image.height / height) / (image.width / width)  # so that the page keeps its proportions
+        axes.imshow(pixels, extent=(0, width, height, 0), aspect=patch_aspect, interpolation="antialiased")
         axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
+        axes.set_xlabel(caption, fontsize=9)
         for spine in axes.spines.values():
             spine.set(color="#b0b0b0", linewidth=0.6)
-    heat = _draw_heat(panels[1], values)
     _draw_outline(panels[1], keep)
-    _draw_veil(panels[2], keep)
-    panels[0].set_xlabel("image", fontsize=9)
-    panels[1].set_xlabel("importance, kept patches outlined", fontsize=9)
-    panels[2].set_xlabel("what the language model still sees", fontsize=9)
-    scale = figure.colorbar(heat, ax=panels, fraction=0.022, pad=0.012, aspect=32, extend="both")
+    scale = figure.colorbar(colours, ax=panels, fraction=0.022, pad=0.012, aspect=32, extend="both")
     scale.ax.set_label("scale")
     scale.ax.tick_params(labelsize=8, width=0.6)
     scale.outline.set(linewidth=0.6, edgecolor="#b0b0b0")
@@ -100,7 +105,7 @@ def report_heatmap(
 
     Args:
         report: ``handle.last`` of a patched model.
-        image: the part of the picture the grid covers (`asymvlm.session.visible_region` finds it).
+        image: the part of the picture the grid covers (`asymvlm.loading.visible_region` finds it).
         row: sample in the batch.
         image_number: image within the sample, in prompt order.
         question: quoted under the title.
@@ -128,6 +133,8 @@ def patch_grid(
     Raises:
         ValueError: as `report_heatmap`.
     """
+    if report.scores is None:
+        raise ValueError("keep ratio 1 calls the model untouched, so nothing was scored, wanted a ratio below 1")
     if report.image_grids is None:
         raise ValueError("this model's adapter knows no (h, w) token grid, so its scores cannot be laid over the image")
     if not 0 <= row < len(report.image_grids):
@@ -148,7 +155,7 @@ def patch_grid(
 
 
 def outline_segments(kept: np.ndarray) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Edges between kept and dropped patches of an ``(h, w)`` bool grid, as ``((x, y), (x, y))`` in patch coordinates."""
+    """Edges between kept and dropped patches of an ``(h, w)`` bool grid: ``((x, y), (x, y))`` in patch coordinates."""
     framed = np.pad(kept, 1)
     rows, columns = np.nonzero(framed[:, 1:] != framed[:, :-1])
     vertical = [((int(x), int(y) - 1), (int(x), int(y))) for y, x in zip(rows, columns, strict=True)]
@@ -179,30 +186,41 @@ def _new_figure(image_aspect: float) -> Figure:
     return figure
 
 
-def _draw_heat(axes: Axes, values: np.ndarray) -> Any:
+def _page_pixels(image: Image, height: int, width: int) -> np.ndarray:
+    """The image as ``(h * rows, w * columns, 3)`` floats in [0, 1]: whole pixels for every patch."""
+    rows, columns = (
+        math.ceil(PAGE_PIXELS * side / max(image.size) / n)
+        for side, n in ((image.height, height), (image.width, width))
+    )
+    return np.asarray(image.convert("RGB").resize((width * columns, height * rows)), dtype=np.float64) / 255
+
+
+def _colours(values: np.ndarray) -> ScalarMappable:
     from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
 
     finite = values[np.isfinite(values)]
     low, high = np.quantile(finite, [CLIPPED, 1 - CLIPPED]) if finite.size else (0.0, 1.0)
-    height, width = values.shape
-    return axes.imshow(
-        np.ma.masked_invalid(values),
-        extent=(0, width, height, 0),
-        aspect=axes.get_aspect(),
-        cmap=colormaps[COLORMAP].with_extremes(bad=MISSING),
-        vmin=low,
-        vmax=max(high, low + 1e-6),
-        alpha=HEAT_ALPHA,
-        interpolation="nearest",
-    )
+    colormap = ListedColormap(colormaps[COLORMAP](np.linspace(0, COLORMAP_END, 256))).with_extremes(bad=MISSING)
+    return ScalarMappable(Normalize(low, max(high, low + 1e-6)), colormap)
 
 
-def _draw_veil(axes: Axes, kept: np.ndarray) -> None:
-    height, width = kept.shape
-    veil = np.empty((height, width, 4))
-    veil[..., :3] = VEIL
-    veil[..., 3] = np.where(kept, 0.0, VEIL_ALPHA)
-    axes.imshow(veil, extent=(0, width, height, 0), aspect=axes.get_aspect(), interpolation="nearest")
+def _tint(page: np.ndarray, patches: np.ndarray) -> np.ndarray:
+    """Multiply the page's brightness by the patches' colours: white paper takes exactly the colour of the scale."""
+    grey = page @ np.array([0.299, 0.587, 0.114])
+    return _spread(patches, page) * (DARKEST + (1 - DARKEST) * grey)[..., None]
+
+
+def _dim(page: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    veiled = VEIL_ALPHA * np.array(VEIL) + (1 - VEIL_ALPHA) * page
+    return np.where(_spread(kept, page)[..., None], page, veiled)
+
+
+def _spread(patches: np.ndarray, page: np.ndarray) -> np.ndarray:
+    """Repeat each patch's value over its pixels of ``page``."""
+    rows, columns = page.shape[0] // patches.shape[0], page.shape[1] // patches.shape[1]
+    return patches.repeat(rows, axis=0).repeat(columns, axis=1)
 
 
 def _draw_outline(axes: Axes, kept: np.ndarray) -> None:
@@ -223,7 +241,9 @@ def _check_grid(grid: Sequence[int]) -> tuple[int, int]:
 
 def _on_grid(name: str, values: torch.Tensor, height: int, width: int) -> np.ndarray:
     if values.shape not in ((height * width,), (height, width)):
-        raise ValueError(f"{name} must have shape ({height * width},) or ({height}, {width}), got {tuple(values.shape)}")
+        raise ValueError(
+            f"{name} must have shape ({height * width},) or ({height}, {width}), got {tuple(values.shape)}"
+        )
     if values.dtype.is_floating_point:
         values = values.float()
     return values.detach().cpu().numpy().reshape(height, width)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-import asymvlm
+from asymvlm.flops import cache_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-logger = logging.getLogger(__name__)
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEVICES = ("auto", "cpu", "cuda")
 
 
 class InputError(ValueError):
@@ -37,7 +30,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class FirstToken:
-    """Time to first token (ms, one entry a run) and the K/V cache bytes the prompt then holds; None if not countable."""
+    """Time to first token (ms, one entry a run), and the bytes the K/V cache then holds; None if not countable."""
 
     full_ms: list[float]
     pruned_ms: list[float]
@@ -81,11 +74,14 @@ class Session:
     def prepare(self, images: Sequence[Image], question: str) -> Any:
         """Model inputs for ``images`` followed by ``question``, batch 1, on the model's device and in its dtype.
 
-        Uses the processor's chat template; a processor without one gets its image placeholders, a newline, the question.
+        Uses the processor's chat template; one without gets its image placeholders, a newline and the question.
 
         Raises:
-            InputError: if the processor cannot build a prompt from them.
+            InputError: if ``question`` holds an image placeholder, or the processor cannot build a prompt.
         """
+        token = getattr(self.processor, "image_token", None)
+        if token and token in question:
+            raise InputError(f"the question holds {token!r}, the placeholder of an image, wanted text without it")
         try:
             if getattr(self.processor, "chat_template", None):
                 content = [{"type": "image", "image": image} for image in images]
@@ -98,11 +94,10 @@ class Session:
                     return_tensors="pt",
                 )
             else:
-                token = getattr(self.processor, "image_token", None)
                 if token is None:
                     raise InputError(
-                        f"the processor of {self.name} ({type(self.processor).__name__}) has neither a chat template nor "
-                        "an image_token; wanted one of them to build a prompt"
+                        f"the processor of {self.name} ({type(self.processor).__name__}) has neither a chat template "
+                        "nor an image_token; wanted one of them to build a prompt"
                     )
                 text = f"{token * len(images)}\n{question}"
                 inputs = self.processor(images=list(images), text=text, return_tensors="pt")
@@ -159,113 +154,7 @@ class Session:
             torch.cuda.synchronize(self.device)
 
 
-def load(model: str, *, dtype: str = "auto", device: str = "auto") -> Session:
-    """Load a model and its processor, from a folder or by hub id.
-
-    Args:
-        model: a folder written by ``save_pretrained``, or a hub id.
-        dtype: one of `DTYPES`; "auto" is the checkpoint's own.
-        device: one of `DEVICES`; "auto" is CUDA where torch sees it.
-    Raises:
-        InputError: if it is not there, not supported, incomplete, or the device is missing. Checked in that order, before
-            any weight is read.
-    """
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-
-    source = _locate(model)
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"cannot load model {model!r}: {first_line(error)}") from error
-    supported = asymvlm.supported_models()
-    if config.model_type not in supported:
-        raise InputError(f"model {model!r} has model_type {config.model_type!r}, wanted one of {', '.join(supported)}")
-    target = _device(device)
-    try:
-        processor = AutoProcessor.from_pretrained(source)
-    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-        raise InputError(f"cannot load the processor of {model!r}: {first_line(error)}") from error
-    if not hasattr(processor, "image_processor"):
-        raise InputError(
-            f"{model!r} holds a {type(processor).__name__}, wanted a processor that takes images "
-            "(processor_config.json or preprocessor_config.json)"
-        )
-    try:
-        loaded, info = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, output_loading_info=True)
-    except Exception as error:  # whatever a damaged checkpoint raises, down to safetensors' own class
-        raise InputError(f"cannot load the weights of {model!r}: {first_line(error)}") from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        logger.warning("%d weights are not in %s and stay random, first: %s", len(missing), model, missing[0])
-    return Session(model, loaded.to(target).eval(), processor)
-
-
-def open_image(path: str | Path) -> Image:
-    """Read an image as RGB, upright by its EXIF tag.
-
-    Raises:
-        InputError: if the file is missing, cannot be read, or is not an image.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    file = Path(path).expanduser()
-    if not file.is_file():
-        found = "a folder" if file.is_dir() else "no such file"
-        raise InputError(f"image {path}: {found}, wanted an image file")
-    try:
-        with Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image)
-            return upright.convert("RGB")
-    except UnidentifiedImageError as error:
-        raise InputError(f"image {path}: not a format Pillow can read, wanted a PNG, JPEG or the like") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"image {path}: cannot be read ({first_line(error)}), wanted a whole image file") from error
-
-
-def visible_region(image: Image, image_processor: Any) -> Image:
-    """The part of ``image`` that becomes patches: a processor that resizes the short edge and crops loses the margins."""
-    crop = getattr(image_processor, "crop_size", None)
-    size = getattr(image_processor, "size", None)
-    if not getattr(image_processor, "do_center_crop", False) or not crop or not size or not size.get("shortest_edge"):
-        return image
-    scale = min(image.size) / size["shortest_edge"]  # source pixels for one pixel of the model's input
-    width, height = min(image.width, crop["width"] * scale), min(image.height, crop["height"] * scale)
-    left, top = (image.width - width) / 2, (image.height - height) / 2
-    return image.crop((round(left), round(top), round(left + width), round(top + height)))
-
-
-def cache_bytes(cache: Any) -> int | None:
-    """Bytes of keys and values a transformers cache holds, all layers; None for a cache without per-layer tensors."""
-    layers = getattr(cache, "layers", None)
-    if not layers:
-        return None
-    tensors = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
-    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
-
-
 def first_line(error: BaseException) -> str:
     """The first line of a message, for errors that must fit in one."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
-
-
-def _locate(model: str) -> str:
-    folder = Path(model).expanduser()
-    wanted = "wanted a folder written by save_pretrained, or a hub id"
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise InputError(f"model folder {model} has no config.json, {wanted}")
-        return str(folder)
-    if folder.exists():
-        raise InputError(f"model {model} is a file, {wanted}")
-    if not model or model.startswith(("/", "./", "../", "~")) or model.count("/") > 1:
-        raise InputError(f"model {model!r}: no such folder, {wanted}")
-    return model
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device 'cuda' was asked for but torch sees no CUDA device, wanted 'auto' or 'cpu' here")
-    return torch.device(name)

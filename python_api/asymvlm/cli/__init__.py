@@ -7,20 +7,18 @@ from typing import Annotated
 
 import typer
 
-from asymvlm.cli import console
-from asymvlm.cli.doctor import doctor
-from asymvlm.cli.heatmap import heatmap
-from asymvlm.cli.run import run
+from asymvlm.cli import console, doctor, heatmap, run
 
 app = typer.Typer(
     name="asymvlm",
     help="Prune the vision tokens of Hugging Face vision-language models before prefill.",
     add_completion=False,
+    pretty_exceptions_enable=False,
     invoke_without_command=True,
 )
-app.command()(run)
-app.command()(heatmap)
-app.command()(doctor)
+app.command()(run.run)
+app.command()(heatmap.heatmap)
+app.command()(doctor.doctor)
 
 
 @app.callback()

@@ -46,10 +46,15 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None, *, name: str) -> int:
 
 
 def configure_logging(*, verbose: bool) -> None:
-    """Send the library's log to stderr: warnings, or everything (and the traceback behind a one-line error)."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("asymvlm").setLevel(logging.DEBUG if verbose else logging.WARNING)
+    """Send our own log to stderr: warnings, or everything (and the traceback behind a one-line error).
+
+    Without ``verbose`` the advice of other libraries is dropped: it would bury that one line.
+    """
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for package in ("asymvlm", "asymvlm_kernels"):
+        logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.WARNING)
     if not verbose:
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports each retry of a connection
         warnings.simplefilter("ignore")
 
 
@@ -80,5 +85,5 @@ def print_json(record: dict[str, Any]) -> None:
 
 def _fail(name: str, message: str, code: int) -> int:
     logger.debug("traceback of the error below", exc_info=True)
-    sys.stderr.write(f"{name}: error: {' '.join(message.split())}\n")
+    sys.stderr.write(f"{name}: error: {' '.join(message.splitlines())}\n")
     return code

@@ -11,7 +11,8 @@ from asymvlm import plot
 from asymvlm.budget_file import budget_to_dict
 from asymvlm.cli import console, options, tables
 from asymvlm.cli.run import ask
-from asymvlm.session import InputError, load, visible_region
+from asymvlm.loading import load, visible_region
+from asymvlm.session import InputError
 
 
 def heatmap(

@@ -3,49 +3,58 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from PIL.Image import Image
 
 from asymvlm.budget_file import AnyBudget, load_budget
-from asymvlm.session import InputError, open_image
+from asymvlm.loading import Device, Dtype, open_image
+from asymvlm.session import InputError
 from asymvlm_kernels import UniformBudget
 
 DEFAULT_KEEP = 0.5
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Device = Literal["auto", "cpu", "cuda"]
-
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Folder written by save_pretrained, or a hub id.")]
 QuestionOption = Annotated[str, typer.Option("--question", "-q", help="What to ask about the image.")]
-KeepOption = Annotated[
-    float | None,
-    typer.Option("--keep", "-k", help="Share of the vision tokens to keep, in (0, 1].", show_default=str(DEFAULT_KEEP)),
+KeepOption = Annotated[  # text, so that a value that is no number is told like one out of range
+    str | None,
+    typer.Option(
+        "--keep",
+        "-k",
+        metavar="RATIO",
+        help="Share of the vision tokens to keep, in (0, 1].",
+        show_default=str(DEFAULT_KEEP),
+    ),
 ]
 BudgetOption = Annotated[
     Path | None,
-    typer.Option("--budget", help='JSON file with a budget, e.g. {"type": "uniform", "ratio": 0.5}; instead of --keep.'),
+    typer.Option(
+        "--budget", help='JSON file with a budget, e.g. {"type": "uniform", "ratio": 0.5}; instead of --keep.'
+    ),
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Weights' type; auto is the checkpoint's own.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="auto is CUDA where there is one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 
 
-def parse_budget(keep: float | None, file: Path | None) -> AnyBudget:
-    """The budget that ``--keep`` or ``--budget`` asks for.
+def parse_budget(keep: str | None, file: Path | None) -> AnyBudget:
+    """The budget that ``--keep`` or ``--budget`` asks for; keep `DEFAULT_KEEP` where neither is given.
 
     Raises:
         InputError: if both are given, the ratio is outside (0, 1], or the file holds no valid budget.
     """
     if keep is not None and file is not None:
         raise InputError(f"--keep {keep} and --budget {file} exclude each other, wanted one of them")
-    try:
-        if file is not None:
+    if file is not None:
+        try:
             return load_budget(file)
-        return UniformBudget(DEFAULT_KEEP if keep is None else keep)
+        except ValueError as error:
+            raise InputError(f"--budget: {error}") from error
+    try:
+        return UniformBudget(DEFAULT_KEEP if keep is None else float(keep))
     except ValueError as error:
-        raise InputError(f"{'--keep' if file is None else '--budget'}: {error}") from error
+        raise InputError(f"--keep: {keep} found, wanted a ratio in (0, 1]") from error
 
 
 def parse_question(question: str) -> str:
@@ -62,7 +71,7 @@ def read_images(files: list[Path]) -> list[Image]:
 
 
 def check_output(file: Path) -> Path:
-    """A file an image can be written to. Raises InputError if its folder is missing or its ending is no image format."""
+    """A file to write a figure to. Raises InputError if its folder is missing or its ending is no image format."""
     wanted = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
     if file.suffix.lower() not in wanted:
         raise InputError(f"--output: {file} has the ending {file.suffix!r}, wanted one of {', '.join(wanted)}")

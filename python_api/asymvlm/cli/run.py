@@ -11,7 +11,8 @@ import typer
 import asymvlm
 from asymvlm.budget_file import AnyBudget, budget_to_dict
 from asymvlm.cli import console, options, tables
-from asymvlm.session import FirstToken, Generation, InputError, Session, load
+from asymvlm.loading import load
+from asymvlm.session import FirstToken, Generation, InputError, Session
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +52,16 @@ def run(
 
 
 def ask(
-    session: Session, images: list[Any], question: str, budget: AnyBudget, *, max_new_tokens: int, compare: bool
+    session: Session,
+    images: list[Any],
+    question: str,
+    budget: AnyBudget,
+    *,
+    max_new_tokens: int,
+    compare: bool,
+    runs: int = 5,
 ) -> Outcome:
-    """Generate with pruning and, to compare, without; then time both to the first token.
+    """Generate with pruning and, to compare, without; then time both to the first token, ``runs`` times each.
 
     Raises:
         InputError: if the processor refuses the prompt or the model cannot be patched.
@@ -71,7 +79,7 @@ def ask(
         handle.enabled = False
         full = session.generate(inputs, max_new_tokens)
         handle.enabled = True
-        return Outcome(pruned, report, full, session.first_token(inputs, handle))
+        return Outcome(pruned, report, full, session.first_token(inputs, handle, runs=runs))
 
 
 def show(session: Session, outcome: Outcome) -> None:

@@ -1,0 +1,123 @@
+"""From what a user types to a session and its images; every mistake is an InputError in one line."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+import asymvlm
+from asymvlm.session import InputError, Session, first_line
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+logger = logging.getLogger(__name__)
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def load(model: str, *, dtype: Dtype = "auto", device: Device = "auto") -> Session:
+    """Load a model and its processor, from a folder or by hub id.
+
+    Args:
+        model: a folder written by ``save_pretrained``, or a hub id.
+        dtype: "auto" is the checkpoint's own.
+        device: "auto" is CUDA where torch sees it.
+    Raises:
+        InputError: if it is not there, not supported, incomplete, or the device is missing; what can be checked before
+            weights are read is.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor, PretrainedConfig
+
+    source = _locate(model)
+    try:
+        config, _ = PretrainedConfig.get_config_dict(source)
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: JSON, but no object
+        raise InputError(f"cannot load model {model!r}: {first_line(error).rstrip('.')}; {_WANTED}") from error
+    found = config.get("model_type") if isinstance(config, dict) else None
+    supported = asymvlm.supported_models()
+    if found not in supported:
+        raise InputError(f"model {model!r} has model_type {found!r}, wanted one of {', '.join(supported)}")
+    target = _device(device)
+    try:
+        # code from a repository is never run, and transformers is not to ask about it on stdin either
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+        raise InputError(f"cannot load the processor of {model!r}: {first_line(error)}") from error
+    if not hasattr(processor, "image_processor"):
+        raise InputError(
+            f"{model!r} holds a {type(processor).__name__}, wanted a processor that takes images "
+            "(processor_config.json or preprocessor_config.json)"
+        )
+    try:
+        pair: Any = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
+    except Exception as error:  # whatever a damaged checkpoint raises, down to safetensors' own class
+        raise InputError(f"cannot load the weights of {model!r}: {first_line(error)}") from error
+    loaded, info = pair
+    if missing := sorted(info["missing_keys"]):
+        logger.warning("%d weights are not in %s and stay random, first: %s", len(missing), model, missing[0])
+    return Session(model, loaded.to(target).eval(), processor)
+
+
+def open_image(path: str | Path) -> Image:
+    """Read an image as RGB, upright by its EXIF tag.
+
+    Raises:
+        InputError: if the file is missing, cannot be read, or is not an image.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    file = Path(path).expanduser()
+    if not file.is_file():
+        found = "a folder" if file.is_dir() else "no such file"
+        raise InputError(f"image {path}: {found}, wanted an image file")
+    try:
+        with Image.open(file) as image:
+            upright = ImageOps.exif_transpose(image)
+            return upright.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise InputError(f"image {path}: not a format Pillow can read, wanted a PNG, JPEG or the like") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"image {path}: cannot be read ({first_line(error)}), wanted a whole image file") from error
+
+
+def visible_region(image: Image, image_processor: Any) -> Image:
+    """The part of ``image`` that becomes patches: resizing by the short edge, then cropping, loses the margins."""
+    crop = getattr(image_processor, "crop_size", None)
+    size = getattr(image_processor, "size", None)
+    if not getattr(image_processor, "do_center_crop", False) or not crop or not size or not size.get("shortest_edge"):
+        return image
+    scale = min(image.size) / size["shortest_edge"]  # source pixels for one pixel of the model's input
+    width, height = min(image.width, crop["width"] * scale), min(image.height, crop["height"] * scale)
+    left, top = (image.width - width) / 2, (image.height - height) / 2
+    return image.crop((round(left), round(top), round(left + width), round(top + height)))
+
+
+_WANTED = "wanted a folder written by save_pretrained, or the id of a hub repository within reach"
+
+
+def _locate(model: str) -> str:
+    folder = Path(model).expanduser()
+    if model and folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"model folder {model} has no config.json, {_WANTED}")
+        return str(folder)
+    if folder.is_file():
+        raise InputError(f"model {model} is a file, {_WANTED}")
+    if not model or model.startswith(("/", "./", "../", "~")) or model.count("/") > 1:
+        raise InputError(f"model {model!r}: no such folder, {_WANTED}")
+    return model
+
+
+def _device(name: Device) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device 'cuda' was asked for but torch sees no CUDA device, wanted 'auto' or 'cpu' here")
+    return torch.device(name)
