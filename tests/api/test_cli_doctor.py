@@ -1,0 +1,72 @@
+"""`asymvlm doctor` names what runs here, and its self-test can fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import asymvlm
+from asymvlm.cli import doctor, main
+from asymvlm_kernels import PrunedSequence, prune_sequence
+
+
+def test_json_names_versions_backend_and_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["versions"]["asymvlm-kernels"] == asymvlm.__version__
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["versions"]["transformers"] == transformers.__version__
+    assert "flash-attn" in record["versions"]  # null where absent
+    assert record["backend"]["backend"] in record["backend"]["available"]
+    assert record["backend"]["reason"]
+    assert record["supported_models"] == asymvlm.supported_models()
+    assert [test["device"] for test in record["self_test"]] == [device["device"] for device in record["devices"]]
+    assert all(test["ok"] for test in record["self_test"])
+
+
+def test_table_says_absent_and_ok(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    for word in (torch.__version__, "backend", "llava", "self-test", "ok (prune_sequence on cpu"):
+        assert word in text
+
+
+def wrong_count(*arguments: Any, **keywords: Any) -> PrunedSequence:
+    pruned = prune_sequence(*arguments, **keywords)
+    return dataclasses.replace(pruned, index=pruned.index[:, 1:], embeds=pruned.embeds[:, 1:])
+
+
+def wrong_rows(*arguments: Any, **keywords: Any) -> PrunedSequence:
+    pruned = prune_sequence(*arguments, **keywords)
+    return dataclasses.replace(pruned, embeds=pruned.embeds.flip(1))
+
+
+def crash(*_: Any, **__: Any) -> PrunedSequence:
+    raise RuntimeError("no kernel image")
+
+
+@pytest.mark.parametrize(
+    "wrong,told", [(wrong_count, "wanted"), (wrong_rows, "embeddings"), (crash, "no kernel image")]
+)
+def test_self_test_fails_on_a_wrong_kernel(
+    wrong: Any, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "prune_sequence", wrong)
+    assert main(["doctor", "--json"]) == 1
+    test = json.loads(capsys.readouterr().out)["self_test"][0]
+    assert not test["ok"]
+    assert told in test["problem"]
+    assert main(["doctor"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    for command in ("run", "heatmap", "doctor"):
+        assert command in text
