@@ -170,5 +170,7 @@ def test_measuring_restores_the_patch_and_stops_when_time_is_up(checkpoint: Path
     with asymvlm.patch(session.model) as handle:
         assert len(session.first_token(inputs, handle, runs=50, seconds=0.0).full_ms) == 1
         assert handle.enabled
+        handle.enabled = False
         assert len(session.first_token(inputs, handle, runs=2).pruned_ms) == 2
+        assert not handle.enabled
     assert torch.equal(inputs["input_ids"], session.prepare([Image.open(page)], QUESTION)["input_ids"])

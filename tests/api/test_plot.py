@@ -76,6 +76,14 @@ def test_white_paper_takes_the_colours_of_the_scale() -> None:
             np.testing.assert_allclose(canvas.at("importance", x + 0.5, y + 0.5), wanted, atol=0.02)
 
 
+def test_scale_spans_all_but_the_outermost_hundredths() -> None:
+    scores = torch.linspace(0, 1, 101, dtype=torch.float64)
+    scores[-1] = 50.0
+    figure = plot.heatmap(PAPER, scores, torch.ones(101).bool(), (1, 101))
+    scale = next(axes for axes in figure.axes if axes.get_label() == "scale")
+    assert scale.get_ylim() == pytest.approx((0.01, 0.99))
+
+
 def test_nan_scores_are_grey_and_do_not_move_the_scale() -> None:
     scores = SCORES.clone()
     scores[1, 2] = math.nan
