@@ -7,6 +7,7 @@ Nothing here imports the library under test.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -191,11 +192,15 @@ def select(
 
 
 def _images(ids: Tensor, columns: list[int]) -> list[list[int]]:
-    """Columns of each image, and those of all frames of the row's video as one."""
-    pictures = [column for column in columns if ids[column] == IMAGE]
-    images = [pictures[i : i + TOKENS_PER_IMAGE] for i in range(0, len(pictures), TOKENS_PER_IMAGE)]
-    video = [column for column in columns if ids[column] == VIDEO]
-    return [*images, video] if video else images
+    """Columns of each image: runs of placeholders, cut where images stand side by side; a video is one run."""
+    runs = [[columns[0]]]
+    for previous, column in itertools.pairwise(columns):
+        is_next = column == previous + 1 and ids[column] == ids[previous]
+        is_full = ids[column] == IMAGE and len(runs[-1]) == TOKENS_PER_IMAGE
+        if not is_next or is_full:
+            runs.append([])
+        runs[-1].append(column)
+    return runs
 
 
 def _best(scores: Tensor, images: list[list[int]], ratio: float) -> list[int]:

@@ -5,8 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 from checks import GREEDY, assert_close, assert_kept_logits, uniform
-from masked_reference import masked_forward, masked_greedy, select
-from tiny import ADJACENT, BOS, FAMILIES, TOKENS_PER_IMAGE, VIDEO, make_batch, make_inputs
+from masked_reference import masked_forward, masked_generate, masked_greedy, select
+from tiny import (
+    ADJACENT,
+    BEGIN_IMAGE,
+    BOS,
+    END_IMAGE,
+    FAMILIES,
+    IMAGE,
+    TOKENS_PER_IMAGE,
+    VIDEO,
+    make_batch,
+    make_inputs,
+)
 from torch import Tensor
 
 import asymvlm
@@ -69,10 +80,41 @@ def test_video(plain, model, with_image):
         "pixel_values_videos": torch.randn(2 * 64, 3 * 2 * 4 * 4, generator=generator),
         "video_grid_thw": torch.tensor([[2, 8, 8]]),
         "second_per_grid_ts": torch.tensor([1.0]),
-        "mm_token_type_ids": (ids == 100).int() + 2 * (ids == VIDEO).int(),
+        "mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int(),
     }
     for ratio in (0.2, 0.5):
         check_both_calls(plain, model, inputs, ratio)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl"], indirect=True)
+@pytest.mark.parametrize("ratio", [0.2, 0.8])
+def test_images_of_different_sizes(plain, model, ratio):
+    """Sixteen and eight tokens: the floor leaves the small image whole."""
+    sixteen, eight = [IMAGE] * 16, [IMAGE] * 8
+    ids = torch.tensor([[BOS, 5, BEGIN_IMAGE, *sixteen, END_IMAGE, 6, BEGIN_IMAGE, *eight, END_IMAGE, 7, 8, 9]])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.randn(64 + 32, 3 * 2 * 4 * 4, generator=torch.Generator().manual_seed(5)),
+        "image_grid_thw": torch.tensor([[1, 8, 8], [1, 4, 8]]),
+        "mm_token_type_ids": (ids == IMAGE).int(),
+    }
+    assert select(plain, inputs, 0.2).keep[0, -12:].all()
+    check_both_calls(plain, model, inputs, ratio)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl"], indirect=True)
+def test_a_processor_that_gives_no_token_types(plain, model):
+    """Older processors: the model falls back to one-dimensional positions, pruned or not."""
+    inputs = make_batch("qwen2_5_vl", "left_padded")
+    del inputs["mm_token_type_ids"]
+    selection = select(plain, inputs, 0.5)
+    expected = masked_generate(plain, inputs, selection.keep, **GREEDY, max_new_tokens=5)
+    with torch.no_grad(), asymvlm.patch(model, vision=uniform(0.5)):
+        forward = model(**inputs).logits
+        found = model.generate(**inputs, **GREEDY, max_new_tokens=5)
+    assert_kept_logits(forward, masked_forward(plain, inputs, selection.keep), selection)
+    assert_close(torch.stack(found.logits, 1), torch.stack(expected.logits, 1))
 
 
 def test_the_first_argument_by_position(family, plain, model):
@@ -85,3 +127,20 @@ def test_the_first_argument_by_position(family, plain, model):
         logits = model(input_ids, **inputs, return_dict=False)[0]
         assert_kept_logits(logits, reference, selection)
         assert_close(model(input_ids, **inputs, logits_to_keep=1).logits, reference[:, -1:])
+
+
+def test_logits_asked_for_by_column_are_mapped_or_refused(family, plain, model):
+    """Columns of the original prompt do not exist in the pruned one: another token's logits would be silent."""
+    inputs = make_batch(family, "two_images")
+    selection = select(plain, inputs, 0.5)
+    columns = torch.tensor([selection.keep.shape[1] - 30, selection.keep.shape[1] - 1])
+    expected = masked_forward(plain, inputs, selection.keep)[:, columns]
+    with torch.no_grad(), asymvlm.patch(model, vision=uniform(0.5)):
+        try:
+            found = model(**inputs, logits_to_keep=columns).logits
+        except (ValueError, NotImplementedError) as error:
+            message = str(error)
+        else:
+            assert_close(found, expected)
+            return
+    assert "logits_to_keep" in message

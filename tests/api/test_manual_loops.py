@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from checks import assert_close, uniform
-from masked_reference import masked_greedy, select
+from checks import GREEDY, assert_close, uniform
+from masked_reference import masked_forward, masked_greedy, select
 from tiny import FAMILIES, make_batch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
@@ -127,3 +127,46 @@ def test_a_loop_goes_on_after_generate_was_called(family, plain, model):
         first = steps(loop, 3)
         model.generate(**make_batch(family, "two_images"), do_sample=False, max_new_tokens=3)
         assert_close(torch.cat([first, steps(loop, 3)], 1), expected)
+
+
+def test_a_loop_goes_on_from_the_cache_of_generate(family, plain, model):
+    inputs = make_batch(family, "left_padded")
+    _, expected = masked_greedy(plain, inputs, select(plain, inputs, 0.5).keep, steps=6)
+    with asymvlm.patch(model, vision=uniform(0.5)):
+        first = model.generate(**inputs, **GREEDY, max_new_tokens=3)
+        call = {
+            "input_ids": first.sequences[:, -1:],
+            "attention_mask": nn.functional.pad(inputs["attention_mask"], (0, 3), value=1),
+        }
+        found = steps(decode(model, call, cache=first.past_key_values), 3)
+    assert_close(found, expected[:, 3:])
+
+
+def test_several_tokens_at_once(family, plain, model):
+    inputs = make_batch(family, "left_padded")
+    ids, expected = masked_greedy(plain, inputs, select(plain, inputs, 0.5).keep, steps=6)
+    with torch.no_grad(), asymvlm.patch(model, vision=uniform(0.5)):
+        cache = model(**inputs, use_cache=True).past_key_values
+        mask = nn.functional.pad(inputs["attention_mask"], (0, 5), value=1)
+        found = model(input_ids=ids[:, :5], attention_mask=mask, past_key_values=cache).logits
+    assert_close(found, expected[:, 1:])
+
+
+def test_right_padded_prompts_go_on_behind_the_padding(family, plain, model):
+    if FAMILIES[family].mrope:
+        pytest.skip("transformers itself disagrees between a cached step and a whole forward here")
+    inputs = make_batch(family, "right_padded")
+    length = inputs["input_ids"].shape[1]
+    tokens = torch.randint(5, 90, (3, 4), generator=torch.Generator().manual_seed(6))
+    whole = {name: nn.functional.pad(value, (0, 4)) for name, value in inputs.items() if value.shape[1] == length}
+    whole = {**inputs, **whole, "input_ids": torch.cat([inputs["input_ids"], tokens], 1)}
+    whole["attention_mask"][:, length:] = 1
+    expected = masked_forward(plain, whole, select(plain, inputs, 0.5).keep)[:, -4:]
+    found = []
+    with torch.no_grad(), asymvlm.patch(model, vision=uniform(0.5)):
+        cache = model(**inputs, use_cache=True).past_key_values
+        for i in range(4):
+            mask = whole["attention_mask"][:, : length + i + 1]
+            out = model(input_ids=tokens[:, i : i + 1], attention_mask=mask, past_key_values=cache)
+            found.append(out.logits[:, -1])
+    assert_close(torch.stack(found, 1), expected)

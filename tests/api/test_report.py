@@ -138,3 +138,23 @@ def test_a_bypassed_call_reports_that_all_was_kept(family, model):
     assert report.kept == report.vision_tokens == [16, 16, 32]
     assert report.keep_ratio == [1.0] * 3
     assert report.flops_after == report.flops_before
+
+
+@pytest.mark.parametrize(
+    "ratio", [0.5, pytest.param(1.0, marks=pytest.mark.xfail(reason="padding is counted as real tokens"))]
+)
+def test_padding_is_not_counted_when_generate_infers_the_mask(family, model, ratio):
+    inputs = make_batch(family, "left_padded")
+    real = inputs.pop("attention_mask").sum(-1).tolist()
+    with asymvlm.patch(model, vision=uniform(ratio)) as handle:
+        model.generate(**inputs, max_new_tokens=2)
+    assert handle.last.tokens_before == real
+
+
+def test_bytes_count_every_beam(family, model):
+    inputs = make_batch(family, "single")
+    with asymvlm.patch(model, vision=uniform(0.5)) as handle:
+        model.generate(**inputs, max_new_tokens=3)
+        one = handle.last.kv_bytes
+        model.generate(**inputs, max_new_tokens=3, num_beams=3)
+    assert handle.last.kv_bytes == 3 * one
