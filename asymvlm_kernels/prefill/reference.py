@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 EPSILON = 1e-12  # norms are clamped from below, so a zero row scores 0
-ROWS = 512  # vision rows of one product: their fp32 copy stays in cache, and a normalised copy of V never exists
+ROWS = 512  # vision rows of one product, at most: their fp32 copy stays in cache; a normalised copy of V never exists
+COLUMNS = 16  # text columns of one product are a multiple: on a Zen 4 core MKL takes 2.1 ms for 30 and 1.4 ms for 32
 
 
 def fold_text(text: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
@@ -28,17 +29,19 @@ def score_tokens(
 ) -> torch.Tensor:
     """``s_i = max_j <v_i, t'_j> / ||v_i||``: equal to Eq. 1, which normalises and weights V instead."""
     B, N, _ = vision.shape
+    L = text.shape[1]
     scores = vision.new_full((B, N), float("-inf"), dtype=torch.float32)
-    if text.shape[1] == 0 or N == 0:
+    if L == 0 or N == 0:
         return scores
-    folded = fold_text(text, weight).mT  # (B, D, L)
-    for start in range(0, N, ROWS):
-        rows = vision[:, start : start + ROWS].float()
-        similarity = rows @ folded  # (B, rows, L)
+    folded = torch.nn.functional.pad(fold_text(text, weight), (0, 0, 0, -L % COLUMNS)).mT  # (B, D, L rounded up)
+    chunks = -(-N // ROWS)
+    for rows, out in zip(vision.tensor_split(chunks, dim=1), scores.tensor_split(chunks, dim=1), strict=True):
+        rows = rows.float()
+        similarity = (rows @ folded)[..., :L]  # (B, rows, L)
         if text_mask is not None:
             similarity = similarity.masked_fill_(~text_mask[:, None], float("-inf"))
         norm = torch.linalg.vector_norm(rows, dim=-1).clamp_min(EPSILON)
-        scores[:, start : start + ROWS] = similarity.amax(-1) / norm  # amax propagates NaN
+        out.copy_(similarity.amax(-1) / norm)  # amax propagates NaN
     return scores if vision_mask is None else scores.masked_fill_(~vision_mask, float("-inf"))
 
 
