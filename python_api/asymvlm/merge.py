@@ -36,6 +36,9 @@ def merge_embeddings(model: nn.Module, adapter: Adapter, inputs: Inputs) -> dict
         The decoder's keyword arguments: ``inputs_embeds`` ``(B, S, D)``, and what else the family computes
         (``position_ids``, masks, DeepStack features). No gradient is recorded.
     """
+    if adapter.merge is not None:
+        with torch.no_grad():
+            return adapter.merge(model, inputs)
     composite = adapter.composite_of(model)
     accepted = inspect.signature(type(composite).forward).parameters
     kwargs = {

@@ -17,6 +17,7 @@ from torch import nn
 
 from asymvlm.cache_state import find_cache, remember, repair_step, state_of
 from asymvlm.calls import Call, current_call, feed_prompt, in_flight, set_call
+from asymvlm.deepstack import deepstack_inputs
 from asymvlm.generation import (
     PromptStreamer,
     infer_attention_mask,
@@ -75,8 +76,9 @@ class PatchHandle:
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
         ]
-        self._window = sliding_window(cast("Any", model.config).get_text_config())
-        if self._window is not None and vision.positions == "keep":
+        text_config = cast("Any", model.config).get_text_config()
+        self._window = sliding_window(text_config) if vision.positions == "keep" else None
+        if self._window is not None or self.adapter.deepstack:
             text = self.adapter.text_of(model)
             self._hooks.append(text.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
         model.__dict__["generate"] = functools.update_wrapper(_Generate(self), cast("Any", model).generate)
@@ -157,16 +159,20 @@ class PatchHandle:
         return (), prompt.inputs
 
     def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Sliding layers: keep windows as wide as they were."""
+        """Hand the decoder what its composite cannot: thinned DeepStack rows, windows as wide as they were."""
         call, cache = current_call(), kwargs.get("past_key_values")
-        state = state_of(cache)
-        if state is None and call is not None and call.owner is self and call.prompt is not None:
-            state = call.prompt.state
-        if state is None or self._window is None:
+        prompt = call.prompt if call is not None and call.owner is self else None
+        state = prompt.state if prompt is not None else state_of(cache)
+        if state is None:
             return None
-        queries = kwargs["inputs_embeds"].shape[1]
-        masks = kwargs.get("attention_mask")
-        kwargs["attention_mask"] = tighten(masks, self._window, state.index, state.original_length, cache, queries)
+        batch, queries = kwargs["inputs_embeds"].shape[:2]
+        if prompt is not None and prompt.deepstack is not None:
+            past = 0 if cache is None else int(cache.get_seq_length())
+            if past < state.length:
+                kwargs |= deepstack_inputs(prompt.deepstack, past, queries, batch)
+        if self._window is not None:
+            masks, length = kwargs.get("attention_mask"), state.original_length
+            kwargs["attention_mask"] = tighten(masks, self._window, state.index, length, cache, queries)
         return args, kwargs
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

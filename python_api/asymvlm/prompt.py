@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from asymvlm.cache_state import PromptState
+from asymvlm.deepstack import DeepStack, prune_deepstack
 from asymvlm.images import grids_by_row, image_numbers
 from asymvlm.merge import merge_embeddings
 from asymvlm.models import adapter_for
@@ -25,6 +26,7 @@ class PrunedPrompt:
     inputs: dict[str, Any]  # inputs_embeds, attention_mask, position_ids, per-token inputs, and what was not ours
     input_ids: torch.Tensor  # (B, S'), the kept ids
     original_ids: torch.Tensor  # (B, S)
+    deepstack: DeepStack | None
     state: PromptState
     report: PruningReport
 
@@ -64,7 +66,7 @@ def prune_prompt(
     positions = _positions(adapter, inputs, record, mask, generating)
     structural = vision & _last_token(real)
     if adapter.protect:
-        structural |= vision & adapter.protect(model, input_ids)
+        structural |= vision & adapter.protect(model, input_ids, embeds)
     text = _text_mask(policy, real, vision)
     grids = adapter.grids(model, inputs)
     numbers = image_numbers(input_ids, vision, token_ids, grids)
@@ -111,8 +113,9 @@ def prune_prompt(
         image_grids=grids_by_row(numbers, input_ids, token_ids, grids),
         vision_flops=adapter.vision_flops(model, inputs),
     )
+    deepstack = prune_deepstack(record, pruned.index)
     state = PromptState(input_ids.shape[1], pruned.index, carried["attention_mask"], next_position)
-    return PrunedPrompt(forwarded, pruned.carry["input_ids"], input_ids, state, report)
+    return PrunedPrompt(forwarded, pruned.carry["input_ids"], input_ids, deepstack, state, report)
 
 
 def untouched_report(model: nn.Module, adapter: Adapter, policy: VisionPruning, inputs: Inputs) -> PruningReport:

@@ -36,7 +36,7 @@ class Adapter:
 
     model_type: str  # config.model_type
     composite: str = "model"  # the module that merges features into the embeddings
-    text: str = "language_model"  # the decoder inside the composite
+    text: str = "language_model"  # the decoder inside the composite; "" where they are one module
     vision_ids: tuple[str, ...] = ("image_token_id",)  # config names of the placeholder ids
     triggers: tuple[str, ...] = ("pixel_values",)  # inputs that mean "there is an image"
     drop: tuple[str, ...] = VISION_INPUTS  # inputs never forwarded once the sequence is pruned
@@ -46,7 +46,11 @@ class Adapter:
     mrope: bool = False  # positions have an axis of their own: (3, B, S)
     grids: Callable[[nn.Module, Inputs], Grids] = no_grids  # token grids of the call's images
     vision_flops: Callable[[nn.Module, Inputs], int | None] = lambda model, inputs: None
-    protect: Callable[[nn.Module, torch.Tensor], torch.Tensor] | None = None  # input_ids -> structural tokens
+    # (model, input_ids, embeds) -> (B, S) bool: structural tokens, never pruned and not counted
+    protect: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    # (model, inputs) -> {"inputs_embeds": ...}, for a composite that merges and decodes in one module
+    merge: Callable[[nn.Module, Inputs], dict[str, Any]] | None = None
+    deepstack: bool = False  # the decoder adds tower features after its first layers
 
     def composite_of(self, model: nn.Module) -> nn.Module:
         return model.get_submodule(self.composite)
