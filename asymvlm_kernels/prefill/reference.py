@@ -67,12 +67,12 @@ def importance_gap(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Ten
     return (high - low).masked_fill(count == 0, float("nan")).squeeze(-1)
 
 
-def select_tokens(
-    scores: torch.Tensor, counts: torch.Tensor, mask: torch.Tensor | None, capacity: int
-) -> torch.Tensor:
-    """The ``counts`` best of each row, ascending, padded with -1 to ``capacity``: stable sort, lowest index wins a tie."""
+def select_tokens(scores: torch.Tensor, counts: torch.Tensor, mask: torch.Tensor | None, capacity: int) -> torch.Tensor:
+    """The ``counts`` best of each row, ascending, padded with -1 to ``capacity``. Stable sort: lowest index wins."""
     order = order_key(scores, mask).argsort(dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(scores.shape[1], device=scores.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(scores.shape[1], device=scores.device).expand_as(order)
+    )
     keep = rank < counts.clamp_max(capacity)[:, None]
     return compact(keep if mask is None else keep & mask, capacity)
 
