@@ -10,15 +10,20 @@ from asymvlm.models.adapter import Grid, Grids
 
 
 def image_numbers(
-    input_ids: torch.Tensor, vision: torch.Tensor, token_ids: Mapping[str, int], grids: Grids
+    input_ids: torch.Tensor,
+    vision: torch.Tensor,
+    separators: torch.Tensor,
+    token_ids: Mapping[str, int],
+    grids: Grids,
 ) -> torch.Tensor:
-    """Number the image of every vision token.
+    """Number the grid (the image, where images have one) of every vision token.
 
-    Features fill the placeholders of their kind in row-major order, so the n-th token of a kind belongs to the image
-    that holds the n-th feature. A kind without grids is numbered by contiguous runs.
+    Features fill the placeholders of their kind in row-major order, so the n-th token of a kind belongs to the grid
+    that holds the n-th feature; separators are in no grid and go with the token before. A kind without grids is
+    numbered by contiguous runs.
 
     Args:
-        input_ids: ``(B, S)``. vision: ``(B, S)`` bool.
+        input_ids: ``(B, S)``. vision, separators: ``(B, S)`` bool, the second a part of the first.
         token_ids: placeholder id by config name. grids: token grids by the same names.
     Returns:
         ``(B, S)`` int64, -1 where ``vision`` is False. Numbers are distinct between kinds, not consecutive in a row.
@@ -29,7 +34,7 @@ def image_numbers(
         kind = vision & (input_ids == token_id)
         if name in grids:
             sizes = torch.tensor([rows * columns for rows, columns in grids[name]], device=input_ids.device)
-            place = kind.flatten().cumsum(0).view_as(input_ids) - 1
+            place = (kind & ~separators).flatten().cumsum(0).view_as(input_ids) - 1
             number = torch.searchsorted(sizes.cumsum(0), place, right=True)
         else:
             starts = kind.clone()

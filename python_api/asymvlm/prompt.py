@@ -64,12 +64,13 @@ def prune_prompt(
     record = merge_embeddings(model, adapter, inputs)
     embeds = record["inputs_embeds"].detach()
     positions = _positions(adapter, inputs, record, mask, generating)
-    structural = vision & _last_token(real)
+    separators = torch.zeros_like(vision)
     if adapter.protect:
-        structural |= vision & adapter.protect(model, input_ids, embeds)
+        separators = vision & adapter.protect(model, inputs, embeds)
+    structural = separators | vision & _last_token(real)
     text = _text_mask(policy, real, vision)
     grids = adapter.grids(model, inputs)
-    numbers = image_numbers(input_ids, vision, token_ids, grids)
+    numbers = image_numbers(adapter.unify(input_ids), vision, separators, token_ids, grids)
     config: Any = model.config
     text_config = config.get_text_config()
     per_token = {name: inputs[name] for name in adapter.per_token if inputs.get(name) is not None}
@@ -80,7 +81,7 @@ def prune_prompt(
         None if policy.scorer is None else policy.scorer.detach().to(embeds.device),
         policy.budget,
         protect=(real & ~vision) | structural,
-        groups=numbers,
+        groups=numbers // adapter.views,
         per_image=policy.per_image,
         carry={"input_ids": input_ids, "position_ids": positions, **per_token},
         carry_pad={"input_ids": getattr(text_config, "pad_token_id", None) or 0, **adapter.per_token},

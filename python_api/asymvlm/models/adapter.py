@@ -30,6 +30,10 @@ def no_grids(model: nn.Module, inputs: Inputs) -> Grids:
     return {}
 
 
+def same_ids(input_ids: torch.Tensor) -> torch.Tensor:
+    return input_ids
+
+
 @dataclass(frozen=True)
 class Adapter:
     """Facts of one family, read by `asymvlm.merge`, `asymvlm.prompt` and `asymvlm.patch`."""
@@ -38,6 +42,7 @@ class Adapter:
     composite: str = "model"  # the module that merges features into the embeddings
     text: str = "language_model"  # the decoder inside the composite; "" where they are one module
     vision_ids: tuple[str, ...] = ("image_token_id",)  # config names of the placeholder ids
+    unify: Callable[[torch.Tensor], torch.Tensor] = same_ids  # input_ids, placeholders of one kind given one id
     triggers: tuple[str, ...] = ("pixel_values",)  # inputs that mean "there is an image"
     drop: tuple[str, ...] = VISION_INPUTS  # inputs never forwarded once the sequence is pruned
     per_token: Mapping[str, int] = field(default_factory=dict)  # inputs of shape (B, S) -> value where padded
@@ -46,8 +51,9 @@ class Adapter:
     mrope: bool = False  # positions have an axis of their own: (3, B, S)
     grids: Callable[[nn.Module, Inputs], Grids] = no_grids  # token grids of the call's images
     vision_flops: Callable[[nn.Module, Inputs], int | None] = lambda model, inputs: None
-    # (model, input_ids, embeds) -> (B, S) bool: structural tokens, never pruned and not counted
-    protect: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    views: int = 1  # grids an image consists of: 2 for crops and a global view
+    # (model, inputs, embeds) -> (B, S) bool: structural tokens, never pruned and in no grid
+    protect: Callable[[nn.Module, Inputs, torch.Tensor], torch.Tensor] | None = None
     # (model, inputs) -> {"inputs_embeds": ...}, for a composite that merges and decodes in one module
     merge: Callable[[nn.Module, Inputs], dict[str, Any]] | None = None
     deepstack: bool = False  # the decoder adds tower features after its first layers
@@ -65,7 +71,7 @@ class Adapter:
 
     def vision_mask(self, model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
         """``(B, S)`` bool: where the composite writes vision features."""
-        mask = torch.zeros_like(input_ids, dtype=torch.bool)
+        mask, unified = torch.zeros_like(input_ids, dtype=torch.bool), self.unify(input_ids)
         for token_id in self.token_ids(model).values():
-            mask |= input_ids == token_id
+            mask |= unified == token_id
         return mask
