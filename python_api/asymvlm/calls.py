@@ -20,7 +20,7 @@ class Call:
     """It lives in a context variable, so threads do not see each other's, and dies with the call."""
 
     owner: object  # the handle whose model is called
-    report: PruningReport
+    report: PruningReport | None
     prompt: PrunedPrompt | None  # None: the call is left alone and only its cache is measured
     phase: str  # "prefill", "measure" (its last chunk runs), "decode"; "forward" for a plain call
     outer: Call | None = None  # the call, of another patched model, that this one runs inside

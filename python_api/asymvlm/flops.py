@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 
 def layer_flops(n: int, d: int, m: int, *, span: int | None = None) -> int:
     """One decoder layer: ``4nd^2 + 2n^2d + 3ndm`` (projections, attention, gated MLP), as in the paper.
@@ -35,5 +37,25 @@ def cache_bytes(cache: Any) -> int | None:
     layers = getattr(cache, "layers", None)
     if layers is None:
         return None
-    tensors = (getattr(layer, name, None) for layer in layers for name in ("keys", "values"))
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+    return sum(tensor.numel() * tensor.element_size() for layer in layers for tensor in _tensors(layer))
+
+
+def unpruned_cache_bytes(cache: Any, dropped: int, window: int | None) -> int | None:
+    """Bytes the same cache would hold with ``dropped`` more columns a layer; sliding layers stop at their window."""
+    if cache_bytes(cache) is None:
+        return None
+    total = 0
+    for layer in cache.layers:
+        for tensor in _tensors(layer):
+            columns = tensor.shape[-2]
+            wanted = columns + dropped
+            if window is not None and getattr(layer, "is_sliding", False):
+                # a growing layer keeps the window less the token to come, a static one all of it
+                wanted = max(columns, min(wanted, window if hasattr(layer, "max_cache_len") else window - 1))
+            total += tensor.numel() // columns * wanted * tensor.element_size()
+    return total
+
+
+def _tensors(layer: Any) -> list[torch.Tensor]:
+    tensors = (getattr(layer, name, None) for name in ("keys", "values"))
+    return [tensor for tensor in tensors if tensor is not None and tensor.numel()]

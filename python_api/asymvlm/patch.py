@@ -113,13 +113,13 @@ class PatchHandle:
             raise NotImplementedError("generate() cannot go on from a pruned cache yet: pass the whole conversation")
         if not self.enabled or not has_images(self.adapter, call):
             return original(*args, **kwargs)
+        if call.get("attention_mask") is None and call.get("input_ids") is not None:
+            call["attention_mask"] = infer_attention_mask(self.model, call)
         if self.vision.bypassed:
             self.last = untouched_report(self.model, self.adapter, self.vision, call)
             with in_flight(Call(self, self.last, None, "measure")):
                 return original(*args, **kwargs)
         _check_call(call)
-        if call.get("attention_mask") is None:
-            call["attention_mask"] = infer_attention_mask(self.model, call)
         accepted = inspect.signature(type(self.model).forward).parameters
         inputs = {name: value for name, value in call.items() if name in accepted}
         prompt = prune_prompt(self.model, self.adapter, self.vision, inputs, generating=True)
@@ -136,8 +136,13 @@ class PatchHandle:
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = current_call()
+        if call is not None and call.owner is self and call.phase == "forward":
+            call = call.outer  # an interrupted forward, whose hook never ran, left its call behind
+            set_call(call)
         if call is not None and call.owner is self:
-            return (args, feed_prompt(module, call, kwargs)) if call.phase == "prefill" else None
+            # a step without a cache after some with one: LongRoPE passed its switch and starts over
+            starts_over = call.prompt is not None and kwargs.get("past_key_values") is None
+            return (args, feed_prompt(module, call, kwargs)) if call.phase == "prefill" or starts_over else None
         if args:
             kwargs = _named(type(module).forward, module, args, kwargs)
         state = state_of(kwargs.get("past_key_values"))
@@ -180,7 +185,8 @@ class PatchHandle:
         if call is None or call.owner is not self or call.phase in ("prefill", "decode"):
             return
         cache = find_cache(output)
-        call.report.measure(cache)
+        if call.report is not None:
+            call.report.measure(cache)
         if call.phase == "measure":
             call.phase = "decode"  # a constant from here on: torch.compile would guard on a number that changes
             return

@@ -119,9 +119,12 @@ def prune_prompt(
     return PrunedPrompt(forwarded, pruned.carry["input_ids"], input_ids, deepstack, state, report)
 
 
-def untouched_report(model: nn.Module, adapter: Adapter, policy: VisionPruning, inputs: Inputs) -> PruningReport:
-    """The report of a call that a keep ratio of 1 left alone."""
-    input_ids, mask = check_prompt(inputs)
+def untouched_report(model: nn.Module, adapter: Adapter, policy: VisionPruning, inputs: Inputs) -> PruningReport | None:
+    """The report of a call that a keep ratio of 1 left alone; None where pruning could not read the call."""
+    try:
+        input_ids, mask = check_prompt(inputs)
+    except ValueError:
+        return None
     real = mask.bool()
     num_vision = (adapter.vision_mask(model, input_ids) & real).sum(-1)
     places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)

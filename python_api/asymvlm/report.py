@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from asymvlm.flops import cache_bytes, decoder_flops
+from asymvlm.flops import cache_bytes, decoder_flops, unpruned_cache_bytes
 from asymvlm.models.adapter import Grid
+from asymvlm.windows import sliding_window
 from asymvlm_kernels import Budget, ThresholdBudget
 from asymvlm_kernels.budget import TIERS
 
@@ -36,13 +37,13 @@ class PruningReport:
     image_grids: list[list[Grid]] | None = None  # of each row's images: rows and columns of vision tokens
     vision_flops: int | None = None  # the vision tower's work, which pruning does not save; None where unknown
     kv_bytes: int | None = None  # K and V as the cache held them after prefill
-    kv_bytes_before: int | None = None  # the same cache's bytes a position, times the unpruned length
+    kv_bytes_before: int | None = None  # what the same cache would hold for the unpruned prompt
 
     def measure(self, cache: Any) -> None:
         """Record the bytes a cache holds; called once, after prefill."""
         self.kv_bytes = cache_bytes(cache)
-        if self.kv_bytes is not None:
-            self.kv_bytes_before = self.kv_bytes * self.columns_before // self.index.shape[1]
+        dropped = self.columns_before - self.index.shape[1]
+        self.kv_bytes_before = unpruned_cache_bytes(cache, dropped, sliding_window(self.text_config))
 
     @cached_property
     def tokens_before(self) -> list[int]:

@@ -116,7 +116,6 @@ def test_the_call_after_a_failed_one_is_right(family, plain, model, where):
     assert torch.equal(ids, masked_generate(plain, inputs, selection.keep, do_sample=False, max_new_tokens=4))
 
 
-@pytest.mark.xfail(reason="the forward hook does not run after a KeyboardInterrupt: the next call is not pruned")
 def test_the_call_after_an_interrupted_one_is_right(family, plain, model):
     inputs = make_batch(family, "single")
     selection = select(plain, inputs, 0.5)

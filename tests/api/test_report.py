@@ -140,9 +140,7 @@ def test_a_bypassed_call_reports_that_all_was_kept(family, model):
     assert report.flops_after == report.flops_before
 
 
-@pytest.mark.parametrize(
-    "ratio", [0.5, pytest.param(1.0, marks=pytest.mark.xfail(reason="padding is counted as real tokens"))]
-)
+@pytest.mark.parametrize("ratio", [0.5, 1.0])
 def test_padding_is_not_counted_when_generate_infers_the_mask(family, model, ratio):
     inputs = make_batch(family, "left_padded")
     real = inputs.pop("attention_mask").sum(-1).tolist()
