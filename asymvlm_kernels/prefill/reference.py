@@ -88,8 +88,13 @@ def compact(keep: torch.Tensor, capacity: int) -> torch.Tensor:
 
 def gather_rows(rows: torch.Tensor, index: torch.Tensor, pad: float) -> torch.Tensor:
     """``out[b, k] = rows[b, index[b, k]]``; an index of -1 gives a row of ``pad``."""
-    batch = torch.arange(rows.shape[0], device=rows.device)[:, None]
-    if rows.shape[1] == 0:
+    B, S = rows.shape[:2]
+    if S == 0:
         return rows.new_full((*index.shape, *rows.shape[2:]), pad)
-    missing = (index < 0).view(*index.shape, *(1,) * (rows.ndim - 2))
-    return rows[batch, index.clamp_min(0)].masked_fill_(missing, pad)
+    place = index.clamp_min(0) + S * torch.arange(B, device=rows.device)[:, None]  # in the rows of all samples
+    out = rows.reshape(B * S, *rows.shape[2:]).index_select(0, place.flatten()).view(*index.shape, *rows.shape[2:])
+    missing = index < 0
+    if rows.device.type == "cpu":  # a mask over all elements takes 4 times the copy; `nonzero` would synchronise a GPU
+        out.flatten(0, 1).index_fill_(0, missing.flatten().nonzero()[:, 0], pad)
+        return out
+    return out.masked_fill_(missing.view(*index.shape, *(1,) * (rows.ndim - 2)), pad)
