@@ -21,13 +21,13 @@ except ImportError as error:
         constexpr = object
 
         @staticmethod
-        def jit(function: Any) -> Any:
-            return function
+        def jit(function: Any = None, **options: Any) -> Any:
+            return function if function is not None else lambda decorated: decorated
 
         def __getattr__(self, name: str) -> None:
             return None
 
-    triton = tl = _Missing()  # type: ignore[assignment]
+    triton = tl = _Missing()
 
 # Triton reads the variable when a kernel is decorated: it has to be set before this package is imported.
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "0") == "1"

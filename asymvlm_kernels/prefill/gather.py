@@ -2,11 +2,91 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
 import torch
 
 from asymvlm_kernels._checks import check_device, check_dtype, check_no_grad, check_shape
+from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.dispatch import define_op
 from asymvlm_kernels.prefill import reference
+from asymvlm_kernels.tuning.prefill import gather_config, row_vector
+
+WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # a copy moves bits, whatever they mean
+
+
+@triton.jit(do_not_specialize=["K", "pad"])
+def _gather_rows_kernel(
+    rows_ptr,
+    index_ptr,
+    out_ptr,
+    stride_rb,
+    stride_rs,
+    stride_rd,
+    stride_ib,
+    stride_ik,
+    K,
+    pad,
+    D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    # one program copies BLOCK_D columns of BLOCK_K kept rows
+    tiles_k = tl.cdiv(K, BLOCK_K)
+    pid_b = (tl.program_id(0) // tiles_k).to(tl.int64)
+    offs_k = (tl.program_id(0) % tiles_k) * BLOCK_K + tl.arange(0, BLOCK_K)  # [BLOCK_K]
+    offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)  # [BLOCK_D]
+    mask_k = offs_k < K
+    mask_d = offs_d < D
+    src = tl.load(index_ptr + pid_b * stride_ib + offs_k * stride_ik, mask=mask_k, other=-1)
+    # int64: B * S * D may pass 2**31
+    row = tl.multiple_of(pid_b * stride_rb + src * stride_rs, VECTOR)  # [BLOCK_K]
+    col = offs_d.to(tl.int64) * stride_rd
+    word = tl.full((), pad, tl.int64).to(out_ptr.dtype.element_ty)
+    keep = (src >= 0)[:, None] & mask_d[None, :]
+    tile = tl.load(rows_ptr + row[:, None] + col[None, :], mask=keep, other=word)
+    out = (pid_b * K + offs_k) * D  # [BLOCK_K]
+    tl.store(out_ptr + out[:, None] + offs_d[None, :], tile, mask=mask_k[:, None] & mask_d[None, :])
+
+
+def _gather_rows_triton(rows: torch.Tensor, index: torch.Tensor, pad: float) -> torch.Tensor:
+    out = torch.empty((*index.shape, *rows.shape[2:]), dtype=rows.dtype, device=rows.device)
+    if rows.is_complex():
+        return reference.gather_rows(rows, index, pad)
+    if out.numel() == 0:
+        return out
+    B, K = index.shape
+    D = math.prod(rows.shape[2:])
+    word = WORDS[rows.itemsize]
+    source = rows.view(word).reshape(B, rows.shape[1], D)  # copies where the trailing axes are not one axis in memory
+    config = gather_config(D, rows.itemsize)
+    _gather_rows_kernel[(B * triton.cdiv(K, config.block_k), triton.cdiv(D, config.block_d))](
+        source,
+        index,
+        out.view(word),
+        *source.stride(),
+        *index.stride(),
+        K,
+        _bits(pad, math.copysign(1, pad), rows.dtype),
+        D=D,
+        BLOCK_K=config.block_k,
+        BLOCK_D=config.block_d,
+        VECTOR=row_vector(source),
+        num_warps=config.num_warps,
+    )
+    return out
+
+
+@functools.lru_cache(maxsize=64)
+def _bits(pad: float, sign: float, dtype: torch.dtype) -> int:
+    """``pad`` as a number of ``dtype``, read as a signed integer of that size. Touches host memory only.
+
+    ``sign`` keeps -0 and 0 apart in the cache.
+    """
+    word = torch.zeros(1, dtype=dtype).masked_fill_(torch.ones(1, dtype=torch.bool), pad)
+    return int.from_bytes(bytes(word.untyped_storage()), "little", signed=True)
 
 
 def _gather_rows_fake(rows: torch.Tensor, index: torch.Tensor, pad: float) -> torch.Tensor:
@@ -16,7 +96,7 @@ def _gather_rows_fake(rows: torch.Tensor, index: torch.Tensor, pad: float) -> to
 _gather_rows = define_op(
     "gather_rows(Tensor rows, Tensor index, Scalar pad) -> Tensor",
     reference=reference.gather_rows,
-    triton=None,
+    triton=_gather_rows_triton,
     fake=_gather_rows_fake,
 )
 
@@ -25,7 +105,8 @@ def gather_rows(rows: torch.Tensor, index: torch.Tensor, *, pad: float = 0) -> t
     """Gather the kept rows of any per-token tensor.
 
     Args:
-        rows: ``(B, S, ...)``, any dtype and strides.
+        rows: ``(B, S, ...)``, any dtype and strides. Rows are read where they lie, unless their own axes do not form
+            one axis in memory: then ``rows`` is copied first.
         index: ``(B, K)`` int64 in ``[-1, S)``. Values are not checked: that would synchronise.
         pad: what a row of index -1 is filled with.
     Returns:

@@ -1,0 +1,1 @@
+"""Launch configurations: frozen dataclasses, one file a phase, a reason beside each threshold."""
