@@ -164,7 +164,9 @@ def _check(
     for name, tensor in carry.items():
         if tensor.shape[:2] != embeds.shape[:2] and not _is_stacked(tensor, embeds):
             B, S = embeds.shape[:2]
-            raise ValueError(f"carry[{name!r}] must have shape ({B}, {S}, ...) or (R, {B}, {S}), got {tuple(tensor.shape)}")
+            raise ValueError(
+                f"carry[{name!r}] must have shape ({B}, {S}, ...) or (R, {B}, {S}), got {tuple(tensor.shape)}"
+            )
         check_device(f"carry[{name!r}]", tensor, embeds)
     check_no_grad("prune_sequence", embeds=embeds, **carry)
     if padding_side not in PADDING_SIDES:
