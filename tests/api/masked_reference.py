@@ -7,13 +7,12 @@ Nothing here imports the library under test.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from tiny import EOS, IMAGE, TOKENS_PER_IMAGE, VIDEO, text_layers
+from tiny import EOS, IMAGE, VIDEO, family_of, text_layers, vision_columns
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
@@ -51,7 +50,7 @@ def closed_columns(model: PreTrainedModel, keep: Tensor) -> Iterator[None]:
 
     AttentionInterface.register(_NAME, attend)
     AttentionMaskInterface.register(_NAME, eager_mask)  # without it a custom attention function gets no mask at all
-    modules = model.get_decoder().modules()
+    modules = [model.get_decoder(), *text_layers(model).modules()]
     configs = [model.config.get_text_config(), *(module.config for module in modules if hasattr(module, "config"))]
     before = [config._attn_implementation for config in configs]
     try:
@@ -85,9 +84,9 @@ def masked_greedy(
 
     ``position_ids`` of the prompt, 1-D or M-RoPE, are continued by one a step; by default they are the model's own.
     """
-    inputs = dict(inputs)
-    if position_ids is None and not hasattr(model.model, "get_rope_index"):
-        position_ids = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)  # what generate passes
+    inputs, family = dict(inputs), family_of(model)
+    if position_ids is None and not family.mrope:
+        position_ids = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0) + family.first_position  # as in generate
     logits = []
     for _ in range(steps):
         extra = {} if position_ids is None else {"position_ids": position_ids}
@@ -95,7 +94,12 @@ def masked_greedy(
         token = logits[-1].argmax(-1, keepdim=True)
         assert not (token == EOS).any(), "generate would stop here: draw other weights"
         inputs["input_ids"] = torch.cat([inputs["input_ids"], token], 1)
-        for name, value in (("attention_mask", 1), ("token_type_ids", 0), ("mm_token_type_ids", 0)):
+        for name, value in {
+            "attention_mask": 1,
+            "token_type_ids": 0,
+            "mm_token_type_ids": 0,
+            **family.generated,
+        }.items():
             if name in inputs:
                 inputs[name] = nn.functional.pad(inputs[name], (0, 1), value=value)
         if position_ids is not None:
@@ -170,37 +174,32 @@ def select(
     The last real token predicts the answer: where it is vision it is kept and takes no part in the count.
     """
     ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
-    vision = ((ids == IMAGE) | (ids == VIDEO)) & real
-    text = real & ~vision if text_mask is None else text_mask & real & ~vision
-    vision &= real.flip(-1).cumsum(-1).flip(-1) != 1
+    text = real & (ids != IMAGE) & (ids != VIDEO)
+    text = text if text_mask is None else text_mask & text
+    last = real & (real.flip(-1).cumsum(-1).flip(-1) == 1)
+    images = [
+        [[column for column in image if real[b, column] and not last[b, column]] for image in row]
+        for b, row in enumerate(vision_columns(model, ids))
+    ]
     embeds = merged_embeddings(model, inputs)
     keep, scores = real.clone(), torch.full(ids.shape, -torch.inf, dtype=torch.double)
     gaps, kept = [], []
     for b in range(len(ids)):
-        columns = vision[b].nonzero()[:, 0].tolist()
+        columns = [column for image in images[b] for column in image]
         if not columns or not text[b].any():
             gaps.append(float("nan"))
             kept.append(len(columns))
             continue
-        scores[b] = importance(embeds[b], vision[b], text[b], weight)
+        vision = torch.zeros_like(text[b])
+        vision[columns] = True
+        scores[b] = importance(embeds[b], vision, text[b], weight)
         gaps.append(importance_gap(scores[b, columns]))
-        best = _best(scores[b], _images(ids[b], columns), ratio(gaps[-1]) if callable(ratio) else ratio)
+        best = _best(scores[b], images[b], ratio(gaps[-1]) if callable(ratio) else ratio)
         keep[b, columns] = False
         keep[b, best] = True
         kept.append(len(best))
-    return Selection(keep, index_of(keep, real), scores, gaps, vision.sum(-1).tolist(), kept)
-
-
-def _images(ids: Tensor, columns: list[int]) -> list[list[int]]:
-    """Columns of each image: runs of placeholders, cut where images stand side by side; a video is one run."""
-    runs = [[columns[0]]]
-    for previous, column in itertools.pairwise(columns):
-        is_next = column == previous + 1 and ids[column] == ids[previous]
-        is_full = ids[column] == IMAGE and len(runs[-1]) == TOKENS_PER_IMAGE
-        if not is_next or is_full:
-            runs.append([])
-        runs[-1].append(column)
-    return runs
+    vision_counts = [sum(map(len, row)) for row in images]
+    return Selection(keep, index_of(keep, real), scores, gaps, vision_counts, kept)
 
 
 def _best(scores: Tensor, images: list[list[int]], ratio: float) -> list[int]:

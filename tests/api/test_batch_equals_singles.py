@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from checks import GREEDY, assert_close, one_tier_each
 from masked_reference import select
@@ -13,6 +14,7 @@ from asymvlm import VisionPruning
 TIERS = ["conservative", "moderate", "aggressive"]
 
 
+@pytest.mark.every_family
 def test_generated_ids_and_logits(family, plain, model):
     inputs = make_batch(family, "left_padded")
     gaps = select(plain, inputs, 1.0).gap
@@ -31,6 +33,7 @@ def test_generated_ids_and_logits(family, plain, model):
     assert len({kept / tokens for kept, tokens in zip(in_batch.kept, in_batch.vision_tokens, strict=True)}) == 3
 
 
+@pytest.mark.every_family
 def test_forward_logits(family, plain, model):
     inputs = make_batch(family, "right_padded")
     budget = one_tier_each(select(plain, inputs, 1.0).gap)

@@ -15,8 +15,9 @@ def half(inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-@pytest.mark.parametrize("batch", ["single", "left_padded", "two_images"])
+@pytest.mark.parametrize("batch", ["single", "left_padded"])
 def test_selection_and_dtype(family, model, batch, dtype):
     model.to(dtype)
     inputs = half(make_batch(family, batch), dtype)

@@ -13,8 +13,7 @@ from tiny import (
     END_IMAGE,
     FAMILIES,
     IMAGE,
-    TOKENS_PER_IMAGE,
-    VIDEO,
+    Images,
     make_batch,
     make_inputs,
 )
@@ -65,23 +64,18 @@ def test_a_hole_in_the_mask(family, plain, model):
     check_both_calls(plain, model, inputs)
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl"], indirect=True)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if FAMILIES[name].video], indirect=True)
 @pytest.mark.parametrize("with_image", [False, True])
-def test_video(plain, model, with_image):
-    """Two temporal patches of 4x4 tokens, on their own time axis; an image before it fills another placeholder."""
-    inputs = make_batch("qwen2_5_vl", "single")
-    image = inputs["input_ids"][0].tolist() if with_image else [BOS]
-    ids = torch.tensor([[*image, 60, *[VIDEO] * 2 * TOKENS_PER_IMAGE, 61, 62, 63]])
-    generator = torch.Generator().manual_seed(4)
-    inputs = inputs if with_image else {}
-    inputs |= {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "pixel_values_videos": torch.randn(2 * 64, 3 * 2 * 4 * 4, generator=generator),
-        "video_grid_thw": torch.tensor([[2, 8, 8]]),
-        "second_per_grid_ts": torch.tensor([1.0]),
-        "mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int(),
-    }
+def test_video(family, plain, model, with_image):
+    """A video of its own placeholder, alone and behind an image."""
+    image = make_batch(family, "single")
+    before = image["input_ids"][0].tolist() if with_image else [BOS]
+    video, extra = FAMILIES[family].video(Images(1, seed=4))
+    ids = torch.tensor([[*before, 60, *video, 61, 62, 63]])
+    types = FAMILIES[family].processor(ids, Images(0))
+    inputs = {name: value for name, value in types.items() if value.shape == ids.shape}
+    inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids), **extra}
+    inputs = {**image, **inputs} if with_image else inputs
     for ratio in (0.2, 0.5):
         check_both_calls(plain, model, inputs, ratio)
 

@@ -12,6 +12,7 @@ from asymvlm import VisionPruning
 from asymvlm_kernels import ThresholdBudget
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("batch", FORWARDED)
 def test_logits_and_loss_are_bitwise_the_models(family, plain, model, batch):
     inputs = make_batch(family, batch)
@@ -23,6 +24,7 @@ def test_logits_and_loss_are_bitwise_the_models(family, plain, model, batch):
     assert torch.equal(found.loss, expected.loss)
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("batch", GENERATED)
 def test_generation_is_bitwise_the_models(family, plain, model, batch):
     inputs = make_batch(family, batch)

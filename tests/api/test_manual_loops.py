@@ -21,7 +21,7 @@ def positions_of(family: str, model: PreTrainedModel, inputs: dict[str, Tensor])
     if FAMILIES[family].mrope:
         names = ("input_ids", "attention_mask", "image_grid_thw", "mm_token_type_ids")
         return model.model.get_rope_index(**{name: inputs[name] for name in names})[0]
-    return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0) + FAMILIES[family].first_position
 
 
 def decode(

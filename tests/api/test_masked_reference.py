@@ -15,7 +15,7 @@ from masked_reference import (
     masked_greedy,
     select,
 )
-from tiny import BATCHES, IMAGE, make_batch, single_rows, text_layers
+from tiny import BATCHES, make_batch, single_rows, text_layers, vision_columns
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -44,6 +44,7 @@ def test_keeping_every_token_is_the_plain_forward(family, plain, batch):
     torch.testing.assert_close(found[real], expected[real], rtol=0, atol=1e-5)
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("batch", ["single", "two_images", "left_padded", "image_free_row"])
 def test_keeping_every_token_is_plain_greedy_generation(family, plain, batch):
     inputs = make_batch(family, batch)
@@ -57,6 +58,7 @@ def test_keeping_every_token_is_plain_greedy_generation(family, plain, batch):
     assert all(len(set(row)) > 2 for row in ids.tolist()), "a constant answer would hide errors"
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("batch", ["single", "left_padded", "right_padded"])
 def test_only_kept_tokens_reach_kept_logits(family, plain, batch):
     inputs = make_batch(family, batch)
@@ -67,7 +69,9 @@ def test_only_kept_tokens_reach_kept_logits(family, plain, batch):
     torch.testing.assert_close(without_dropped[keep], logits[keep], rtol=0, atol=1e-5)
     with torch.no_grad():
         assert (plain(**inputs).logits - logits)[keep].abs().max() > 0.1, "dropping half must matter"
-    for column in (keep & (inputs["input_ids"] == IMAGE))[0].nonzero()[:, 0].tolist():
+    for column in sum(vision_columns(plain, inputs["input_ids"])[0], []):
+        if not keep[0, column]:
+            continue
         noisy = torch.zeros_like(keep)
         noisy[0, column] = True
         assert (logits_with_noise(plain, inputs, keep, noisy) - logits)[keep & ~noisy].abs().max() > 1e-3
@@ -126,7 +130,7 @@ def test_count_gap_and_padding_by_hand():
 def test_every_image_keeps_its_best_eight(family, plain, ratio, kept):
     inputs = make_batch(family, "two_images")
     selection = select(plain, inputs, ratio)
-    columns = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0].view(2, 16)
+    columns = torch.tensor(vision_columns(plain, inputs["input_ids"])[0])
     per_image = selection.keep[0, columns].sum(-1).tolist()
     assert per_image == kept if len(kept) == 2 else sum(per_image) == kept[0] and min(per_image) >= 8
     for image in columns:

@@ -36,6 +36,7 @@ def watch(family: str, model: PreTrainedModel) -> Iterator[tuple[list[list[int]]
             hook.remove()
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("batch", GENERATED)
 def test_forward_runs_the_tower_once_and_the_decoder_on_kept_tokens(family, plain, model, batch):
     inputs = make_batch(family, batch)
@@ -50,6 +51,7 @@ def test_forward_runs_the_tower_once_and_the_decoder_on_kept_tokens(family, plai
     assert [layer.values.shape[2] for layer in out.past_key_values.layers] == [kept] * len(lengths)
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("batch", GENERATED)
 def test_generate_prefills_kept_tokens_once_then_single_tokens(family, plain, model, batch):
     inputs = make_batch(family, batch)

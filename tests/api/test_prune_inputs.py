@@ -12,7 +12,7 @@ import torch
 from checks import FORWARDED, assert_kept_logits, uniform
 from masked_reference import masked_forward, select, take
 from model_state import changes, snapshot
-from tiny import IMAGE, make_batch
+from tiny import FAMILIES, IMAGE, make_batch
 from torch import Tensor
 
 import asymvlm
@@ -30,7 +30,7 @@ def test_pruned_inputs_run_on_the_unpatched_model(family, plain, batch):
     assert not changes(before, snapshot(plain))
     assert inputs.keys() == given.keys()
     assert all(torch.equal(inputs[name], given[name]) for name in given)
-    assert "pixel_values" not in pruned
+    assert FAMILIES[family].pixels not in pruned
     assert "input_ids" not in pruned
     with torch.no_grad():
         found = plain(**pruned).logits

@@ -10,7 +10,7 @@ import torch
 from checks import assert_kept_logits, uniform
 from masked_reference import masked_forward, masked_generate, select
 from model_state import changes, snapshot
-from tiny import make_batch, make_labels
+from tiny import FAMILIES, make_batch, make_labels
 from transformers.generation.streamers import BaseStreamer
 
 import asymvlm
@@ -24,6 +24,7 @@ def use(family, model) -> list[torch.Tensor]:
     return [out.logits, out.loss, model.generate(**inputs, do_sample=False, max_new_tokens=5)]
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("how", ["remove", "context", "error in context", "unused"])
 def test_removal_restores_the_model_bit_for_bit(family, plain, model, how):
     outputs, before = use(family, model), snapshot(model)
@@ -86,9 +87,10 @@ class Impatient(BaseStreamer):
 def test_the_call_after_a_failed_one_is_right(family, plain, model, where):
     inputs = make_batch(family, "single")
     selection = select(plain, inputs, 0.5)
+    pixels = FAMILIES[family].pixels
     too_many_pixels = {
         **inputs,
-        "pixel_values": inputs["pixel_values"].repeat(2, *[1] * (inputs["pixel_values"].ndim - 1)),
+        pixels: inputs[pixels].repeat(2, *[1] * (inputs[pixels].ndim - 1)),
     }
     with asymvlm.patch(model, vision=uniform(0.5)):
         before = snapshot(model)

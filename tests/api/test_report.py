@@ -8,7 +8,7 @@ import pytest
 import torch
 from checks import one_tier_each, uniform
 from masked_reference import select
-from tiny import IMAGE, TEXT, make_batch, text_layers
+from tiny import TEXT, make_batch, text_layers, vision_columns
 
 import asymvlm
 from asymvlm import VisionPruning
@@ -38,7 +38,7 @@ def test_counts_index_and_work(family, plain, model, batch, generating):
     after = selection.keep.sum(-1).tolist()
     assert report.tokens_before == real
     assert report.tokens_after == after
-    assert report.vision_tokens == (inputs["input_ids"] == IMAGE).sum(-1).tolist()
+    assert report.vision_tokens == [sum(map(len, images)) for images in vision_columns(plain, inputs["input_ids"])]
     assert report.kept == selection.kept
     assert report.keep_ratio == [0.5] * len(real)
     assert report.tier == [None] * len(real)

@@ -1,0 +1,12 @@
+"""One tiny model a family, one file each."""
+
+from __future__ import annotations
+
+import importlib
+
+from families.facts import Family
+
+NAMES = ("llava", "gemma3", "qwen2_5_vl")
+FAMILIES: dict[str, Family] = {name: importlib.import_module(f"families.{name}").FAMILY for name in NAMES}
+# stand for the others where a test is about calls, not about families: 1-D, M-RoPE, DeepStack, prefix-LM, windows
+REPRESENTATIVE = tuple(name for name in ("llava", "gemma3", "qwen2_5_vl", "qwen3_vl", "paligemma") if name in FAMILIES)
