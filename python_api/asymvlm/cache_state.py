@@ -14,10 +14,17 @@ _ATTRIBUTE = "_asymvlm_state"
 class PromptState:
     """The shortened prompt as later steps see it. It lives and dies with the cache."""
 
-    original_length: int  # S
+    original_ids: torch.Tensor  # (B, S)
     index: torch.Tensor  # (B, S') int64, original place of each kept token, -1 = padding
+    input_ids: torch.Tensor  # (B, S')
     attention_mask: torch.Tensor  # (B, S') int64
+    position_ids: torch.Tensor  # (B, S') or (R, B, S')
     next_position: torch.Tensor  # (B, 1) or (R, B, 1): position of the first token after the prompt
+
+    @property
+    def original_length(self) -> int:
+        """S, the columns of the prompt as the caller knows it."""
+        return self.original_ids.shape[1]
 
     @property
     def length(self) -> int:

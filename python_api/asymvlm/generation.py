@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from asymvlm.cache_state import remember
-from asymvlm.prompt import PrunedPrompt
+from asymvlm.cache_state import PromptState, remember
+from asymvlm.models.adapter import Adapter
+from asymvlm_kernels import gather_rows
 
 if TYPE_CHECKING:
     from asymvlm.patch import PatchHandle
@@ -18,17 +19,21 @@ if TYPE_CHECKING:
 STATIC_LENGTH = "_previous_max_cache_length"  # where transformers remembers the longest static cache of an instance
 
 
-def shorten_lengths(model: nn.Module, call: Mapping[str, Any], dropped: int) -> dict[str, int]:
-    """``max_length`` and ``min_length`` count the prompt: return them, in effect for this call, less ``dropped``.
+def restate_settings(model: nn.Module, call: Mapping[str, Any], state: PromptState) -> dict[str, Any]:
+    """What `generate` measures or shows from the start of the prompt: lengths that count it, the streamer.
 
-    A keyword wins over the given generation config, which wins over the model's own; none of the configs is changed.
+    ``max_length`` and ``min_length`` are returned as in effect for this call, less the dropped tokens. A keyword wins
+    over the given generation config, which wins over the model's own; none of the configs is changed.
     """
-    shortened = {}
+    dropped = state.original_length - state.length
+    restated: dict[str, Any] = {}
+    if call.get("streamer") is not None:
+        restated["streamer"] = PromptStreamer(call["streamer"], call["input_ids"])
     for name, override in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         value = _setting(model, call, name)
         if value and (call.get(name) is not None or _setting(model, call, override) is None):
-            shortened[name] = max(value - dropped, 0)
-    return shortened
+            restated[name] = max(value - dropped, 0)
+    return restated
 
 
 def infer_attention_mask(model: nn.Module, call: Mapping[str, Any]) -> torch.Tensor:
@@ -81,15 +86,53 @@ class PromptStreamer:
         return getattr(self._streamer, name)
 
 
-def with_original_prompt(result: Any, prompt: PrunedPrompt) -> Any:
+def continue_call(adapter: Adapter, state: PromptState, call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call that goes on from a pruned cache, told in terms of what the cache holds.
+
+    Args:
+        state: what the pruned prompt left on the cache, for B samples.
+        call: arguments of `generate`, with ``input_ids`` ``(B, S + new)``: the whole conversation so far.
+    Returns:
+        The arguments to replace: ``input_ids``, ``attention_mask``, ``position_ids``, per-token inputs.
+    Raises:
+        ValueError: if ``input_ids`` do not start with the prompt of the cache.
+        NotImplementedError: if the new part has images of its own.
+    """
+    input_ids, length = call["input_ids"], state.original_length
+    if input_ids.shape[0] != state.original_ids.shape[0] or not torch.equal(input_ids[:, :length], state.original_ids):
+        raise ValueError(
+            f"input_ids must go on from the prompt of the pruned cache, {tuple(state.original_ids.shape)}, got another "
+            f"conversation of shape {tuple(input_ids.shape)}"
+        )
+    mask = call["attention_mask"]
+    per_token = {name: call[name] for name in adapter.per_token if call.get(name) is not None}
+    for name, tensor in {"attention_mask": mask, **per_token}.items():
+        if tensor.shape != input_ids.shape:
+            raise ValueError(
+                f"{name} must have the shape of input_ids {tuple(input_ids.shape)}, got {tuple(tensor.shape)}"
+            )
+    offsets = torch.arange(input_ids.shape[1] - length, device=input_ids.device)
+    changed: dict[str, Any] = {name: None for name in (*adapter.drop, *adapter.drop_when_pruned) if name in call}
+    for name, tensor in per_token.items():
+        if name not in adapter.drop_when_pruned:
+            head = gather_rows(tensor[:, :length], state.index, pad=adapter.per_token[name])
+            changed[name] = torch.cat([head, tensor[:, length:]], 1)
+    return changed | {
+        "input_ids": torch.cat([state.input_ids, input_ids[:, length:]], 1),
+        "attention_mask": torch.cat([state.attention_mask.to(mask), mask[:, length:]], 1),
+        "position_ids": torch.cat([state.position_ids, state.next_position + offsets], -1),
+    }
+
+
+def with_original_prompt(result: Any, state: PromptState) -> Any:
     """Put the original prompt back in front of the generated ids, and the state on the returned cache."""
     sequences = result if torch.is_tensor(result) else result.sequences
-    generated = sequences[:, prompt.state.length :]
-    ids = prompt.original_ids.to(sequences).repeat_interleave(sequences.shape[0] // prompt.original_ids.shape[0], 0)
+    generated = sequences[:, state.length :]
+    ids = state.original_ids.to(sequences).repeat_interleave(sequences.shape[0] // state.original_ids.shape[0], 0)
     sequences = torch.cat([ids, generated], 1)
     if torch.is_tensor(result):
         return sequences
     result.sequences = sequences
     if getattr(result, "past_key_values", None) is not None:
-        remember(result.past_key_values, prompt.state)
+        remember(result.past_key_values, state)
     return result

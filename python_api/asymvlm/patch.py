@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from asymvlm.cache_state import find_cache, remember, repair_step, state_of
+from asymvlm.cache_state import PromptState, find_cache, remember, repair_step, state_of
 from asymvlm.calls import Call, current_call, feed_prompt, in_flight, set_call
 from asymvlm.deepstack import deepstack_inputs
 from asymvlm.generation import (
-    PromptStreamer,
+    continue_call,
     infer_attention_mask,
-    shorten_lengths,
+    restate_settings,
     static_cache_length,
     with_original_prompt,
 )
@@ -109,12 +110,13 @@ class PatchHandle:
         call = _named(model_class.generate, self.model, args, kwargs)
         if call.get("inputs") is not None and call.get("input_ids") is None:
             call["input_ids"] = call.pop("inputs")
-        if state_of(call.get("past_key_values")) is not None:
-            raise NotImplementedError("generate() cannot go on from a pruned cache yet: pass the whole conversation")
-        if not self.enabled or not has_images(self.adapter, call):
-            return original(*args, **kwargs)
         if call.get("attention_mask") is None and call.get("input_ids") is not None:
             call["attention_mask"] = infer_attention_mask(self.model, call)
+        state = state_of(call.get("past_key_values"))
+        if state is not None:
+            return self._continue(original, state, call)
+        if not self.enabled or not has_images(self.adapter, call):
+            return original(*args, **kwargs)
         if self.vision.bypassed:
             self.last = untouched_report(self.model, self.adapter, self.vision, call)
             with in_flight(Call(self, self.last, None, "measure")):
@@ -127,12 +129,20 @@ class PatchHandle:
         shorter = {name: value for name, value in call.items() if name not in accepted}
         shorter |= {name: value for name, value in prompt.inputs.items() if value is not None}
         del shorter["inputs_embeds"]  # the pre-hook hands them out, so that any decoding method works
-        shorter |= shorten_lengths(self.model, call, prompt.state.original_length - prompt.state.length)
-        if call.get("streamer") is not None:
-            shorter["streamer"] = PromptStreamer(call["streamer"], prompt.original_ids)
+        shorter |= {"input_ids": prompt.state.input_ids, **restate_settings(self.model, call, prompt.state)}
         with in_flight(Call(self, prompt.report, prompt, "prefill")), static_cache_length(self):
-            result = original(input_ids=prompt.input_ids, **shorter)
-        return with_original_prompt(result, prompt)
+            result = original(**shorter)
+        return with_original_prompt(result, prompt.state)
+
+    def _continue(self, original: Callable[..., Any], state: PromptState, call: dict[str, Any]) -> Any:
+        """A later turn on the cache of a pruned prompt: its images are in the cache already."""
+        new_ids = call["input_ids"][:, state.original_length :]
+        if bool(self.adapter.vision_mask(self.model, new_ids).any()):
+            raise NotImplementedError("new images on a pruned cache are not supported: pass the whole conversation")
+        shorter = call | continue_call(self.adapter, state, call) | restate_settings(self.model, call, state)
+        with in_flight(Call(self, None, None, "decode")):
+            result = original(**{name: value for name, value in shorter.items() if value is not None})
+        return with_original_prompt(result, state)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = current_call()

@@ -24,8 +24,6 @@ class PrunedPrompt:
     """The shorter problem."""
 
     inputs: dict[str, Any]  # inputs_embeds, attention_mask, position_ids, per-token inputs, and what was not ours
-    input_ids: torch.Tensor  # (B, S'), the kept ids
-    original_ids: torch.Tensor  # (B, S)
     deepstack: DeepStack | None
     state: PromptState
     report: PruningReport
@@ -115,8 +113,15 @@ def prune_prompt(
         vision_flops=adapter.vision_flops(model, inputs),
     )
     deepstack = prune_deepstack(record, pruned.index)
-    state = PromptState(input_ids.shape[1], pruned.index, carried["attention_mask"], next_position)
-    return PrunedPrompt(forwarded, pruned.carry["input_ids"], input_ids, deepstack, state, report)
+    state = PromptState(
+        original_ids=input_ids,
+        index=pruned.index,
+        input_ids=pruned.carry["input_ids"],
+        attention_mask=carried["attention_mask"],
+        position_ids=carried["position_ids"],
+        next_position=next_position,
+    )
+    return PrunedPrompt(forwarded, deepstack, state, report)
 
 
 def untouched_report(model: nn.Module, adapter: Adapter, policy: VisionPruning, inputs: Inputs) -> PruningReport | None:

@@ -60,15 +60,6 @@ def test_an_assistant_model(family, model):
         model.generate(**make_batch(family, "single"), assistant_model=assistant, max_new_tokens=2)
 
 
-def test_generate_from_a_pruned_cache_is_right_or_refused(family, plain, model):
-    inputs = make_batch(family, "single")
-    with asymvlm.patch(model, vision=uniform(0.5)):
-        first = model.generate(**inputs, do_sample=False, max_new_tokens=3, return_dict_in_generate=True)
-        ids = torch.cat([first.sequences, torch.tensor([[50, 51]])], 1)
-        with pytest.raises(REFUSED, match="cache"):
-            model.generate(input_ids=ids, past_key_values=first.past_key_values, max_new_tokens=2)
-
-
 def test_an_unknown_family_names_the_known_ones():
     model = LlamaForCausalLM(LlamaConfig(**{**TEXT, "num_hidden_layers": 1}))
     with pytest.raises(ValueError, match="llama") as error:
