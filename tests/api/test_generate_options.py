@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from checks import GREEDY, assert_close, uniform
-from masked_reference import masked_generate, masked_greedy, select
+from checks import GREEDY, assert_close, assert_kept_logits, uniform
+from masked_reference import masked_forward, masked_generate, masked_greedy, select
 from packaging.version import Version
 from tiny import FAMILIES, PAD, make_batch, single_rows
 from transformers import DynamicCache, GenerationConfig, StaticCache
@@ -29,6 +29,7 @@ OPTIONS = {
     "default_length": dict(do_sample=False),
     "min_new_tokens": dict(do_sample=False, min_new_tokens=4, max_new_tokens=6),
 }
+RESET_IS_REFUSED = pytest.mark.xfail(reason="the state of the pruned prompt outlives the cache's reset()")
 
 
 class Recorder(BaseStreamer):
@@ -74,14 +75,21 @@ def test_beam_scores(family, plain, model):
 
 
 def test_static_cache_after_a_longer_unpruned_run(family, plain, model):
+    """Neither run may inherit the other's cache length: the pruned one would pay for it, the other would change."""
     inputs = make_batch(family, "single")
-    options = dict(do_sample=False, cache_implementation="static")
-    expected = masked_generate(plain, inputs, select(plain, inputs, 0.5).keep, max_new_tokens=6, **options)
+    selection = select(plain, inputs, 0.5)
+    options = dict(do_sample=False, cache_implementation="static", return_dict_in_generate=True)
+    expected = masked_generate(plain, inputs, selection.keep, max_new_tokens=6, **options)
     unpruned = model.generate(**inputs, max_new_tokens=30, **options)
-    handle = asymvlm.patch(model, vision=uniform(0.5))
-    assert torch.equal(model.generate(**inputs, max_new_tokens=6, **options), expected)
-    handle.remove()
-    assert torch.equal(model.generate(**inputs, max_new_tokens=30, **options), unpruned)
+    with asymvlm.patch(model, vision=uniform(0.5)):
+        found = model.generate(**inputs, max_new_tokens=6, **options)
+    again = model.generate(**inputs, max_new_tokens=30, **options)
+    assert torch.equal(found.sequences, expected.sequences)
+    longest = max(layer.keys.shape[2] for layer in found.past_key_values.layers)
+    assert longest <= selection.index.shape[1] + 6
+    assert torch.equal(again.sequences, unpruned.sequences)
+    lengths = [[layer.keys.shape[2] for layer in out.past_key_values.layers] for out in (unpruned, again)]
+    assert lengths[0] == lengths[1]
 
 
 def test_beams_of_several_images_are_those_of_each_row(family, model):
@@ -92,14 +100,30 @@ def test_beams_of_several_images_are_those_of_each_row(family, model):
     assert torch.equal(whole, torch.cat(singles))
 
 
-def test_a_static_cache_that_was_reset(family, plain, model):
+@pytest.mark.parametrize(
+    "call",
+    [
+        "generate",
+        pytest.param("generate to a dict", marks=RESET_IS_REFUSED),
+        pytest.param("forward", marks=RESET_IS_REFUSED),
+    ],
+)
+def test_a_static_cache_that_was_reset(family, plain, model, call):
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=80)
-    with asymvlm.patch(model, vision=uniform(0.5)):
+    options = dict(do_sample=False, max_new_tokens=5, past_key_values=cache)
+    with torch.no_grad(), asymvlm.patch(model, vision=uniform(0.5)):
         for seed in (0, 7):
             inputs = make_batch(family, "single", seed)
-            ids, _ = masked_greedy(plain, inputs, select(plain, inputs, 0.5).keep, steps=5)
-            found = model.generate(**inputs, do_sample=False, max_new_tokens=5, past_key_values=cache)
-            assert torch.equal(found[:, -5:], ids)
+            selection = select(plain, inputs, 0.5)
+            ids, _ = masked_greedy(plain, inputs, selection.keep, steps=5)
+            if call == "forward":
+                logits = model(**inputs, past_key_values=cache).logits
+                assert_kept_logits(logits, masked_forward(plain, inputs, selection.keep), selection)
+            elif call == "generate":
+                assert torch.equal(model.generate(**inputs, **options)[:, -5:], ids)
+            else:
+                out = model.generate(**inputs, **options, return_dict_in_generate=True)
+                assert torch.equal(out.sequences[:, -5:], ids)
             cache.reset()
 
 
