@@ -128,11 +128,12 @@ def literal_scores(
     return (vision @ text.mT).amax(-1)
 
 
-def assert_as_accurate(result: torch.Tensor, same_dtype: torch.Tensor, exact: torch.Tensor, floor: float) -> None:
-    """The error of ``result`` is at most twice that of ``same_dtype``, what PyTorch computes in the dtype of the inputs.
+def assert_as_accurate(result: torch.Tensor, same_dtype: torch.Tensor, exact: torch.Tensor) -> None:
+    """``result`` errs at most twice as much as ``same_dtype``, computed by PyTorch in the dtype of the inputs.
 
-    Both are measured against ``exact`` (float64). ``floor`` is the rounding of one fp32 result: below it luck decides.
+    Both are measured against ``exact`` (float64). Four roundings of fp32 are always allowed: a CPU's
+    blocked sums of a few thousand terms err less than the running sums of a kernel (3e-7 against 1e-7 at D = 3072).
     """
     error = (result.double() - exact).abs().max().item()
-    allowed = max(2 * (same_dtype.double() - exact).abs().max().item(), floor)
+    allowed = max(2 * (same_dtype.double() - exact).abs().max().item(), 2**-21 * exact.abs().max().item())
     assert error <= allowed, f"error {error:.2e} exceeds {allowed:.2e}"

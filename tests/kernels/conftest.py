@@ -1,4 +1,4 @@
-"""Poisoned scratch: a kernel that leaves a slot unwritten, or reads one, gives a wrong answer instead of a lucky one."""
+"""Poisoned scratch: a kernel that leaves a slot unwritten, or reads one, answers wrongly instead of luckily."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""select_tokens equals ``sort(descending, stable)[:K].sort()``: ties, signed zeros, NaN, masks, every count and length."""
+"""select_tokens equals ``sort(descending, stable)[:K].sort()``: ties, signed zeros, NaN, masks, counts, lengths."""
 
 from __future__ import annotations
 
@@ -116,6 +116,8 @@ def test_strided_scores_mask_and_counts(device):
 
 
 def test_empty_axes(device):
-    assert select_tokens(torch.empty(0, 5, device=device), torch.empty(0, dtype=torch.int64, device=device)).numel() == 0
+    assert (
+        select_tokens(torch.empty(0, 5, device=device), torch.empty(0, dtype=torch.int64, device=device)).numel() == 0
+    )
     nothing = select_tokens(torch.empty(2, 0, device=device), torch.tensor([0, 1], device=device), capacity=3)
     assert nothing.tolist() == [[-1] * 3] * 2
