@@ -1,0 +1,118 @@
+"""Markdown tables of a results file. Every time is a median; the noise is how far the two rounds of ours lay apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench import results
+
+Cases = dict[str, dict[str, Any]]
+COMPILED = ("literal compiled", "folded compiled")
+
+
+def summary(content: dict[str, Any]) -> str:
+    """Parts and cases in a few lines, for a terminal."""
+    lines = [f"{name}: {part['status']}, {part['summary']}" for name, part in content["parts"].items()]
+    return "\n".join([*lines, "", blocks(content)])
+
+
+def blocks(content: dict[str, Any]) -> str:
+    """All tables of a file: one block for each number of threads (a GPU has one block)."""
+    groups: dict[str, Cases] = {}
+    for key, case in content["cases"].items():
+        name, _, threads = key.partition("@")
+        if "error" not in case:
+            groups.setdefault(threads, {})[name] = case
+    return "\n\n".join(block(content, groups[threads]) for threads in sorted(groups)) or "Nothing measured yet."
+
+
+def block(content: dict[str, Any], cases: Cases) -> str:
+    """Caption, the two ops that read V, and the two that do not."""
+    run = content["runs"][next(iter(cases.values()))["run"]]
+    gpu = run["environment"]["type"] == "cuda"
+    scale, unit = (1.0, "us") if gpu else (1e-3, "ms")
+    parts = [caption(content, cases, unit), scoring_table(cases, scale), moving_table(cases, scale)]
+    return "\n\n".join(parts + [caller_table(cases)] if gpu else parts)
+
+
+def caption(content: dict[str, Any], cases: Cases, unit: str) -> str:
+    runs = [content["runs"][number] for number in sorted({case["run"] for case in cases.values()})]
+    place, ceiling = runs[-1]["environment"], runs[-1]["ceiling"]
+    loads = [run["environment"]["load"] for run in runs]
+    software = ", ".join(f"{name} {place[name]}" for name in ("torch", "triton", "transformers") if place[name])
+    machine = (
+        f"driver {place['driver']}" if place["type"] == "cuda" else f"{place['threads']} of {place['cores']} cores"
+    )
+    commits = ", ".join(sorted({run["environment"]["commit"] for run in runs}))
+    return (
+        f"{place['device']}, {machine}, {software}, commit {commits}, {place['time'][:10]}; load {min(loads)} to "
+        f"{max(loads)} when started; a large copy moved {ceiling['copy_gbs']} GB/s. Medians in {unit}.\n"
+        f"`{runs[-1]['command']}`"
+    )
+
+
+def scoring_table(cases: Cases, scale: float) -> str:
+    head = ("size", "dtype", "score_tokens", "literal eager", "folded eager", "torch.compile", "noise",
+            "prune_sequence", "literal eager", "folded slices", "noise")  # fmt: skip
+    rows = []
+    for key, score in cases.items():
+        op, shape, dtype = key.split("/")
+        prune = cases.get(f"prune_sequence/{shape}/{dtype}")
+        if op == "score_tokens":
+            row = [shape, dtype, *(cell(score, name, scale) for name in ("ours", "literal eager", "folded eager"))]
+            row += [best(score, COMPILED, scale), noise(score)]
+            row += [cell(prune, name, scale) for name in ("ours", "literal eager", "folded slices")]
+            rows.append([*row, noise(prune)])
+    return markdown(head, rows)
+
+
+def moving_table(cases: Cases, scale: float) -> str:
+    head = ("size", "dtype", "gather_rows", "indexing", "torch.gather", "copy of K rows", "noise",
+            "select_tokens", "topk and sort", "stable sort", "noise")  # fmt: skip
+    rows = []
+    for key, gather in cases.items():
+        op, shape, dtype = key.split("/")
+        select = cases.get(f"select_tokens/{shape}/float32")
+        if op == "gather_rows":
+            names = ("ours", "indexing", "torch.gather", "copy of K rows")
+            row = [shape, dtype, *(cell(gather, name, scale) for name in names), noise(gather)]
+            row += [cell(select, name, scale) for name in ("ours", "topk and sort", "stable sort")]
+            rows.append([*row, noise(select)])
+    return markdown(head, rows)
+
+
+def caller_table(cases: Cases) -> str:
+    """Our ops on a GPU: device time on cold and on warm inputs, eager calls with their gaps, and the host's share."""
+    metrics = ("device_us", "warm_us", "stream_us", "caller_us")
+    rows = []
+    for key, case in cases.items():
+        ours = case["variants"]["ours"]
+        times = [format(ours[metric]["median"], ".1f") if metric in ours else "-" for metric in metrics]
+        copy: dict[str, Any] = next((entry for name, entry in case["variants"].items() if name.startswith("copy")), {})
+        rows.append([*key.split("/"), *times, str(ours["gbs"]), str(copy.get("gbs", "-"))])
+    head = ("op", "size", "dtype", *metrics, "GB/s", "copy of the same size, GB/s")
+    return markdown(head, rows)
+
+
+def cell(case: dict[str, Any] | None, name: str, scale: float) -> str:
+    value = None if case is None or name not in case["variants"] else results.time_us(case["variants"][name])
+    return "-" if value is None else digits(value * scale)
+
+
+def best(case: dict[str, Any], names: tuple[str, ...], scale: float) -> str:
+    times = [results.time_us(case["variants"][name]) for name in names if name in case["variants"]]
+    return min((digits(time * scale) for time in times if time is not None), key=float, default="-")
+
+
+def noise(case: dict[str, Any] | None) -> str:
+    return "-" if case is None else f"{results.spread(case['variants']['ours']):.0%}"
+
+
+def digits(value: float) -> str:
+    """Three significant digits, no exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def markdown(head: tuple[str, ...], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
