@@ -1,0 +1,53 @@
+"""Run every op once on awkward sizes and compare it with the reference: a small job for ``compute-sanitizer``."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+import asymvlm_kernels as ak
+
+SIZES = ((1, 1, 16, 1), (2, 37, 70, 5), (1, 300, 128, 65))  # B, N, D, L
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def main(args: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    device = parser.parse_args(args).device
+    for B, N, D, L in SIZES:
+        for dtype in DTYPES:
+            exercise(B, N, D, L, dtype, device)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    print(f"{len(SIZES) * len(DTYPES)} combinations agree with the reference on {device}", flush=True)
+    return 0
+
+
+def exercise(B: int, N: int, D: int, L: int, dtype: torch.dtype, device: str) -> None:
+    """Raises AssertionError where the default backend and the reference differ."""
+    generator = torch.Generator().manual_seed(B * N + D)
+    vision, text = (torch.randn(B, rows, D, generator=generator).to(device, dtype) for rows in (N, L))
+    weight = (torch.rand(D, generator=generator) + 0.5).to(device)
+    mask = (torch.rand(B, N, generator=generator) > 0.2).to(device)
+    counts = torch.full((B,), max(N // 2, 1), device=device)
+    scores, gap, index, rows = [], [], [], []
+    for backend in ("reference", "auto"):
+        with ak.use_backend(backend):
+            scores.append(ak.score_tokens(vision, text, weight, vision_mask=mask))
+            gap.append(ak.importance_gap(scores[0], mask))
+            index.append(ak.select_tokens(scores[0], counts, mask=mask, capacity=N))
+            rows.append(ak.gather_rows(vision, index[0]))
+            vision_mask = torch.cat((mask, torch.zeros(B, L, dtype=torch.bool, device=device)), dim=1)
+            text_mask = torch.arange(N + L, device=device).expand(B, -1) >= N
+            embeds = torch.cat((vision, text), dim=1)
+            ak.prune_sequence(embeds, vision_mask, text_mask, weight, ak.UniformBudget(0.5), static=True)
+    torch.testing.assert_close(scores[1], scores[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gap[1], gap[0], rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(index[1], index[0], rtol=0, atol=0)
+    torch.testing.assert_close(rows[1], rows[0], rtol=0, atol=0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

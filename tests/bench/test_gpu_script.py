@@ -1,0 +1,93 @@
+"""bench/gpu.py on a machine without a GPU: the same code paths on tiny sizes, and how it fails."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import exercise, gpu
+from bench.cases import CASES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def options(tmp_path: Path, **values: object) -> argparse.Namespace:
+    defaults = {"device": "cpu", "smoke": True, "resume": False, "threads": 1, "limit": None}
+    return argparse.Namespace(**(defaults | {"results": tmp_path} | values))
+
+
+def part_that_runs(monkeypatch: pytest.MonkeyPatch, code: str, limit: int = 20) -> None:
+    monkeypatch.setitem(gpu.PARTS, "prefill", gpu.Part(limit, lambda *_: [sys.executable, "-c", code]))
+
+
+def test_direct_call_from_another_folder_writes_results_and_passes(tmp_path):
+    command = [sys.executable, str(ROOT / "bench" / "gpu.py"), "--device", "cpu", "--smoke", "--threads", "1"]
+    done = subprocess.run(
+        [*command, "--only", "prefill", "--results", "found"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (file,) = (tmp_path / "found").glob("cpu-*/*.json")
+    content = json.loads(file.read_text())
+    assert content["parts"]["prefill"]["status"] == "passed"
+    assert {key.split("/")[0] for key in content["cases"]} == set(CASES)
+    assert content["runs"][0]["environment"]["torch"] == torch.__version__
+    assert "| odd | bfloat16 |" in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_without_a_gpu_one_line_and_exit_code_2(tmp_path, capsys):
+    assert gpu.main(["--results", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "no CUDA device" in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_part_keeps_the_others_and_their_results(tmp_path, monkeypatch, capfd):
+    part_that_runs(monkeypatch, "print('it broke'); raise SystemExit(3)")
+    monkeypatch.setitem(gpu.PARTS, "correctness", gpu.Part(20, lambda *_: [sys.executable, "-c", "print('fine')"]))
+    args = ["--device", "cpu", "--smoke", "--results", str(tmp_path)]
+    assert gpu.main(args) == 1
+    (file,) = tmp_path.glob("*/*.json")
+    parts = json.loads(file.read_text())["parts"]
+    assert {name: part["status"] for name, part in parts.items()} == {
+        "correctness": "passed",
+        "sanitizer": "skipped",
+        "prefill": "failed",
+    }
+    assert parts["prefill"]["tail"] == ["it broke"]
+    part_that_runs(monkeypatch, "print('mended')")
+    assert gpu.main([*args, "--only", "prefill"]) == 0
+    parts = json.loads(file.read_text())["parts"]
+    assert (parts["prefill"]["summary"], parts["correctness"]["summary"]) == ("mended", "fine")
+
+
+def test_a_part_that_hangs_is_ended_with_its_children(tmp_path, monkeypatch, capfd):
+    child = "import time; print('started', flush=True); time.sleep(60); open('outlived', 'w')"
+    part_that_runs(monkeypatch, f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])")
+    assert gpu.run_part("prefill", options(tmp_path, limit=3), tmp_path / "x" / "day.json") == "timeout"
+    record = json.loads((tmp_path / "x" / "day.json").read_text())["parts"]["prefill"]
+    assert (record["status"], record["tail"]) == ("timeout", ["started"])
+    assert record["seconds"] < 15
+
+
+def test_a_machine_that_refuses_the_sanitizer_is_no_failure(tmp_path, monkeypatch, capfd):
+    code = "print('========= Error: Device not supported'); raise SystemExit(1)"
+    monkeypatch.setitem(gpu.PARTS, "sanitizer", gpu.Part(20, lambda *_: [sys.executable, "-c", code]))
+    assert gpu.run_part("sanitizer", options(tmp_path), tmp_path / "day.json") == "skipped"
+
+
+def test_parts_stay_below_eight_minutes_in_all():
+    assert sum(part.limit for part in gpu.PARTS.values()) < 8 * 60
+
+
+def test_the_sanitizers_job_agrees_with_the_reference(capsys):
+    assert exercise.main(["--device", "cpu"]) == 0
+    assert "9 combinations agree" in capsys.readouterr().out
