@@ -21,7 +21,7 @@ from bench.shapes import shapes_for
 from bench.timing import CapturedCalls, copy_ceiling, cpu_rounds, cuda_rounds, interleave, set_count
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-PRIMARY = ("device_us", "wall_us", "stream_us")  # the first one there is stands for the variant
+PRIMARY = ("device_us", "cpu_us", "wall_us", "stream_us")  # the first one there is stands for the variant
 POISON = -12345
 GRAPH_CALLS, GRAPH_BYTES = 48, 2 * 10**9  # long against the launch of a graph, yet a millisecond or two
 

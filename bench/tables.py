@@ -7,6 +7,12 @@ from typing import Any
 from bench import results
 
 Cases = dict[str, dict[str, Any]]
+CLOCKS = {
+    "device_us": "device time, a graph of calls on cold inputs",
+    "stream_us": "eager calls on the device, gaps included",
+    "cpu_us": "processor time of one thread",
+    "wall_us": "wall time",
+}
 COMPILED = ("literal compiled", "folded compiled")
 
 
@@ -43,10 +49,11 @@ def caption(content: dict[str, Any], cases: Cases, unit: str) -> str:
     machine = (
         f"driver {place['driver']}" if place["type"] == "cuda" else f"{place['threads']} of {place['cores']} cores"
     )
+    clock = CLOCKS[next(iter(cases.values()))["variants"]["ours"]["primary"]]
     commits = ", ".join(sorted({run["environment"]["commit"] for run in runs}))
     return (
         f"{place['device']}, {machine}, {software}, commit {commits}, {place['time'][:10]}; load {min(loads)} to "
-        f"{max(loads)} when started; a large copy moved {ceiling['copy_gbs']} GB/s. Medians in {unit}.\n"
+        f"{max(loads)} when started; a large copy moved {ceiling['copy_gbs']} GB/s. Medians in {unit} of {clock}.\n"
         f"`{runs[-1]['command']}`"
     )
 
