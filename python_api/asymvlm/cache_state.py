@@ -18,7 +18,7 @@ class PromptState:
     index: torch.Tensor  # (B, S') int64, original place of each kept token, -1 = padding
     input_ids: torch.Tensor  # (B, S')
     attention_mask: torch.Tensor  # (B, S') int64
-    position_ids: torch.Tensor  # (B, S') or (R, B, S')
+    position_ids: torch.Tensor  # (B, S') or (R, B, S'), as the decoder sees them
     next_position: torch.Tensor  # (B, 1) or (R, B, 1): position of the first token after the prompt
 
     @property
@@ -33,8 +33,10 @@ class PromptState:
 
 
 def state_of(cache: Any) -> PromptState | None:
-    """The state of a cache that holds a pruned prompt, None of any other."""
+    """The state of a cache that holds a pruned prompt, None of any other (or of one that was reset since)."""
     state: PromptState | None = getattr(cache, _ATTRIBUTE, None)
+    if state is not None and int(cache.get_seq_length()) < state.length:
+        return None
     return state
 
 

@@ -7,9 +7,10 @@ embeddings during prefill. A plain forward is pruned by the same pre-hook, and l
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -72,6 +73,7 @@ class PatchHandle:
         self.enabled = True
         self.last: PruningReport | None = None
         self._static_length: int | None = None
+        self._pending: dict[Call, None] = {}  # calls before their decode steps; empty, the hooks are constant
         self._previous_generate = model.__dict__.get("generate")
         self._hooks = [
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
@@ -119,7 +121,7 @@ class PatchHandle:
             return original(*args, **kwargs)
         if self.vision.bypassed:
             self.last = untouched_report(self.model, self.adapter, self.vision, call)
-            with in_flight(Call(self, self.last, None, "measure")):
+            with self._in_flight(Call(self, self.last, None, "measure")):
                 return original(*args, **kwargs)
         _check_call(call)
         accepted = inspect.signature(type(self.model).forward).parameters
@@ -130,7 +132,7 @@ class PatchHandle:
         shorter |= {name: value for name, value in prompt.inputs.items() if value is not None}
         del shorter["inputs_embeds"]  # the pre-hook hands them out, so that any decoding method works
         shorter |= {"input_ids": prompt.state.input_ids, **restate_settings(self.model, call, prompt.state)}
-        with in_flight(Call(self, prompt.report, prompt, "prefill")), static_cache_length(self):
+        with self._in_flight(Call(self, prompt.report, prompt, "prefill")), static_cache_length(self):
             result = original(**shorter)
         return with_original_prompt(result, prompt.state)
 
@@ -144,19 +146,33 @@ class PatchHandle:
             result = original(**{name: value for name, value in shorter.items() if value is not None})
         return with_original_prompt(result, state)
 
+    @contextlib.contextmanager
+    def _in_flight(self, call: Call) -> Iterator[None]:
+        self._pending[call] = None
+        try:
+            with in_flight(call):
+                yield
+        finally:
+            self._pending.pop(call, None)
+
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        cache = kwargs.get("past_key_values")
+        images = has_images(self.adapter, kwargs)
+        if not (self._pending or args or images) and cache is not None and state_of(cache) is None:
+            return None  # a decode step, which torch.compile traces without a graph break
         call = current_call()
         if call is not None and call.owner is self and call.phase == "forward":
+            self._pending.pop(call, None)
             call = call.outer  # an interrupted forward, whose hook never ran, left its call behind
             set_call(call)
         if call is not None and call.owner is self:
             # a step without a cache after some with one: LongRoPE passed its switch and starts over
-            starts_over = call.prompt is not None and kwargs.get("past_key_values") is None
+            starts_over = call.prompt is not None and cache is None
             return (args, feed_prompt(module, call, kwargs)) if call.phase == "prefill" or starts_over else None
         if args:
             kwargs = _named(type(module).forward, module, args, kwargs)
-        state = state_of(kwargs.get("past_key_values"))
-        images = has_images(self.adapter, kwargs)
+            cache, images = kwargs.get("past_key_values"), has_images(self.adapter, kwargs)
+        state = state_of(cache)
         if state is not None and images:
             raise NotImplementedError("new images on a pruned cache are not supported: pass the whole conversation")
         if state is not None:
@@ -165,16 +181,22 @@ class PatchHandle:
             return (), kwargs
         if self.vision.bypassed:
             self.last = untouched_report(self.model, self.adapter, self.vision, kwargs)
-            set_call(Call(self, self.last, None, "forward", outer=call))
+            self._expect(Call(self, self.last, None, "forward", outer=call))
             return (), kwargs
         _check_call(kwargs)
         prompt = prune_prompt(self.model, self.adapter, self.vision, kwargs, generating=False)
         self.last = prompt.report
-        set_call(Call(self, prompt.report, prompt, "forward", outer=call))
+        self._expect(Call(self, prompt.report, prompt, "forward", outer=call))
         return (), prompt.inputs
+
+    def _expect(self, call: Call) -> None:
+        self._pending[call] = None
+        set_call(call)
 
     def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Hand the decoder what its composite cannot: thinned DeepStack rows, windows as wide as they were."""
+        if not self._pending and self._window is None:
+            return None
         call, cache = current_call(), kwargs.get("past_key_values")
         prompt = call.prompt if call is not None and call.owner is self else None
         state = prompt.state if prompt is not None else state_of(cache)
@@ -191,14 +213,15 @@ class PatchHandle:
         return args, kwargs
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        call = current_call()
+        call = current_call() if self._pending else None
         if call is None or call.owner is not self or call.phase in ("prefill", "decode"):
             return
+        self._pending.pop(call, None)
         cache = find_cache(output)
         if call.report is not None:
             call.report.measure(cache)
         if call.phase == "measure":
-            call.phase = "decode"  # a constant from here on: torch.compile would guard on a number that changes
+            call.phase = "decode"
             return
         set_call(call.outer)
         if cache is not None and call.prompt is not None:

@@ -34,7 +34,6 @@ def test_text_only_after_a_pruned_call(family, plain, model):
         assert_same_calls(plain, model, text)
 
 
-@pytest.mark.xfail(reason="the state of the pruned prompt outlives the cache's reset()")
 def test_text_only_on_a_cache_that_was_reset(family, plain, model):
     inputs = make_batch(family, "single")
     ids = make_batch(family, "text_only")["input_ids"][1:]
