@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from asymvlm.models import gemma3, llava, qwen2_5_vl
+from asymvlm.models import gemma3, llava, phi3_v, qwen2_5_vl
 from asymvlm.models.adapter import Adapter
 
 ENTRY_POINT_GROUP = "asymvlm.adapters"
-_ADAPTERS = {module.ADAPTER.model_type: module.ADAPTER for module in (llava, gemma3, qwen2_5_vl)}
+_ADAPTERS = {module.ADAPTER.model_type: module.ADAPTER for module in (llava, gemma3, qwen2_5_vl, phi3_v)}
 
 
 def supported_models() -> list[str]:
