@@ -33,6 +33,13 @@ def score_tokens(
     scores = vision.new_full((B, N), float("-inf"), dtype=torch.float32)
     if L == 0 or N == 0:
         return scores
+    if vision_mask is not None and vision.device.type == "cpu":  # leave out what is masked at both ends, prompts mostly
+        real = vision_mask.any(0).nonzero()
+        first, last = (int(real[0]), int(real[-1]) + 1) if len(real) else (0, 0)
+        if last - first < N:
+            part, part_mask = vision[:, first:last], vision_mask[:, first:last]
+            scores[:, first:last] = score_tokens(part, text, weight, part_mask, text_mask)
+            return scores
     folded = torch.nn.functional.pad(fold_text(text, weight), (0, 0, 0, -L % COLUMNS)).mT  # (B, D, L rounded up)
     chunks = -(-N // ROWS)
     for rows, out in zip(vision.tensor_split(chunks, dim=1), scores.tensor_split(chunks, dim=1), strict=True):
