@@ -10,6 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 
 from bench import environment, floors, results
 from bench.cases import CASES, Case, Inputs, Variant, WrongAnswer, prepare
-from bench.shapes import shapes_for
+from bench.shapes import FIRST, shapes_for
 from bench.timing import CapturedCalls, copy_ceiling, cpu_rounds, cuda_rounds, interleave, set_count
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -133,11 +134,19 @@ def wanted(device: str, smoke: bool, ops: list[str], names: list[str], dtypes: l
     for shape in shapes_for(device, smoke):
         for dtype in dtypes:
             # on a GPU fp32 runs on other units and is no model's type: one size shows it
-            skipped = device == "cuda" and dtype == "float32" and shape.name != "phi3.5-v"
+            skipped = device == "cuda" and dtype == "float32" and shape != FIRST
             if skipped or (names and shape.name not in names):
                 continue
             found += [prepare(op, shape, DTYPES[dtype], device) for op in ops]
     return list({case.key: case for case in found}.values())  # select has no dtype of its own
+
+
+def choose(case: Case, compiled: str) -> Case:
+    """``case`` with or without its compiled peers. With ``"only"`` a case that has none loses all its variants."""
+    has = any("compiled" in name for name in case.variants)
+    if compiled == "without" and has:
+        return replace(case, variants={name: v for name, v in case.variants.items() if "compiled" not in name})
+    return replace(case, variants={}) if compiled == "only" and not has else case
 
 
 def main(args: list[str] | None = None) -> int:
@@ -150,6 +159,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--shape", nargs="+", default=[], help="names from bench/shapes.py; all by default")
     parser.add_argument("--dtype", nargs="+", choices=tuple(DTYPES), default=list(DTYPES))
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
+    parser.add_argument("--compiled", choices=("with", "without", "only"), default="with", help="the compiled peers")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no case after this long")
     options = parser.parse_args(args)
     if options.threads:
@@ -169,9 +179,10 @@ def run(options: argparse.Namespace) -> int:
     failures = 0
     outcome: dict[str, Any]
     cases = wanted(options.device, options.smoke, options.op, options.shape, options.dtype)
+    cases = [case for case in (choose(case, options.compiled) for case in cases) if case.variants]
     for case in cases:
         key = case.key if options.device == "cuda" else f"{case.key}@{torch.get_num_threads()}"
-        if options.resume and results.is_measured(options.file, key, record["environment"]["source"]):
+        if options.resume and results.is_measured(options.file, key, record["environment"]["source"], case.variants):
             print(f"{key}: measured already", flush=True)
             continue
         if time.monotonic() - started > options.seconds:

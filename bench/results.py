@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,13 @@ def add_part(file: Path, name: str, record: dict[str, Any]) -> None:
     save(file, content)
 
 
-def is_measured(file: Path, key: str, source: str) -> bool:
-    """Whether ``key`` was measured without error from the kernel sources with this digest."""
+def is_measured(file: Path, key: str, source: str, variants: Iterable[str]) -> bool:
+    """Whether ``key`` was measured without error, with these variants, from the kernel sources with this digest."""
     content = load(file)
     case = content["cases"].get(key)
-    return case is not None and "error" not in case and content["runs"][case["run"]]["environment"]["source"] == source
+    if case is None or "error" in case or not set(variants) <= set(case["variants"]):
+        return False
+    return bool(content["runs"][case["run"]]["environment"]["source"] == source)
 
 
 def newest(folder: Path, device_kind: str) -> Path | None:

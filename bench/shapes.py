@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
+from asymvlm_kernels import testing
 from asymvlm_kernels.budget import MILLION, to_millionths
 
 
@@ -29,20 +31,17 @@ class Shape:
         return self.N + self.L
 
 
-SINGLES = (
-    Shape("phi3.5-v", 1, 2500, 3072, 30),
-    Shape("gemma3", 1, 256, 3840, 30),
-    Shape("gemma3-4-images", 1, 1024, 3840, 500),
-    Shape("llava-next", 1, 2880, 4096, 30),
-    Shape("qwen2.5-vl", 1, 4096, 3584, 30),
-    Shape("qwen2.5-vl-16k", 1, 16384, 3584, 30),
-)
-BATCHES = (  # gigabytes: for a GPU
-    Shape("phi3.5-v-b8", 8, 2500, 3072, 30),
-    Shape("phi3.5-v-b64", 64, 2500, 3072, 30),
-)
+def slug(name: str) -> str:
+    """A name for the shell and for keys: ``gemma-3-12b-4-images``."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower())
+
+
+SINGLES = tuple(Shape(slug(shape.name), 1, shape.N, shape.D, shape.L) for shape in testing.SHAPES)
+FIRST, SMALL = SINGLES[:2]
+# gigabytes: for a GPU
+BATCHES = tuple(replace(FIRST, name=f"{FIRST.name}-b{batch}", B=batch) for batch in (8, 64))
 SMOKE = (Shape("edge", 1, 1, 16, 1), Shape("odd", 2, 37, 70, 5))
-COMPILED = ("phi3.5-v", "gemma3", "phi3.5-v-b64", "odd")  # on a GPU: autotuning takes too long for every size
+COMPILED = (FIRST, SMALL, BATCHES[-1])  # on a GPU: autotuning takes too long for every size
 
 
 def shapes_for(device: str, smoke: bool = False) -> tuple[Shape, ...]:

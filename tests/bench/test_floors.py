@@ -37,7 +37,14 @@ def test_bytes_of_a_tiny_problem_are_those_counted_by_hand():
 
 @pytest.mark.parametrize(
     "name, two_read_us",
-    [("phi3.5-v", 11.8), ("gemma3", 1.6), ("llava-next", 18.2), ("qwen2.5-vl", 22.6), ("qwen2.5-vl-16k", 90.1)],
+    [
+        ("phi-3.5-v", 11.8),
+        ("gemma-3-12b", 1.6),
+        ("gemma-3-12b-4-images", 7.3),
+        ("llava-next-8b", 18.2),
+        ("qwen2.5-vl-7b-page", 22.6),
+        ("qwen2.5-vl-7b-largest-image", 90.1),
+    ],
 )
 def test_two_read_floor_on_an_h100_is_that_of_the_design(name: str, two_read_us: float):
     assert two_read_floor_us(BY_NAME[name], 2, ASSUMED["h100"]) == pytest.approx(two_read_us, abs=0.1)
@@ -51,13 +58,13 @@ def test_fp32_moves_more_than_bf16_and_a_prediction_is_above_its_floor(op: str, 
 
 
 def test_a_batch_costs_its_samples_but_for_the_shared_weight():
-    one, eight = (traffic("score_tokens", BY_NAME[name], 2).minimal for name in ("phi3.5-v", "phi3.5-v-b8"))
+    one, eight = (traffic("score_tokens", BY_NAME[name], 2).minimal for name in ("phi-3.5-v", "phi-3.5-v-b8"))
     assert eight == 8 * one - 7 * 3072 * 4
 
 
 def test_kept_rows_are_counted_in_exact_integers():
     assert Shape("", 1, 90, 8, 1, keep=0.7).K == 63  # a float floor gives 62
-    assert BY_NAME["phi3.5-v"].K == 1625
+    assert BY_NAME["phi-3.5-v"].K == 1625
 
 
 def test_a_run_replaces_the_assumed_machine():

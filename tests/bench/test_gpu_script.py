@@ -60,6 +60,7 @@ def test_a_failed_part_keeps_the_others_and_their_results(tmp_path, monkeypatch,
     assert {name: part["status"] for name, part in parts.items()} == {
         "correctness": "passed",
         "sanitizer": "skipped",
+        "compiled": "skipped",
         "prefill": "failed",
     }
     assert parts["prefill"]["tail"] == ["it broke"]

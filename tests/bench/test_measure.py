@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from bench import results
 from bench.cases import CASES, Case, Variant, WrongAnswer, prepare
-from bench.measure import main, make_sets, measure
+from bench.measure import choose, main, make_sets, measure
 from bench.shapes import SMOKE
 from bench.timing import interleave, set_count
 
@@ -18,9 +17,7 @@ SHAPE = SMOKE[1]
 
 
 def case_without_compile(op: str, dtype: torch.dtype = torch.float32) -> Case:
-    case = prepare(op, SHAPE, dtype, "cpu")
-    kept = {name: variant for name, variant in case.variants.items() if "compiled" not in name}
-    return dataclasses.replace(case, variants=kept)
+    return choose(prepare(op, SHAPE, dtype, "cpu"), "without")
 
 
 def broken(op: str, output: Any) -> Any:
@@ -82,6 +79,13 @@ def test_a_peer_that_breaks_is_named_and_the_others_are_timed():
     record = measure(case, "cpu", seconds=0.0)
     assert record["variants"]["indexing"] == {"failed": "NotImplementedError: not on this machine"}
     assert record["variants"]["ours"]["wall_us"]["calls"] > 0
+
+
+def test_compiled_peers_can_be_left_to_a_run_of_their_own():
+    score, gather = (prepare(op, SHAPE, torch.float32, "cpu") for op in ("score_tokens", "gather_rows"))
+    assert list(choose(score, "with").variants) == list(choose(score, "only").variants) == list(score.variants)
+    assert set(score.variants) - set(choose(score, "without").variants) == {"literal compiled", "folded compiled"}
+    assert choose(gather, "only").variants == {}
 
 
 def test_variants_take_turns():
