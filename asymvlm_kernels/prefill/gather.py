@@ -16,7 +16,7 @@ from asymvlm_kernels.tuning.prefill import gather_config, row_vector
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # a copy moves bits, whatever they mean
 
 
-@triton.jit(do_not_specialize=["K", "pad"])
+@triton.jit(do_not_specialize=["stride_rb", "stride_ib", "K", "pad"])  # a new length compiles nothing new
 def _gather_rows_kernel(
     rows_ptr,
     index_ptr,

@@ -42,7 +42,7 @@ def power_of_two(exponent):
     return (exponent << 23).to(tl.float32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["L"])
+@triton.jit(do_not_specialize=["stride_tb", "L"])
 def _fold_text_kernel(
     text_ptr,
     weight_ptr,
@@ -57,6 +57,7 @@ def _fold_text_kernel(
     D: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    VECTOR: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
     # one program folds one text row; columns from D to WIDTH become zeros, so the score kernel loads t' without a mask
@@ -64,7 +65,7 @@ def _fold_text_kernel(
     pid_l = (tl.program_id(0) % L).to(tl.int64)
     offs_d = tl.arange(0, BLOCK_D)  # [BLOCK_D]
     mask_d = offs_d < D
-    text_ptr += pid_b * stride_tb + pid_l * stride_tl
+    text_ptr += tl.multiple_of(pid_b * stride_tb + pid_l * stride_tl, VECTOR)
     text = tl.load(text_ptr + offs_d.to(tl.int64) * stride_td, mask=mask_d, other=0.0).to(tl.float32)
     norm = tl.maximum(tl.sqrt_rn(tl.sum(text * text, 0)), EPSILON)
     folded = tl.div_rn(text, tl.zeros_like(text) + norm)
@@ -143,7 +144,7 @@ def score_tile(
     return tl.where(real_n, score, float("-inf"))
 
 
-@triton.jit(do_not_specialize=["N", "L"])
+@triton.jit(do_not_specialize=["stride_vb", "stride_mb", "stride_tb", "N", "L"])  # a new length compiles nothing new
 def _score_tokens_kernel(
     vision_ptr,
     folded_ptr,
@@ -269,6 +270,7 @@ def _fold_text(
             D=D,
             WIDTH=width,
             BLOCK_D=launch.block_d,
+            VECTOR=row_vector(text),
             SPLIT=split,
             num_warps=launch.num_warps,
         )

@@ -75,13 +75,15 @@ def score_config(dtype: torch.dtype, vector: int, arch: int) -> ScoreConfig:
     # block_l 64: the usual prompt of 30 to 60 text tokens reads V once.
     # block_n 32: 2500 rows are 79 programs, and the text is read from L2 79 times, not 157 as with 16 rows.
     # block_d 64: 128 needs 255 registers on sm_80 and spills.
-    if dtype == torch.float32:
-        return ScoreConfig(32, 32, 32, num_warps=4, num_stages=3)  # FMA, no MMA: steps of 64 columns spill
+    if (
+        dtype == torch.float32
+    ):  # FMA: steps of 64 columns or 4 warps spill; with block_l 64 Triton 3.6 uses TF32 on sm_100
+        return ScoreConfig(32, 32, 32, num_warps=8, num_stages=3)
     if vector == 1:
         return ScoreConfig(32, 64, 64, num_warps=8, num_stages=2)  # 2-byte loads cannot be asynchronous; 4 warps spill
     if arch < 90 or arch in SMALL_SHARED_MEMORY:
-        return ScoreConfig(32, 64, 64, num_warps=4, num_stages=4)  # 20 KB a stage, 80 KB of 99 KB
-    return ScoreConfig(32, 64, 64, num_warps=4, num_stages=5)  # 100 KB: two programs share the 227 KB of an SM
+        return ScoreConfig(32, 64, 64, num_warps=4, num_stages=4)  # 60 KB: one program an SM
+    return ScoreConfig(32, 64, 64, num_warps=4, num_stages=5)  # 96 to 100 KB: two programs share the 227 KB of an SM
 
 
 @functools.cache

@@ -1,0 +1,52 @@
+"""What Triton would specialise on at real calls, as JSON: printed for test_specialisations.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import builds
+import torch
+
+ARCH = 90
+BF16 = torch.bfloat16
+
+
+def describe(call: Callable[[], object]) -> list[dict[str, object]]:
+    return [
+        {
+            "kernel": build.kernel.fn.__name__,
+            "divisible": build.divisible,
+            "constants": {name: value for name, value in build.constexprs.items() if not callable(value)},
+        }
+        for build in builds.record("", ARCH, call)
+    ]
+
+
+def kinds(calls: list[Callable[[], object]]) -> int:
+    """How many compilations a series of calls causes, for each kernel of a call."""
+    return max(
+        len({build.key for build in series}) for series in zip(*(builds.record("", ARCH, call) for call in calls))
+    )
+
+
+lengths = [(1, 1, 1), (1, 2500, 30), (1, 2512, 32), (1, 2501, 31), (3, 2500, 30), (2, 2500, 31)]  # B, N, L
+print(
+    json.dumps(
+        {
+            "score": describe(builds.score_call(2500, 30, 3072, BF16)),
+            "score odd": describe(builds.score_call(2500, 30, 70, BF16)),
+            "gather": describe(builds.gather_call(2600, (3072,), BF16)),
+            "select": describe(builds.select_call(2500)),
+            "gap": describe(builds.gap_call(2500)),
+            "kinds of score": kinds([builds.score_call(N, L, 3072, BF16, B=B) for B, N, L in lengths]),
+            "kinds of gather": kinds([builds.gather_call(N + L, (3072,), BF16, B=B, K=N) for B, N, L in lengths]),
+            "kinds of select": kinds([builds.select_call(N) for N in (2049, 2500, 2501, 4096)]),
+            "kinds of gap": kinds([builds.gap_call(N) for N in (2049, 2500, 2501, 4096)]),
+        }
+    )
+)

@@ -1,0 +1,60 @@
+"""A real call specialises as the launch configuration wants, and a new length compiles nothing new."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from compiled import run
+
+from asymvlm_kernels.prefill.reference import EPSILON
+from asymvlm_kernels.tuning.prefill import fold_config, gather_config, score_config, select_config
+
+
+@pytest.fixture(scope="module")
+def calls() -> dict[str, Any]:
+    pytest.importorskip("triton")
+    return json.loads(run("specialisations.py"))
+
+
+def test_score_tokens(calls):
+    fold, score = calls["score"]
+    launch = score_config(torch.bfloat16, 8, 90)
+    constants = {"EPSILON": EPSILON, "D": 3072, "WIDTH": 3072, "VECTOR": 8, "SPLIT": True}
+    assert fold["constants"] == {**constants, "BLOCK_D": fold_config(3072).block_d, "stride_td": 1, "stride_w": 1}
+    tile = {"BLOCK_N": launch.block_n, "BLOCK_L": launch.block_l, "BLOCK_D": launch.block_d}
+    assert score["constants"] == {**constants, **tile, "stride_vd": 1, "stride_mn": 1, "stride_tm": 1}
+    assert fold["divisible"] == ["text_ptr", "weight_ptr", "folded_ptr", "unlift_ptr", "stride_tl"]
+    pointers = ["vision_ptr", "folded_ptr", "unlift_ptr", "vision_mask_ptr", "text_mask_ptr", "scores_ptr"]
+    assert score["divisible"] == [*pointers, "stride_vn"]
+
+
+def test_score_tokens_of_odd_rows(calls):
+    _, score = calls["score odd"]
+    assert score["constants"]["VECTOR"] == 1
+    assert score["constants"]["WIDTH"] == 128  # t' is padded, so its loads stay wide
+    assert "stride_vn" not in score["divisible"]
+
+
+def test_gather_rows(calls):
+    (gather,) = calls["gather"]
+    launch = gather_config(3072, 2)
+    tile = {"BLOCK_K": launch.block_k, "BLOCK_D": launch.block_d}
+    assert gather["constants"] == {"D": 3072, "VECTOR": 8, **tile, "stride_rd": 1, "stride_ik": 1}
+    assert gather["divisible"] == ["rows_ptr", "index_ptr", "out_ptr", "stride_rs"]
+
+
+def test_select_tokens_and_importance_gap(calls):
+    launch = select_config(2500)
+    (select,), (gap,) = calls["select"], calls["gap"]
+    constants = {"BLOCK_N": launch.block_n, "CHUNKED": False}
+    assert gap["constants"] == constants
+    assert select["constants"] == {**constants, "BLOCK_K": launch.block_k}
+    assert select["divisible"] == ["scores_ptr", "counts_ptr", "mask_ptr", "index_ptr"]
+
+
+@pytest.mark.parametrize("op", ["score", "gather", "select", "gap"])
+def test_a_new_length_compiles_nothing_new(calls, op):
+    assert calls[f"kinds of {op}"] == 1
