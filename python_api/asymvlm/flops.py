@@ -26,7 +26,9 @@ def decoder_flops(text_config: Any, n: int) -> int:
 def clip_tower_flops(vision_config: Any, pixel_shape: Sequence[int], *, class_token: bool = True) -> int:
     """A CLIP or SigLIP tower over ``(images, channels, height, width)``: its MLP has two matrices, not three."""
     images, _, height, width = pixel_shape
-    n = (height // vision_config.patch_size) * (width // vision_config.patch_size) + class_token
+    patch = vision_config.patch_size
+    patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
+    n = (height // patch_height) * (width // patch_width) + class_token
     d, m = vision_config.hidden_size, vision_config.intermediate_size
     per_layer = layer_flops(n, d, m) - n * d * m
     return int(images * vision_config.num_hidden_layers * per_layer)

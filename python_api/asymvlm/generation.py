@@ -120,7 +120,8 @@ def continue_call(adapter: Adapter, state: PromptState, call: Mapping[str, Any])
     return changed | {
         "input_ids": torch.cat([state.input_ids, input_ids[:, length:]], 1),
         "attention_mask": torch.cat([state.attention_mask.to(mask), mask[:, length:]], 1),
-        "position_ids": torch.cat([state.position_ids, state.next_position + offsets], -1),
+        # the model adds its first position itself
+        "position_ids": torch.cat([state.position_ids, state.next_position + offsets], -1) - adapter.first_position,
     }
 
 

@@ -41,7 +41,7 @@ def image_numbers(
             starts[:, 1:] &= ~kind[:, :-1]
             number = starts.flatten().cumsum(0).view_as(input_ids) - 1
         numbers = torch.where(kind, number + offset, numbers)
-        offset += input_ids.numel() + 1
+        offset += _stride(input_ids)
     return numbers
 
 
@@ -49,7 +49,7 @@ def grids_by_row(
     numbers: torch.Tensor, input_ids: torch.Tensor, token_ids: Mapping[str, int], grids: Grids
 ) -> list[list[Grid]] | None:
     """The grids of each row's images in reading order; None where a kind of placeholder has no grids."""
-    stride = input_ids.numel() + 1
+    stride = _stride(input_ids)
     known = [grids.get(name) for name in token_ids]
     rows: list[list[Grid]] = []
     for row in numbers.tolist():
@@ -59,3 +59,8 @@ def grids_by_row(
             return None
         rows.append([kind[place] for kind, place in kinds if kind is not None])
     return rows
+
+
+def _stride(input_ids: torch.Tensor) -> int:
+    """Between the first numbers of two kinds: more than a kind has, and a multiple of the views of an image."""
+    return 12 * (input_ids.numel() + 1)

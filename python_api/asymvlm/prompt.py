@@ -42,9 +42,16 @@ def prune_inputs(model: nn.Module, vision: VisionPruning | None = None, **inputs
         ``model(**result)``; generated tokens take the positions that follow the original prompt's last one.
     Raises:
         ValueError: if the model is not supported, or inputs are missing or of a wrong shape.
+        NotImplementedError: if the family's decoder needs more than the model's own call can carry (DeepStack).
     """
     vision = VisionPruning() if vision is None else vision
-    return prune_prompt(model, adapter_for(model), vision, inputs, generating=False).inputs
+    adapter = adapter_for(model)
+    if adapter.deepstack:
+        raise NotImplementedError(
+            f"prune_inputs cannot serve {adapter.model_type!r}: {type(model).__name__} takes no DeepStack features "
+            "beside inputs_embeds; use asymvlm.patch"
+        )
+    return prune_prompt(model, adapter, vision, inputs, generating=False).inputs
 
 
 def has_images(adapter: Adapter, inputs: Inputs) -> bool:
@@ -113,13 +120,14 @@ def prune_prompt(
         vision_flops=adapter.vision_flops(model, inputs),
     )
     deepstack = prune_deepstack(record, pruned.index)
+    shift = adapter.first_position if generating else 0  # `generate` counts from 0, its model adds the rest
     state = PromptState(
         original_ids=input_ids,
         index=pruned.index,
         input_ids=pruned.carry["input_ids"],
         attention_mask=carried["attention_mask"],
-        position_ids=carried["position_ids"],
-        next_position=next_position,
+        position_ids=carried["position_ids"] + shift,
+        next_position=next_position + shift,
     )
     return PrunedPrompt(forwarded, deepstack, state, report)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,10 @@ def no_grids(model: nn.Module, inputs: Inputs) -> Grids:
     return {}
 
 
+def _attribute(config: Any, name: str) -> Any:
+    return getattr(config, name, None)
+
+
 def same_ids(input_ids: torch.Tensor) -> torch.Tensor:
     return input_ids
 
@@ -41,7 +46,7 @@ class Adapter:
     model_type: str  # config.model_type
     composite: str = "model"  # the module that merges features into the embeddings
     text: str = "language_model"  # the decoder inside the composite; "" where they are one module
-    vision_ids: tuple[str, ...] = ("image_token_id",)  # config names of the placeholder ids
+    vision_ids: tuple[str, ...] = ("image_token_id",)  # config names of the placeholder ids, dotted in sub-configs
     unify: Callable[[torch.Tensor], torch.Tensor] = same_ids  # input_ids, placeholders of one kind given one id
     triggers: tuple[str, ...] = ("pixel_values",)  # inputs that mean "there is an image"
     drop: tuple[str, ...] = VISION_INPUTS  # inputs never forwarded once the sequence is pruned
@@ -67,7 +72,8 @@ class Adapter:
     def token_ids(self, model: nn.Module) -> dict[str, int]:
         """Placeholder ids the config defines, by their config name."""
         config: Any = model.config
-        return {name: value for name in self.vision_ids if (value := getattr(config, name, None)) is not None}
+        found = {name: functools.reduce(_attribute, name.split("."), config) for name in self.vision_ids}
+        return {name: value for name, value in found.items() if value is not None}
 
     def vision_mask(self, model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
         """``(B, S)`` bool: where the composite writes vision features."""
