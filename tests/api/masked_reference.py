@@ -55,11 +55,11 @@ def closed_columns(model: PreTrainedModel, keep: Tensor) -> Iterator[None]:
     before = [config._attn_implementation for config in configs]
     try:
         for config in configs:
-            config._attn_implementation = _NAME
+            config._attn_implementation = {"": _NAME}  # a string would reach the tower's configuration too
         yield
     finally:
         for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation = implementation
+            config._attn_implementation = {"": implementation}
 
 
 @torch.no_grad()

@@ -160,7 +160,9 @@ def test_right_padded_prompts_go_on_behind_the_padding(family, plain, model):
     tokens = torch.randint(5, 90, (3, 4), generator=torch.Generator().manual_seed(6))
     whole = {name: nn.functional.pad(value, (0, 4)) for name, value in inputs.items() if value.shape[1] == length}
     whole = {**inputs, **whole, "input_ids": torch.cat([inputs["input_ids"], tokens], 1)}
-    whole["attention_mask"][:, length:] = 1
+    for name, value in {"attention_mask": 1, **FAMILIES[family].generated}.items():
+        if name in whole:
+            whole[name][:, length:] = value
     expected = masked_forward(plain, whole, select(plain, inputs, 0.5).keep)[:, -4:]
     found = []
     with torch.no_grad(), asymvlm.patch(model, vision=uniform(0.5)):

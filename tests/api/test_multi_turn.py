@@ -6,7 +6,7 @@ import pytest
 import torch
 from checks import GREEDY, assert_close, uniform
 from masked_reference import masked_greedy, select
-from tiny import IMAGE, make_batch
+from tiny import FAMILIES, IMAGE, make_batch
 from torch import Tensor
 
 import asymvlm
@@ -15,14 +15,14 @@ ANSWER, QUESTION = 4, 5
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
 
 
-def longer(inputs: dict[str, Tensor], sequences: Tensor, seed: int = 0) -> dict[str, Tensor]:
+def longer(family: str, inputs: dict[str, Tensor], sequences: Tensor, seed: int = 0) -> dict[str, Tensor]:
     """The conversation so far and another question, as a processor would return it."""
     rows, generator = sequences.shape[0], torch.Generator().manual_seed(seed)
     question = torch.randint(20, 60, (rows, QUESTION), generator=generator)
     ids = torch.cat([sequences, question], 1)
     new = ids.shape[1] - inputs["input_ids"].shape[1]
     conversation = {**inputs, "input_ids": ids}
-    for name, fill in (("attention_mask", 1), *((name, 0) for name in PER_TOKEN)):
+    for name, fill in {"attention_mask": 1, **dict.fromkeys(PER_TOKEN, 0), **FAMILIES[family].generated}.items():
         if name in inputs:
             conversation[name] = torch.nn.functional.pad(inputs[name], (0, new), value=fill)
     return conversation
@@ -40,7 +40,7 @@ def test_second_and_third_turn(family, plain, model, batch, images):
     with asymvlm.patch(model, vision=uniform(0.5)):
         result = model.generate(**inputs, **GREEDY, max_new_tokens=ANSWER)
         for turn in range(2):
-            conversation = longer(inputs, result.sequences, seed=turn)
+            conversation = longer(family, inputs, result.sequences, seed=turn)
             sent = without_images(conversation) if images == "dropped" else conversation
             cache = result.past_key_values
             result = model.generate(**sent, past_key_values=cache, **GREEDY, max_new_tokens=ANSWER)
@@ -56,7 +56,7 @@ def test_max_length_and_an_inferred_mask(family, plain, model):
     inputs = make_batch(family, "left_padded")
     with asymvlm.patch(model, vision=uniform(0.5)):
         result = model.generate(**inputs, **GREEDY, max_new_tokens=ANSWER)
-        conversation = without_images(longer(inputs, result.sequences))
+        conversation = without_images(longer(family, inputs, result.sequences))
         del conversation["attention_mask"]
         length = conversation["input_ids"].shape[1] + 3
         found = model.generate(**conversation, past_key_values=result.past_key_values, max_length=length)
@@ -68,7 +68,7 @@ def test_another_conversation_is_refused(family, model):
     inputs = make_batch(family, "single")
     with asymvlm.patch(model, vision=uniform(0.5)):
         result = model.generate(**inputs, **GREEDY, max_new_tokens=ANSWER)
-        conversation = without_images(longer(inputs, result.sequences))
+        conversation = without_images(longer(family, inputs, result.sequences))
         conversation["input_ids"][0, 1] += 1
         with pytest.raises(ValueError, match="must go on from the prompt of the pruned cache"):
             model.generate(**conversation, past_key_values=result.past_key_values, max_new_tokens=2)
@@ -78,7 +78,7 @@ def test_new_images_are_refused(family, model):
     inputs = make_batch(family, "single")
     with asymvlm.patch(model, vision=uniform(0.5)):
         result = model.generate(**inputs, **GREEDY, max_new_tokens=ANSWER)
-        conversation = longer(inputs, result.sequences)
+        conversation = longer(family, inputs, result.sequences)
         conversation["input_ids"][0, -2] = IMAGE
         with pytest.raises(NotImplementedError, match="new images on a pruned cache"):
             model.generate(**conversation, past_key_values=result.past_key_values, max_new_tokens=2)

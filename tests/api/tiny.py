@@ -70,13 +70,13 @@ BATCHES: dict[str, tuple[tuple[Row, ...], str]] = {
 }
 
 
-def build(name: str, seed: int = 2, attention: str = "sdpa", **text: object) -> PreTrainedModel:
+def build(name: str, attention: str = "sdpa", **text: object) -> PreTrainedModel:
     """An fp32 model in eval mode, every parameter drawn; ``text`` overrides its text configuration."""
     family = FAMILIES[name]
     config = family.config({**TEXT, **text})
     config._attn_implementation = attention
     model = family.model(config)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(family.seed)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -146,14 +146,16 @@ def vision_columns(model: PreTrainedModel, ids: Tensor) -> list[list[list[int]]]
             images[-1].append(column)
         images = [[c for place, c in enumerate(image) if place not in family.separators] for image in images]
         video = [column for column, token in enumerate(row) if token == VIDEO]
+        video = [column for place, column in enumerate(video) if place not in family.video_separators]
         rows.append([*images, video] if video else images)
     return rows
 
 
 def make_labels(inputs: dict[str, Tensor]) -> Tensor:
-    """Next-token labels on text; padding and vision carry -100."""
-    ignored = (inputs["attention_mask"] == 0) | (inputs["input_ids"] == IMAGE) | (inputs["input_ids"] == VIDEO)
-    return inputs["input_ids"].masked_fill(ignored, -100)
+    """Next-token labels on text; padding, what padding would predict, and vision carry -100."""
+    ids = inputs["input_ids"]
+    ignored = (inputs["attention_mask"] == 0) | torch.isin(ids, torch.tensor([BOS, IMAGE, VIDEO]))
+    return ids.masked_fill(ignored, -100)
 
 
 def text_layers(model: PreTrainedModel) -> torch.nn.ModuleList:

@@ -10,11 +10,26 @@ from typing import Any
 
 from torch import nn
 
-from asymvlm.models import gemma3, llava, phi3_v, qwen2_5_vl
+from asymvlm.models import (
+    gemma3,
+    llava,
+    llava_next,
+    llava_onevision,
+    phi3_v,
+    qwen2_5_vl,
+)
 from asymvlm.models.adapter import Adapter
 
 ENTRY_POINT_GROUP = "asymvlm.adapters"
-_ADAPTERS = {module.ADAPTER.model_type: module.ADAPTER for module in (llava, gemma3, qwen2_5_vl, phi3_v)}
+FAMILIES = (
+    llava,
+    llava_next,
+    llava_onevision,
+    gemma3,
+    qwen2_5_vl,
+    phi3_v,
+)
+_ADAPTERS = {module.ADAPTER.model_type: module.ADAPTER for module in FAMILIES}
 
 
 def supported_models() -> list[str]:

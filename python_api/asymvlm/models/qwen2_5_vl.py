@@ -7,19 +7,8 @@ from typing import Any, cast
 from torch import nn
 
 from asymvlm.flops import layer_flops
-from asymvlm.models.adapter import Adapter, Grids, Inputs
-
-_GRIDS = {"image_token_id": "image_grid_thw", "video_token_id": "video_grid_thw"}
-
-
-def _grids(model: nn.Module, inputs: Inputs) -> Grids:
-    config: Any = model.config
-    merge = config.vision_config.spatial_merge_size
-    return {
-        token: [(t * h // merge, w // merge) for t, h, w in inputs[name].tolist()]
-        for token, name in _GRIDS.items()
-        if inputs.get(name) is not None
-    }
+from asymvlm.models.adapter import Adapter, Inputs
+from asymvlm.models.towers import QWEN_GRIDS, qwen_grids
 
 
 def _vision_flops(model: nn.Module, inputs: Inputs) -> int:
@@ -27,7 +16,7 @@ def _vision_flops(model: nn.Module, inputs: Inputs) -> int:
     config: Any = cast("Any", model.config).vision_config
     window = (config.window_size // config.patch_size) ** 2
     total = 0
-    for name in _GRIDS.values():
+    for name in QWEN_GRIDS.values():
         if inputs.get(name) is None:
             continue
         for t, h, w in inputs[name].tolist():
@@ -44,6 +33,6 @@ ADAPTER = Adapter(
     per_token={"mm_token_type_ids": 0, "labels": -100},
     drop_when_pruned=("mm_token_type_ids",),
     mrope=True,
-    grids=_grids,
+    grids=qwen_grids,
     vision_flops=_vision_flops,
 )

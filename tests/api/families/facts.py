@@ -1,4 +1,4 @@
-"""What a family's tiny model has in common with the others: vocabulary, text settings, images, and the record of a family."""
+"""What tiny models of all families have in common: vocabulary, text settings, images, and the record of a family."""
 
 from __future__ import annotations
 
@@ -62,11 +62,13 @@ class Family:
     image: tuple[int, ...] = (IMAGE,) * TOKENS_PER_IMAGE  # the ids one image becomes
     separators: frozenset[int] = frozenset()  # which of its placeholders hold a learned separator
     video: Callable[[Images], tuple[list[int], dict[str, Tensor]]] | None = None  # ids of a video, and its inputs
+    video_separators: frozenset[int] = frozenset()
     pixels: str = "pixel_values"  # the input that holds the images
     mrope: bool = False
     first_position: int = 0
     bare_images: bool = True  # False where the family needs begin and end tokens around an image
     norm_offset: float = 0.0  # what the norms add to their weight: Gemma's scale is 1 + weight
     chunked_prefill: bool = True  # False where prefill in chunks is wrong without any patch
+    seed: int = 2  # of the parameters
     generated: dict[str, int] = field(default_factory=dict)  # token types of generated tokens, 0 if not named
     wrong_without_patch: dict[str, str] = field(default_factory=dict)  # test -> why the unpatched model fails it

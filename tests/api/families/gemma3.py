@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from families.facts import BEGIN_IMAGE, END_IMAGE, IMAGE, TEXT, TOKENS_PER_IMAGE, VISION, Family, Images
 from torch import Tensor
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+from families.facts import BEGIN_IMAGE, END_IMAGE, IMAGE, TEXT, TOKENS_PER_IMAGE, VISION, Family, Images
 
 KINDS = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 

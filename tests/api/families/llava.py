@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from families.facts import IMAGE, TOKENS_PER_IMAGE, VISION, Family, Images
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+from families.facts import IMAGE, TOKENS_PER_IMAGE, VISION, Family, Images
 
 
 def config(text: dict) -> LlavaConfig:

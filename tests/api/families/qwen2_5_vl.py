@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import torch
-from families.facts import BEGIN_IMAGE, END_IMAGE, IMAGE, MROPE, TOKENS_PER_IMAGE, VIDEO, Family, Images
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from families.facts import BEGIN_IMAGE, END_IMAGE, IMAGE, MROPE, TOKENS_PER_IMAGE, VIDEO, Family, Images
 
 IDS = dict(
     image_token_id=IMAGE,

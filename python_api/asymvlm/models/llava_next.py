@@ -1,0 +1,44 @@
+"""LLaVA-NeXT: a whole view, then crops put together without their padding, a learned newline at the end of each row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
+
+from asymvlm.models.adapter import Adapter, Grid, Grids, Inputs
+from asymvlm.models.towers import tower_flops
+
+
+def newlines(model: nn.Module, inputs: Inputs, embeds: torch.Tensor) -> torch.Tensor:
+    """``(B, S)`` bool: rows that are the model's learned newline."""
+    composite: Any = model.get_submodule("model")
+    return (embeds == composite.image_newline.detach().to(embeds)).all(-1)
+
+
+def crops_grid(config: Any, image_size: torch.Tensor) -> Grid:
+    """Rows and columns of the crops of one image, padding and newlines left out."""
+    tower = config.vision_config
+    rows, columns = get_anyres_image_grid_shape(image_size, config.image_grid_pinpoints, tower.image_size)
+    side = tower.image_size // tower.patch_size
+    height, width = unpad_image(torch.empty(1, rows * side, columns * side), image_size).shape[1:]
+    return height, width
+
+
+def _grids(model: nn.Module, inputs: Inputs) -> Grids:
+    config: Any = model.config
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    views = [[(side, side), crops_grid(config, size)] for size in inputs["image_sizes"].cpu()]
+    return {"image_token_id": [view for image in views for view in image]}
+
+
+ADAPTER = Adapter(
+    model_type="llava_next",
+    per_token={"token_type_ids": 0, "labels": -100},
+    views=2,
+    grids=_grids,
+    vision_flops=tower_flops(),
+    protect=newlines,
+)
