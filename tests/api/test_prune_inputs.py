@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from checks import FORWARDED, assert_kept_logits, uniform
+from checks import assert_kept_logits, uniform
 from masked_reference import masked_forward, select, take
 from model_state import changes, snapshot
 from tiny import FAMILIES, IMAGE, make_batch
@@ -18,9 +18,11 @@ from torch import Tensor
 import asymvlm
 
 Inputs = dict[str, Tensor]
+DEEPSTACK = ("qwen3_vl",)
 
 
-@pytest.mark.parametrize("batch", FORWARDED)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in DEEPSTACK], indirect=True)
+@pytest.mark.parametrize("batch", ["single", "left_padded"])
 def test_pruned_inputs_run_on_the_unpatched_model(family, plain, batch):
     inputs = make_batch(family, batch)
     given = {name: value.clone() for name, value in inputs.items()}
@@ -35,6 +37,12 @@ def test_pruned_inputs_run_on_the_unpatched_model(family, plain, batch):
     with torch.no_grad():
         found = plain(**pruned).logits
     assert_kept_logits(found, masked_forward(plain, inputs, selection.keep), selection)
+
+
+@pytest.mark.parametrize("family", DEEPSTACK, indirect=True)
+def test_features_for_the_decoder_alone_are_refused(family, plain):
+    with pytest.raises(NotImplementedError, match="DeepStack"):
+        asymvlm.prune_inputs(plain, vision=uniform(0.5), **make_batch(family, "single"))
 
 
 def compact_positions(pruned: Inputs, is_vision: Tensor) -> None:
@@ -64,7 +72,7 @@ def no_mask(pruned: Inputs, is_vision: Tensor) -> None:
 
 
 MUTATIONS: list[tuple[Callable[[Inputs, Tensor], None], str, tuple[str, ...]]] = [
-    (compact_positions, "single", ("llava", "gemma3", "qwen2_5_vl")),
+    (compact_positions, "single", ("llava", "gemma3", "qwen2_5_vl", "paligemma", "phi4_multimodal")),
     (compact_positions, "left_padded", ("llava", "gemma3", "qwen2_5_vl")),
     (no_padding_mask, "left_padded", ("llava", "gemma3", "qwen2_5_vl")),
     (two_vision_tokens_swapped, "single", ("llava", "gemma3", "qwen2_5_vl")),

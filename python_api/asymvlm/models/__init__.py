@@ -17,6 +17,8 @@ from asymvlm.models import (
     llava_onevision,
     phi3_v,
     qwen2_5_vl,
+    qwen2_vl,
+    qwen3_vl,
 )
 from asymvlm.models.adapter import Adapter
 
@@ -26,7 +28,9 @@ FAMILIES = (
     llava_next,
     llava_onevision,
     gemma3,
+    qwen2_vl,
     qwen2_5_vl,
+    qwen3_vl,
     phi3_v,
 )
 _ADAPTERS = {module.ADAPTER.model_type: module.ADAPTER for module in FAMILIES}

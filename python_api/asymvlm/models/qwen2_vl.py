@@ -1,0 +1,17 @@
+"""Qwen2-VL: M-RoPE positions, a grid of its own size for every image and video."""
+
+from __future__ import annotations
+
+from asymvlm.models.adapter import Adapter
+from asymvlm.models.towers import qwen_flops, qwen_grids
+
+ADAPTER = Adapter(
+    model_type="qwen2_vl",
+    vision_ids=("image_token_id", "video_token_id"),
+    triggers=("pixel_values", "pixel_values_videos"),
+    per_token={"mm_token_type_ids": 0, "labels": -100},
+    drop_when_pruned=("mm_token_type_ids",),
+    mrope=True,
+    grids=qwen_grids,
+    vision_flops=qwen_flops,
+)
