@@ -11,6 +11,7 @@ NAMES = (
     "llava_next",
     "llava_onevision",
     "gemma3",
+    "paligemma",
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
@@ -18,4 +19,4 @@ NAMES = (
 )
 FAMILIES: dict[str, Family] = {name: importlib.import_module(f"families.{name}").FAMILY for name in NAMES}
 # stand for the others where a test is about calls, not about families: 1-D, M-RoPE, DeepStack, prefix-LM, windows
-REPRESENTATIVE = ("llava", "gemma3", "qwen2_5_vl", "qwen3_vl")
+REPRESENTATIVE = ("llava", "gemma3", "qwen2_5_vl", "qwen3_vl", "paligemma")
