@@ -12,6 +12,8 @@ from torch import nn
 
 from asymvlm.models import (
     gemma3,
+    idefics3,
+    internvl,
     llava,
     llava_next,
     llava_onevision,
@@ -20,6 +22,7 @@ from asymvlm.models import (
     qwen2_5_vl,
     qwen2_vl,
     qwen3_vl,
+    smolvlm,
 )
 from asymvlm.models.adapter import Adapter
 
@@ -33,6 +36,9 @@ FAMILIES = (
     qwen2_vl,
     qwen2_5_vl,
     qwen3_vl,
+    internvl,
+    idefics3,
+    smolvlm,
     phi3_v,
 )
 _ADAPTERS = {module.ADAPTER.model_type: module.ADAPTER for module in FAMILIES}

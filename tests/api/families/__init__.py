@@ -15,6 +15,9 @@ NAMES = (
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
+    "internvl",
+    "idefics3",
+    "smolvlm",
     "phi3_v",
 )
 FAMILIES: dict[str, Family] = {name: importlib.import_module(f"families.{name}").FAMILY for name in NAMES}
