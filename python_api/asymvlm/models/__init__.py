@@ -17,6 +17,7 @@ from asymvlm.models import (
     llava,
     llava_next,
     llava_onevision,
+    mistral3,
     paligemma,
     phi3_v,
     qwen2_5_vl,
@@ -39,6 +40,7 @@ FAMILIES = (
     internvl,
     idefics3,
     smolvlm,
+    mistral3,
     phi3_v,
 )
 _ADAPTERS = {module.ADAPTER.model_type: module.ADAPTER for module in FAMILIES}

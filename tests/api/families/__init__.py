@@ -18,6 +18,7 @@ NAMES = (
     "internvl",
     "idefics3",
     "smolvlm",
+    "mistral3",
     "phi3_v",
 )
 FAMILIES: dict[str, Family] = {name: importlib.import_module(f"families.{name}").FAMILY for name in NAMES}
