@@ -20,6 +20,7 @@ from asymvlm.models import (
     mistral3,
     paligemma,
     phi3_v,
+    phi4_multimodal,
     qwen2_5_vl,
     qwen2_vl,
     qwen3_vl,
@@ -42,6 +43,7 @@ FAMILIES = (
     smolvlm,
     mistral3,
     phi3_v,
+    phi4_multimodal,
 )
 _ADAPTERS = {module.ADAPTER.model_type: module.ADAPTER for module in FAMILIES}
 

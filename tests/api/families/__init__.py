@@ -20,6 +20,7 @@ NAMES = (
     "smolvlm",
     "mistral3",
     "phi3_v",
+    "phi4_multimodal",
 )
 FAMILIES: dict[str, Family] = {name: importlib.import_module(f"families.{name}").FAMILY for name in NAMES}
 # stand for the others where a test is about calls, not about families: 1-D, M-RoPE, DeepStack, prefix-LM, windows
