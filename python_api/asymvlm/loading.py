@@ -88,7 +88,13 @@ def open_image(path: str | Path) -> Image:
 
 
 def visible_region(image: Image, image_processor: Any) -> Image:
-    """The part of ``image`` that becomes patches: resizing by the short edge, then cropping, loses the margins."""
+    """The part of ``image`` that becomes patches: resizing by the short edge, then cropping, loses the margins.
+
+    An image processor with a ``canvas`` of its own pads instead of cropping.
+    """
+    if hasattr(image_processor, "canvas"):
+        canvas: Image = image_processor.canvas(image)
+        return canvas
     crop = getattr(image_processor, "crop_size", None)
     size = getattr(image_processor, "size", None)
     if not getattr(image_processor, "do_center_crop", False) or not crop or not size or not size.get("shortest_edge"):

@@ -11,6 +11,7 @@ import torch
 from phi3_v_tiny import CROP, LONGER, SIDE, make_inputs, picture, separators, tiny_model
 from PIL import Image
 
+from asymvlm.loading import visible_region
 from asymvlm.models.phi3_v import Phi3VImageProcessor
 
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
@@ -113,6 +114,12 @@ def test_an_image_without_pixels_is_refused(image):
 
 def test_a_very_long_image_keeps_one_line():
     assert Phi3VImageProcessor(num_crops=4).canvas(picture(3000, 1)).size == (4 * 336, 336)
+
+
+def test_a_heatmap_is_drawn_over_the_padded_picture():
+    """The crops' grid covers the padding too; laid over the image alone, every patch would be off."""
+    processor = Phi3VImageProcessor()
+    assert visible_region(picture(500, 300), processor).size == processor.canvas(picture(500, 300)).size == (672, 672)
 
 
 def test_num_crops_must_be_positive():
