@@ -84,11 +84,19 @@ def compiled(options: argparse.Namespace, file: Path, limit: int) -> list[str]:
     return [*command, "--seconds", str(limit - 60)]
 
 
+def generate(options: argparse.Namespace, file: Path, limit: int) -> list[str]:
+    """End to end, in a file of its own beside the other results."""
+    command = [sys.executable, "-m", "bench.bench_generate", "--device", options.device]
+    command += ["--file", str(file.with_name(f"{file.stem}-generate.json")), "--rounds", "3"]
+    return [*command, *(["--size", "tiny", "--batch", "1"] if options.smoke else [])]
+
+
 PARTS = {
-    "correctness": Part(150, correctness),
+    "correctness": Part(120, correctness),
     "sanitizer": Part(60, sanitizer),
-    "prefill": Part(130, prefill),
-    "compiled": Part(130, compiled),
+    "prefill": Part(110, prefill),
+    "generate": Part(80, generate),
+    "compiled": Part(100, compiled),
 }
 
 

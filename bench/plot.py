@@ -19,6 +19,7 @@ from bench import results, tables  # noqa: E402
 
 MARKED = re.compile(r"(<!-- bench:([\w-]+) -->\n)(.*?)(<!-- /bench -->)", re.DOTALL)
 KINDS = {"prefill-cpu": "cpu", "prefill-gpu": "gpu"}
+GENERATE = {"generate-cpu": "cpu", "generate-gpu": "gpu"}  # files named <date>-generate.json
 
 
 def main(args: list[str] | None = None) -> int:
@@ -49,8 +50,11 @@ def table(name: str, folder: Path) -> str:
     Raises:
         SystemExit: on a marker that this script does not know.
     """
+    if name in GENERATE:
+        file = results.newest(folder, GENERATE[name], "*-generate.json")
+        return "Nothing measured yet." if file is None else tables.generate_blocks(results.load(file))
     if name not in KINDS:
-        sys.exit(f"marker bench:{name} is unknown, wanted one of {', '.join(KINDS)}")
+        sys.exit(f"marker bench:{name} is unknown, wanted one of {', '.join((*KINDS, *GENERATE))}")
     file = results.newest(folder, KINDS[name])
     return "Nothing measured yet." if file is None else tables.blocks(results.load(file))
 

@@ -52,9 +52,11 @@ def is_measured(file: Path, key: str, source: str, variants: Iterable[str]) -> b
     return bool(content["runs"][case["run"]]["environment"]["source"] == source)
 
 
-def newest(folder: Path, device_kind: str) -> Path | None:
-    """The latest results file of a kind, ``"cpu"`` or ``"gpu"``, under ``folder``."""
-    files = [file for file in folder.glob("*/*.json") if file.parent.name.startswith("cpu-") == (device_kind == "cpu")]
+def newest(folder: Path, device_kind: str, pattern: str = "????-??-??.json") -> Path | None:
+    """The latest results file of a kind, ``"cpu"`` or ``"gpu"``, under ``folder``; of single ops by default."""
+    files = [
+        file for file in folder.glob(f"*/{pattern}") if file.parent.name.startswith("cpu-") == (device_kind == "cpu")
+    ]
     return max(files, key=lambda file: (file.stem, file.parent.name), default=None)
 
 

@@ -123,3 +123,31 @@ def digits(value: float) -> str:
 def markdown(head: tuple[str, ...], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def generate_blocks(content: dict[str, Any]) -> str:
+    """End-to-end results: a caption and a table for each model and batch."""
+    blocks = []
+    head = ("keep", "prompt tokens", "time to first token, ms", "range", "merge, ms", "prune, ms",
+            "prune / prefill", "K/V, MiB", "peak memory, MiB", "new tokens/s")  # fmt: skip
+    for key, case in content["cases"].items():
+        run = content["runs"][case["run"]]
+        place = run["environment"]
+        software = ", ".join(f"{name} {place[name]}" for name in ("torch", "transformers"))
+        machine = f"driver {place['driver']}" if place["type"] == "cuda" else f"{place['threads']} threads"
+        caption = (
+            f"{key}, random weights; {place['device']}, {machine}, {software}, commit {place['commit']}, "
+            f"{place['time'][:10]}, load {place['load']} when started; medians of {case['rounds']} rounds in turn.\n"
+            f"`{run['command']}`"
+        )
+        rows = []
+        for ratio, row in case["ratios"].items():
+            low, high = (digits(value) for value in row["first_token_range_ms"])
+            rows.append([ratio, str(row["tokens"]), digits(row["first_token_ms"]), f"{low} to {high}"])
+            if float(ratio) < 1:
+                shares = [digits(row["merge_ms"]), digits(row["prune_ms"]), f"{row['prune_share_of_prefill']:.2%}"]
+            else:
+                shares = ["-"] * 3  # nothing of ours runs
+            rows[-1] += [*shares, str(row["kv_mib"]), digits(row["peak_mib"]), digits(row["tokens_per_second"])]
+        blocks.append(f"{caption}\n\n{markdown(head, rows)}")
+    return "\n\n".join(blocks) or "Nothing measured yet."
