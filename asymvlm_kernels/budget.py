@@ -3,8 +3,8 @@
 A ratio is carried as an integer number of millionths, so that ``K = N * millionths // 1_000_000`` is exact. A floating
 ``floor(N * r)`` is off by one for pairs as plain as N = 90, r = 0.7.
 
-Every budget answers ``millionths(gap)`` on the device of ``gap``, without synchronising. A gap of NaN (no token, no text,
-or a non-finite score at a quartile) says nothing about the sample, so the largest ratio of the budget is used.
+Every budget answers ``millionths(gap)`` on the device of ``gap``, without synchronising. A gap of NaN (no token, no
+text, or a non-finite score at a quartile) says nothing about the sample, so the largest ratio of the budget is used.
 
 Source: AsymVLM section 3.3 (arXiv:2605.29535).
 """
@@ -67,7 +67,7 @@ class UniformBudget(_KeepRatio):
 
 @dataclass(frozen=True)
 class ThresholdBudget(_KeepRatio):
-    """Method A: three tiers. ``conservative`` below ``gap_low``, ``aggressive`` from ``gap_high`` on, else ``moderate``.
+    """Method A: ``conservative`` below ``gap_low``, ``aggressive`` from ``gap_high`` on, ``moderate`` between.
 
     Thresholds are compared in fp32, the type of a gap. They belong to one (model, weight) pair.
     """
@@ -97,12 +97,12 @@ class ThresholdBudget(_KeepRatio):
 
     def tier(self, gap: torch.Tensor) -> torch.Tensor:
         """``(B,)`` int64: 0 conservative, 1 moderate, 2 aggressive (see ``TIERS``)."""
-        low, high = (torch.tensor(t, dtype=torch.float32, device=gap.device) for t in (self.gap_low, self.gap_high))
-        return (gap >= low).long() + (gap >= high).long()  # NaN compares false: conservative
+        return (gap >= self.gap_low).long() + (gap >= self.gap_high).long()  # NaN compares false: conservative
 
     def millionths(self, gap: torch.Tensor) -> torch.Tensor:
-        ratios = [to_millionths(getattr(self, name)) for name in TIERS]
-        return torch.tensor(ratios, device=gap.device)[self.tier(gap)]
+        conservative, moderate, aggressive = (to_millionths(getattr(self, name)) for name in TIERS)
+        tier = self.tier(gap)  # no table of ratios on the device: the copy to it would synchronise
+        return torch.where(tier == 2, aggressive, torch.where(tier == 1, moderate, conservative))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 
@@ -86,7 +87,7 @@ def _bits(pad: float, sign: float, dtype: torch.dtype) -> int:
     ``sign`` keeps -0 and 0 apart in the cache.
     """
     word = torch.zeros(1, dtype=dtype).masked_fill_(torch.ones(1, dtype=torch.bool), pad)
-    return int.from_bytes(bytes(word.untyped_storage()), "little", signed=True)
+    return int.from_bytes(ctypes.string_at(word.data_ptr(), word.nbytes), "little", signed=True)
 
 
 def _gather_rows_fake(rows: torch.Tensor, index: torch.Tensor, pad: float) -> torch.Tensor:
