@@ -1,7 +1,7 @@
 """GPU kernels for vision-language models: score, select and gather vision tokens before prefill.
 
-Every op works on CPU (the PyTorch reference), under Triton's interpreter and on CUDA, and gives the same indices on all.
-Masks are bool, True = real.
+Every op works on CPU (the PyTorch reference), under Triton's interpreter and on CUDA, and gives the same indices on
+all. Masks are bool, True = real.
 """
 
 from __future__ import annotations

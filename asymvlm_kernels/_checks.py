@@ -13,7 +13,7 @@ def check_shape(name: str, tensor: torch.Tensor, wanted: tuple[int | str, ...]) 
         isinstance(want, str) or size == want for size, want in zip(tensor.shape, wanted, strict=True)
     )
     if not fits:
-        text = ", ".join(str(want) for want in wanted)
+        text = ", ".join(str(want) for want in wanted) + ("," if len(wanted) == 1 else "")
         raise ValueError(f"{name} must have shape ({text}), got {tuple(tensor.shape)}")
 
 

@@ -1,9 +1,9 @@
 """Registered ops and the choice of backend. The only reader of ``ASYMVLM_BACKEND``.
 
-An op is defined once, with a reference, an optional Triton launcher and a fake. Its CPU kernel runs the reference, or the
-Triton launcher under the interpreter when ``"triton"`` is asked for. Its CUDA kernel runs Triton, or the reference where
-Triton cannot run; ``"auto"`` logs the reason once. Every backend returns the same indices, so the choice never changes a
-result. An explicit choice that cannot run raises.
+An op is defined once, with a reference, an optional Triton launcher and a fake. Its CPU kernel runs the reference, or
+the Triton launcher under the interpreter when ``"triton"`` is asked for. Its CUDA kernel runs Triton, or the reference
+where Triton cannot run; ``"auto"`` logs the reason once. Every backend returns the same indices, so the choice never
+changes a result. An explicit choice that cannot run raises.
 """
 
 from __future__ import annotations
@@ -100,9 +100,12 @@ def define_op(
     name = schema[: schema.index("(")]
 
     def run(*args: Any) -> Any:
-        backend = resolve_backend(args[0].device)
+        device = args[0].device
+        backend = resolve_backend(device)
         if backend == "triton" and triton is not None:
-            return triton(*args)
+            # Triton launches on the current device, which need not be that of the arguments
+            with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+                return triton(*args)
         return reference(*args)
 
     _library.define(schema)

@@ -1,0 +1,171 @@
+"""The registered ops: opcheck, torch.compile without a graph break, refused gradients, messages of wrong arguments."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import asymvlm_kernels as ak
+from asymvlm_kernels import use_backend
+from asymvlm_kernels._triton import INTERPRETED
+
+BACKENDS = ("reference", "triton")
+any_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def arguments(device) -> dict[str, tuple]:
+    """Positional arguments of each registered op, with and without its optional ones."""
+    torch.manual_seed(0)
+    vision, text = torch.randn(2, 20, 16, device=device), torch.randn(2, 3, 16, device=device)
+    scores, counts = torch.randn(2, 20, device=device), torch.tensor([5, 9], device=device)
+    mask = torch.rand(2, 20, device=device) < 0.8
+    return {
+        "score_tokens": (vision, text, torch.rand(16, device=device), mask, mask[:, :3]),
+        "score_tokens bare": (vision.bfloat16(), text.bfloat16(), None, None, None),
+        "importance_gap": (scores, mask),
+        "importance_gap bare": (scores, None),
+        "select_tokens": (scores, counts, mask, 9),
+        "select_tokens bare": (scores, counts, None, 20),
+        "gather_rows": (vision, torch.tensor([[0, 5, -1], [1, 2, 3]], device=device), 0),
+        "gather_rows pad": (mask, torch.tensor([[0], [-1]], device=device), True),
+    }
+
+
+OPS = tuple(arguments("cpu"))
+
+
+@any_backend
+@pytest.mark.parametrize("name", OPS)
+def test_opcheck(name, backend, device):
+    with use_backend(backend):
+        op = getattr(torch.ops.asymvlm, name.split()[0]).default
+        torch.library.opcheck(op, arguments(device)[name])
+
+
+CALLS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "score_tokens": lambda vision, scores: ak.score_tokens(vision, vision[:, :3], vision_mask=scores > 0),
+    "importance_gap": lambda vision, scores: ak.importance_gap(scores) + 1,
+    "select_tokens": lambda vision, scores: ak.select_tokens(
+        scores, (scores > 0).sum(-1), capacity=scores.shape[1] // 2
+    ),
+    "gather_rows": lambda vision, scores: ak.gather_rows(vision * 2, (scores > 0).long().cumsum(-1) - 1, pad=3),
+    "keep_counts": lambda vision, scores: ak.keep_counts(scores[:, 0], 7, ak.ThresholdBudget(-0.1, 0.1, 0.9, 0.5, 0.2)),
+    "prune_sequence": lambda vision, scores: ak.prune_sequence(vision, scores > 0, scores < -0.5, static=True).embeds,
+}
+
+
+@any_backend
+@pytest.mark.parametrize("name", CALLS)
+def test_compiles_without_a_graph_break(name, backend, device):
+    torch.manual_seed(0)
+    inputs = torch.randn(2, 20, 16, device=device), torch.randn(2, 20, device=device)
+    torch.compiler.reset()
+    with use_backend(backend), torch.no_grad():
+        compiled = torch.compile(CALLS[name], fullgraph=True, backend="aot_eager")
+        expected = CALLS[name](*inputs)
+        assert torch.equal(compiled(*inputs), expected)
+
+
+@pytest.mark.parametrize("name", ["score_tokens", "importance_gap", "select_tokens", "gather_rows"])
+def test_a_new_length_is_not_traced_again_and_again(name, device):
+    torch.compiler.reset()
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    with torch.no_grad():
+        compiled = torch.compile(CALLS[name], fullgraph=True, backend=count)
+        for N in (20, 24, 31, 40, 57):
+            inputs = torch.randn(2, N, 16, device=device), torch.randn(2, N, device=device)
+            assert torch.equal(compiled(*inputs), CALLS[name](*inputs))
+    assert len(graphs) <= 2  # the second is the one for every length
+
+
+@any_backend
+def test_inputs_that_require_grad_are_refused(backend, device):
+    vision = torch.randn(1, 8, 4, device=device, requires_grad=True)
+    weight = torch.ones(4, device=device, requires_grad=True)
+    plain = vision.detach()
+    scores = torch.randn(1, 8, device=device, requires_grad=True)
+    index = torch.zeros(1, 2, dtype=torch.int64, device=device)
+    mask = torch.ones(1, 8, dtype=torch.bool, device=device)
+    calls = {
+        ("score_tokens", "vision"): lambda: ak.score_tokens(vision, plain),
+        ("score_tokens", "text"): lambda: ak.score_tokens(plain, vision),
+        ("score_tokens", "weight"): lambda: ak.score_tokens(plain, plain, weight),
+        ("importance_gap", "scores"): lambda: ak.importance_gap(scores),
+        ("select_tokens", "scores"): lambda: ak.select_tokens(scores, index[:, 0]),
+        ("gather_rows", "rows"): lambda: ak.gather_rows(vision, index),
+        ("prune_sequence", "embeds"): lambda: ak.prune_sequence(vision, mask, ~mask),
+    }
+    with use_backend(backend):
+        for (op, name), call in calls.items():
+            with pytest.raises(ValueError, match=f"{op} is not differentiable in {name}"):
+                call()
+            with torch.no_grad():
+                call()
+
+
+def wrong_arguments() -> dict[str, Callable[[], object]]:
+    """Message: call that must raise it."""
+    v, t = torch.zeros(2, 5, 4), torch.zeros(2, 3, 4)
+    scores, counts = torch.zeros(2, 5), torch.ones(2, dtype=torch.int64)
+    index, mask = torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 5, dtype=torch.bool)
+    budget = ak.UniformBudget(0.5)
+    return {
+        "vision must have shape (B, N, D), got (5, 4)": lambda: ak.score_tokens(v[0], t),
+        "text must have shape (2, L, 4), got (1, 3, 4)": lambda: ak.score_tokens(v, t[:1]),
+        "text must have shape (2, L, 4), got (2, 3, 2)": lambda: ak.score_tokens(v, t[..., :2]),
+        "vision must be float32 or float16 or bfloat16, got float64": lambda: ak.score_tokens(v.double(), t.double()),
+        "text must be float32, got float16": lambda: ak.score_tokens(v, t.half()),
+        "weight must have shape (4,), got (5,)": lambda: ak.score_tokens(v, t, torch.ones(5)),
+        "weight must be float32, got bfloat16": lambda: ak.score_tokens(v, t, torch.ones(4).bfloat16()),
+        "vision_mask must have shape (2, 5), got (2, 3)": lambda: ak.score_tokens(v, t, vision_mask=mask[:, :3]),
+        "text_mask must be bool, got int64": lambda: ak.score_tokens(v, t, text_mask=index),
+        "text must be on cpu, got meta": lambda: ak.score_tokens(v, t.to("meta")),
+        "scores must have shape (B, N), got (5,)": lambda: ak.importance_gap(scores[0]),
+        "scores must be float32, got float64": lambda: ak.importance_gap(scores.double()),
+        "mask must have shape (2, 5), got (1, 5)": lambda: ak.importance_gap(scores, mask[:1]),
+        "counts must have shape (2,), got (1,)": lambda: ak.select_tokens(scores, counts[:1]),
+        "counts must be int32 or int64, got float32": lambda: ak.select_tokens(scores, counts.float()),
+        "counts must be on cpu, got meta": lambda: ak.select_tokens(scores, counts.to("meta")),
+        "mask must be bool, got float32": lambda: ak.select_tokens(scores, counts, mask=scores),
+        "capacity must be 0 or more, got -1": lambda: ak.select_tokens(scores, counts, capacity=-1),
+        "rows must have shape (B, S, ...), got (3,)": lambda: ak.gather_rows(torch.zeros(3), index),
+        "index must have shape (2, K), got (1, 3)": lambda: ak.gather_rows(v, index[:1]),
+        "index must be int64, got int32": lambda: ak.gather_rows(v, index.int()),
+        "index must be on cpu, got meta": lambda: ak.gather_rows(v, index.to("meta")),
+        "embeds must have shape (B, S, D), got (2, 5)": lambda: ak.prune_sequence(scores, mask, mask),
+        "embeds must be float32 or float16 or bfloat16, got int64": lambda: ak.prune_sequence(v.long(), mask, mask),
+        "text_mask must be bool, got float32": lambda: ak.prune_sequence(v, mask, scores),
+        "protect must have shape (2, 5), got (2, 4)": lambda: ak.prune_sequence(v, mask, mask, protect=mask[:, :4]),
+        "groups must be int64 or int32, got bool": lambda: ak.prune_sequence(v, mask, mask, groups=mask),
+        "per_image=True needs groups, got None": lambda: ak.prune_sequence(v, mask, mask, None, budget, per_image=True),
+        "carry['x'] must have shape (2, 5, ...) or (R, 2, 5), got (2, 4)": lambda: ak.prune_sequence(
+            v, mask, mask, carry={"x": scores[:, :4]}
+        ),
+        "padding_side must be 'left' or 'right', got 'up'": lambda: ak.prune_sequence(v, mask, mask, padding_side="up"),
+    }
+
+
+@pytest.mark.parametrize("message", wrong_arguments())
+def test_message_names_what_was_found_and_wanted(message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        wrong_arguments()[message]()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_runs_on_the_device_of_its_arguments():
+    scores = torch.randn(2, 50, device="cuda:1")
+    with torch.cuda.device(0), use_backend("triton"):
+        result = ak.importance_gap(scores)
+    assert torch.equal(result.cpu(), ak.importance_gap(scores.cpu()))
+
+
+def test_this_suite_runs_the_kernels():
+    assert torch.cuda.is_available() or INTERPRETED
