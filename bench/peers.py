@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -76,7 +77,14 @@ def slice_prune(
 
 
 def compiled(function: Function, device: str) -> Function:
-    """``torch.compile`` at its strongest. CUDA graphs are left to the harness, which captures every variant alike."""
-    if device == "cuda":
-        return torch.compile(function, dynamic=False, fullgraph=True, mode="max-autotune-no-cudagraphs")
-    return torch.compile(function, dynamic=False, fullgraph=True)
+    """``torch.compile`` at its strongest, from the first call on: importing the compiler alone takes seconds.
+
+    CUDA graphs are left to the harness, which captures every variant alike.
+    """
+    mode = "max-autotune-no-cudagraphs" if device == "cuda" else None
+
+    @functools.cache
+    def build() -> Function:
+        return torch.compile(function, dynamic=False, fullgraph=True, mode=mode)
+
+    return lambda *inputs: build()(*inputs)

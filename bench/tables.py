@@ -13,6 +13,8 @@ CLOCKS = {
     "cpu_us": "processor time of one thread",
     "wall_us": "wall time",
 }
+EAGER = "stream_us"  # the one metric that every variant of prune_sequence has on a GPU
+OURS = ("ours", "ours static")
 COMPILED = ("literal compiled", "folded compiled")
 
 
@@ -33,7 +35,7 @@ def blocks(content: dict[str, Any]) -> str:
 
 
 def block(content: dict[str, Any], cases: Cases) -> str:
-    """Caption, the two ops that read V, and the two that do not."""
+    """Caption, the two ops that read V (on a GPU prune_sequence in eager calls), the two that do not."""
     run = content["runs"][next(iter(cases.values()))["run"]]
     gpu = run["environment"]["type"] == "cuda"
     scale, unit = (1.0, "us") if gpu else (1e-3, "ms")
@@ -68,7 +70,7 @@ def scoring_table(cases: Cases, scale: float) -> str:
         if op == "score_tokens":
             row = [shape, dtype, *(cell(score, name, scale) for name in ("ours", "literal eager", "folded eager"))]
             row += [best(score, COMPILED, scale), noise(score)]
-            row += [cell(prune, name, scale) for name in ("ours", "literal eager", "folded slices")]
+            row += [cell(prune, name, scale, EAGER) for name in ("ours", "literal eager", "folded slices")]
             rows.append([*row, noise(prune)])
     return markdown(head, rows)
 
@@ -93,16 +95,22 @@ def caller_table(cases: Cases) -> str:
     metrics = ("device_us", "warm_us", "stream_us", "caller_us")
     rows = []
     for key, case in cases.items():
-        ours = case["variants"]["ours"]
-        times = [format(ours[metric]["median"], ".1f") if metric in ours else "-" for metric in metrics]
         copy: dict[str, Any] = next((entry for name, entry in case["variants"].items() if name.startswith("copy")), {})
-        rows.append([*key.split("/"), *times, str(ours["gbs"]), str(copy.get("gbs", "-"))])
+        op, *size = key.split("/")
+        for name in OURS:
+            ours = case["variants"].get(name)
+            if ours is not None and "primary" in ours:
+                times = [format(ours[metric]["median"], ".1f") if metric in ours else "-" for metric in metrics]
+                label = op + name.removeprefix("ours")
+                rows.append([label, *size, *times, str(ours["gbs"]), str(copy.get("gbs", "-"))])
     head = ("op", "size", "dtype", *metrics, "GB/s", "copy of the same size, GB/s")
     return markdown(head, rows)
 
 
-def cell(case: dict[str, Any] | None, name: str, scale: float) -> str:
-    value = None if case is None or name not in case["variants"] else results.time_us(case["variants"][name])
+def cell(case: dict[str, Any] | None, name: str, scale: float, metric: str = "") -> str:
+    """The time of a variant by ``metric`` where it has that, else by its primary one."""
+    variant = {} if case is None else case["variants"].get(name, {})
+    value = variant[metric]["median"] if metric in variant else results.time_us(variant)
     return "-" if value is None else digits(value * scale)
 
 

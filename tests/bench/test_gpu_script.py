@@ -22,8 +22,8 @@ def options(tmp_path: Path, **values: object) -> argparse.Namespace:
     return argparse.Namespace(**(defaults | {"results": tmp_path} | values))
 
 
-def part_that_runs(monkeypatch: pytest.MonkeyPatch, code: str, limit: int = 20) -> None:
-    monkeypatch.setitem(gpu.PARTS, "prefill", gpu.Part(limit, lambda *_: [sys.executable, "-c", code]))
+def part_that_runs(code: str) -> gpu.Part:
+    return gpu.Part(20, lambda *_: [sys.executable, "-c", code])
 
 
 def test_direct_call_from_another_folder_writes_results_and_passes(tmp_path):
@@ -51,37 +51,35 @@ def test_without_a_gpu_one_line_and_exit_code_2(tmp_path, capsys):
 
 
 def test_a_failed_part_keeps_the_others_and_their_results(tmp_path, monkeypatch, capfd):
-    part_that_runs(monkeypatch, "print('it broke'); raise SystemExit(3)")
-    monkeypatch.setitem(gpu.PARTS, "correctness", gpu.Part(20, lambda *_: [sys.executable, "-c", "print('fine')"]))
+    parts = {"correctness": part_that_runs("print('fine')"), "sanitizer": gpu.PARTS["sanitizer"]}
+    parts["prefill"] = part_that_runs("print('it broke'); raise SystemExit(3)")
+    monkeypatch.setattr(gpu, "PARTS", parts)
     args = ["--device", "cpu", "--smoke", "--results", str(tmp_path)]
     assert gpu.main(args) == 1
     (file,) = tmp_path.glob("*/*.json")
-    parts = json.loads(file.read_text())["parts"]
-    assert {name: part["status"] for name, part in parts.items()} == {
-        "correctness": "passed",
-        "sanitizer": "skipped",
-        "compiled": "skipped",
-        "prefill": "failed",
-    }
-    assert parts["prefill"]["tail"] == ["it broke"]
-    part_that_runs(monkeypatch, "print('mended')")
+    recorded = json.loads(file.read_text())["parts"]
+    statuses = {name: part["status"] for name, part in recorded.items()}
+    assert statuses == {"correctness": "passed", "sanitizer": "skipped", "prefill": "failed"}
+    assert recorded["prefill"]["tail"] == ["it broke"]
+    parts["prefill"] = part_that_runs("print('mended')")
     assert gpu.main([*args, "--only", "prefill"]) == 0
-    parts = json.loads(file.read_text())["parts"]
-    assert (parts["prefill"]["summary"], parts["correctness"]["summary"]) == ("mended", "fine")
+    recorded = json.loads(file.read_text())["parts"]
+    assert (recorded["prefill"]["summary"], recorded["correctness"]["summary"]) == ("mended", "fine")
 
 
 def test_a_part_that_hangs_is_ended_with_its_children(tmp_path, monkeypatch, capfd):
-    child = "import time; print('started', flush=True); time.sleep(60); open('outlived', 'w')"
-    part_that_runs(monkeypatch, f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])")
+    child = "import time; print('started', flush=True); time.sleep(60)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    monkeypatch.setitem(gpu.PARTS, "prefill", part_that_runs(code))
     assert gpu.run_part("prefill", options(tmp_path, limit=3), tmp_path / "x" / "day.json") == "timeout"
     record = json.loads((tmp_path / "x" / "day.json").read_text())["parts"]["prefill"]
     assert (record["status"], record["tail"]) == ("timeout", ["started"])
-    assert record["seconds"] < 15
+    assert record["seconds"] < 15, "the child held the pipe open"
 
 
 def test_a_machine_that_refuses_the_sanitizer_is_no_failure(tmp_path, monkeypatch, capfd):
     code = "print('========= Error: Device not supported'); raise SystemExit(1)"
-    monkeypatch.setitem(gpu.PARTS, "sanitizer", gpu.Part(20, lambda *_: [sys.executable, "-c", code]))
+    monkeypatch.setitem(gpu.PARTS, "sanitizer", part_that_runs(code))
     assert gpu.run_part("sanitizer", options(tmp_path), tmp_path / "day.json") == "skipped"
 
 
