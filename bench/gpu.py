@@ -127,19 +127,19 @@ def run_part(name: str, options: argparse.Namespace, file: Path) -> str:
     limit = options.limit or part.limit
     record: dict[str, object] = {"time": datetime.now(UTC).isoformat(timespec="seconds")}
     try:
-        command = part.command(options, file, limit)
+        command = part.command(options, file.relative_to(ROOT) if file.is_relative_to(ROOT) else file, limit)
     except Skip as reason:
         print(f"== {name}: skipped, {reason}", flush=True)
         results.add_part(file, name, record | {"status": "skipped", "summary": str(reason)})
         return "skipped"
-    print(f"== {name}, at most {limit} s: {shlex.join(command)}", flush=True)
+    print(f"== {name}, at most {limit} s: {shown(command)}", flush=True)
     started = time.monotonic()
     code, lines = stream(command, child_environment(options.device), limit)
     status = "timeout" if code is None else "failed" if code else "passed"
     if status == "failed" and name == "sanitizer" and any(UNSUPPORTED in line for line in lines):
         status = "skipped"
     said = [line for line in lines if line.strip()]
-    record |= {"status": status, "seconds": round(time.monotonic() - started, 1), "command": shlex.join(command)}
+    record |= {"status": status, "seconds": round(time.monotonic() - started, 1), "command": shown(command)}
     record |= {"source": environment.source_digest(), "summary": said[-1] if said else ""}
     results.add_part(file, name, record if status == "passed" else record | {"tail": said[-40:]})
     print(f"== {name}: {status} in {record['seconds']} s", flush=True)
@@ -176,10 +176,16 @@ def stream(command: list[str], variables: dict[str, str], limit: int) -> tuple[i
     return code, lines
 
 
+def shown(command: list[str]) -> str:
+    """A command as one would type it: results name no path of the machine they come from."""
+    return shlex.join("python" if word == sys.executable else word for word in command)
+
+
 def child_environment(device: str) -> dict[str, str]:
     paths = [str(ROOT), str(ROOT / "python_api"), os.environ.get("PYTHONPATH", "")]
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     variables |= {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+    variables["BENCH_COMMAND"] = shlex.join(["python", "bench/gpu.py", *sys.argv[1:]])  # what the results name
     return variables | (KEEP_PAGES if device == "cpu" else {})
 
 

@@ -6,6 +6,7 @@ Correctness comes first: every variant is checked on poisoned memory, and a wron
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -171,7 +172,7 @@ def main(args: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     record: dict[str, Any] = {
-        "command": "python -m bench.measure " + shlex.join(sys.argv[1:]),
+        "command": os.environ.get("BENCH_COMMAND") or shlex.join(["python", "-m", "bench.measure", *sys.argv[1:]]),
         "environment": environment.describe(options.device),
         "ceiling": copy_ceiling(options.device, options.smoke),
     }
