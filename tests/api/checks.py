@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+
 import torch
 from masked_reference import Selection
 from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
 
 from asymvlm import VisionPruning
 from asymvlm_kernels import ThresholdBudget, UniformBudget
@@ -24,8 +28,16 @@ def one_tier_each(gaps: list[float]) -> ThresholdBudget:
     return ThresholdBudget((low + middle) / 2, (middle + high) / 2, conservative=0.75, moderate=0.625, aggressive=0.5)
 
 
-def assert_close(found: Tensor, expected: Tensor, atol: float = 1e-5) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+_atol: ContextVar[float] = ContextVar("atol", default=1e-5)
+
+
+def set_tolerance(atol: float) -> None:
+    """The absolute tolerance of `assert_close` from here on: a fact of the family under test."""
+    _atol.set(atol)
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=_atol.get())
 
 
 def assert_kept_logits(found: Tensor, reference: Tensor, selection: Selection) -> None:
@@ -33,3 +45,10 @@ def assert_kept_logits(found: Tensor, reference: Tensor, selection: Selection) -
     rows, slots = (selection.index >= 0).nonzero(as_tuple=True)
     assert found.shape[:2] == selection.index.shape
     assert_close(found[rows, slots], reference[rows, selection.index[rows, slots]])
+
+
+def attention_layers(cache: Cache) -> list[CacheLayerMixin]:
+    """The layers of a cache that hold K and V; recurrent ones hold a state of fixed size."""
+    layers = [layer for layer in cache.layers if hasattr(layer, "keys")]
+    assert layers
+    return layers

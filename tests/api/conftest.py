@@ -14,6 +14,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from checks import set_tolerance
 from model_state import changes, snapshot
 from transformers import PreTrainedModel
 
@@ -47,6 +48,7 @@ def family(request: pytest.FixtureRequest) -> str:
     reason = tiny.FAMILIES[name].wrong_without_patch.get(request.node.originalname)
     if reason is not None:
         pytest.skip(f"the unpatched model fails here: {reason}")
+    set_tolerance(tiny.FAMILIES[name].atol)
     return name
 
 

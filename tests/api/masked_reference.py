@@ -7,6 +7,7 @@ Nothing here imports the library under test.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,13 +54,31 @@ def closed_columns(model: PreTrainedModel, keep: Tensor) -> Iterator[None]:
     modules = [model.get_decoder(), *text_layers(model).modules()]
     configs = [model.config.get_text_config(), *(module.config for module in modules if hasattr(module, "config"))]
     before = [config._attn_implementation for config in configs]
+    mixers = [getattr(layer, name, None) for layer in text_layers(model) for name in family_of(model).recurrent]
+    mixers = [mixer for mixer in mixers if mixer is not None]
     try:
+        for mixer in mixers:
+            mixer.forward = functools.partial(_skip_dropped, mixer, keep)
         for config in configs:
             config._attn_implementation = {"": _NAME}  # a string would reach the tower's configuration too
         yield
     finally:
+        for mixer in mixers:
+            del mixer.forward
         for config, implementation in zip(configs, before, strict=True):
             config._attn_implementation = {"": implementation}
+
+
+def _skip_dropped(mixer: nn.Module, keep: Tensor, hidden_states: Tensor, **kwargs: object) -> Tensor:
+    """A recurrent layer over the kept tokens of each row, as if the others had never been there; no cache."""
+    out, mask = torch.zeros_like(hidden_states), kwargs.get("attention_mask")
+    for b, hidden in enumerate(hidden_states):
+        kept = torch.ones(len(hidden), dtype=torch.bool)
+        kept[: keep.shape[1]] = keep[b]
+        if mask is not None:
+            kept &= mask[b].bool()
+        out[b, kept] = type(mixer).forward(mixer, hidden_states=hidden[None, kept])[0]
+    return out
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checks import uniform
+from checks import attention_layers, uniform
 from masked_reference import masked_forward, select
 from tiny import make_batch
 
@@ -28,7 +28,7 @@ def test_selection_and_dtype(family, model, batch, dtype):
     assert torch.equal(handle.last.index, expected.index)
     assert out.logits.dtype == dtype
     assert out.logits.isfinite().all()
-    assert out.past_key_values.layers[0].keys.dtype == dtype
+    assert attention_layers(out.past_key_values)[0].keys.dtype == dtype
     assert torch.equal(generated[:, :-3], inputs["input_ids"])
     assert handle.last.scores.dtype == torch.float32
 

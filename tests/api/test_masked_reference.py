@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from checks import assert_close
 from masked_reference import (
     closed_columns,
     count,
@@ -43,7 +44,7 @@ def test_keeping_every_token_is_the_plain_forward(family, plain, batch):
     with torch.no_grad():
         expected = plain(**inputs, use_cache=False).logits
     found = masked_forward(plain, inputs, torch.ones_like(real))
-    torch.testing.assert_close(found[real], expected[real], rtol=0, atol=1e-5)
+    assert_close(found[real], expected[real])
 
 
 @pytest.mark.every_family
@@ -56,7 +57,7 @@ def test_keeping_every_token_is_plain_greedy_generation(family, plain, batch):
         **inputs, max_new_tokens=8, do_sample=False, output_logits=True, return_dict_in_generate=True
     )
     assert torch.equal(ids, expected.sequences[:, -8:])
-    torch.testing.assert_close(logits, torch.stack(expected.logits, 1), rtol=0, atol=1e-5)
+    assert_close(logits, torch.stack(expected.logits, 1))
     assert all(len(set(row)) > 2 for row in ids.tolist()), "a constant answer would hide errors"
 
 
@@ -68,7 +69,7 @@ def test_only_kept_tokens_reach_kept_logits(family, plain, batch):
     keep = select(plain, inputs, 0.5).keep
     logits = masked_forward(plain, inputs, keep)
     without_dropped = logits_with_noise(plain, inputs, keep, noisy=real & ~keep)
-    torch.testing.assert_close(without_dropped[keep], logits[keep], rtol=0, atol=1e-5)
+    assert_close(without_dropped[keep], logits[keep])
     with torch.no_grad():
         assert (plain(**inputs).logits - logits)[keep].abs().max() > 0.1, "dropping half must matter"
     for column in itertools.chain(*vision_columns(plain, inputs["input_ids"])[0]):
@@ -88,7 +89,7 @@ def test_generate_with_closed_columns_is_the_recomputed_greedy_loop(family, plai
     for cache in ({}, {"use_cache": False}, {"cache_implementation": "static"}):
         out = masked_generate(plain, inputs, keep, **options, **cache)
         assert torch.equal(out.sequences[:, -6:], ids)
-        torch.testing.assert_close(torch.stack(out.logits, 1), logits, rtol=0, atol=1e-5)
+        assert_close(torch.stack(out.logits, 1), logits)
 
 
 def test_closed_columns_restores_the_configuration_after_an_error(family, plain):

@@ -70,11 +70,11 @@ BATCHES: dict[str, tuple[tuple[Row, ...], str]] = {
 }
 
 
-def build(name: str, attention: str = "sdpa", **text: object) -> PreTrainedModel:
+def build(name: str, attention: str | None = None, **text: object) -> PreTrainedModel:
     """An fp32 model in eval mode, every parameter drawn; ``text`` overrides its text configuration."""
     family = FAMILIES[name]
     config = family.config({**TEXT, **text})
-    config._attn_implementation = attention
+    config._attn_implementation = attention or family.attention
     model = family.model(config)
     generator = torch.Generator().manual_seed(family.seed)
     with torch.no_grad():

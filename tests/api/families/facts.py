@@ -69,6 +69,9 @@ class Family:
     bare_images: bool = True  # False where the family needs begin and end tokens around an image
     norm_offset: float = 0.0  # what the norms add to their weight: Gemma's scale is 1 + weight
     chunked_prefill: bool = True  # False where prefill in chunks is wrong without any patch
+    recurrent: tuple[str, ...] = ()  # token mixers of a layer that carry a state instead of K and V
+    atol: float = 1e-5  # of logits, fp32
+    attention: str = "sdpa"
     seed: int = 2  # of the parameters
     generated: dict[str, int] = field(default_factory=dict)  # token types of generated tokens, 0 if not named
     wrong_without_patch: dict[str, str] = field(default_factory=dict)  # test -> why the unpatched model fails it
