@@ -18,7 +18,7 @@ from torch import Tensor
 import asymvlm
 
 Inputs = dict[str, Tensor]
-DEEPSTACK = ("qwen3_vl",)
+DEEPSTACK = ("qwen3_vl", "qwen3_vl_moe")
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in DEEPSTACK], indirect=True)

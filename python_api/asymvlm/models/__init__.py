@@ -23,7 +23,10 @@ from asymvlm.models import (
     phi4_multimodal,
     qwen2_5_vl,
     qwen2_vl,
+    qwen3_5,
+    qwen3_5_moe,
     qwen3_vl,
+    qwen3_vl_moe,
     smolvlm,
 )
 from asymvlm.models.adapter import Adapter
@@ -38,6 +41,9 @@ FAMILIES = (
     qwen2_vl,
     qwen2_5_vl,
     qwen3_vl,
+    qwen3_vl_moe,
+    qwen3_5,
+    qwen3_5_moe,
     internvl,
     idefics3,
     smolvlm,

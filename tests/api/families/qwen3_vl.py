@@ -7,23 +7,23 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from families.facts import BEGIN_IMAGE, END_IMAGE, MROPE, TOKENS_PER_IMAGE, VIDEO, Family, Images
 from families.qwen2_5_vl import IDS, processor
 
+TOWER = dict(
+    depth=2,
+    hidden_size=16,
+    intermediate_size=32,
+    num_heads=2,
+    patch_size=4,
+    spatial_merge_size=2,
+    temporal_patch_size=2,
+    num_position_embeddings=64,
+    deepstack_visual_indexes=[0, 1],  # both tower layers, to the first two of three decoder layers
+)
+
 
 def config(text: dict) -> Qwen3VLConfig:
-    """DeepStack from both tower layers to the first two of three decoder layers."""
     return Qwen3VLConfig(
         text_config={"rope_parameters": MROPE, **text},
-        vision_config=dict(
-            depth=2,
-            hidden_size=16,
-            intermediate_size=32,
-            num_heads=2,
-            out_hidden_size=text["hidden_size"],
-            patch_size=4,
-            spatial_merge_size=2,
-            temporal_patch_size=2,
-            num_position_embeddings=64,
-            deepstack_visual_indexes=[0, 1],
-        ),
+        vision_config={**TOWER, "out_hidden_size": text["hidden_size"]},
         **IDS,
     )
 
