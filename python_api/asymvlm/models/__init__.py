@@ -12,8 +12,12 @@ from torch import nn
 
 from asymvlm.models import (
     gemma3,
+    glm4v,
+    glm46v,
     idefics3,
     internvl,
+    kimi_k25,
+    lfm2_vl,
     llava,
     llava_next,
     llava_onevision,
@@ -44,10 +48,14 @@ FAMILIES = (
     qwen3_vl_moe,
     qwen3_5,
     qwen3_5_moe,
+    glm4v,
+    glm46v,
     internvl,
     idefics3,
     smolvlm,
     mistral3,
+    kimi_k25,
+    lfm2_vl,
     phi3_v,
     phi4_multimodal,
 )
