@@ -11,17 +11,22 @@ from typing import Any
 from torch import nn
 
 from asymvlm.models import (
+    aya_vision,
+    cohere2_vision,
     gemma3,
     glm4v,
     glm46v,
+    got_ocr2,
     idefics3,
     internvl,
     kimi_k25,
     lfm2_vl,
     llava,
     llava_next,
+    llava_next_video,
     llava_onevision,
     mistral3,
+    ovis2,
     paligemma,
     phi3_v,
     phi4_multimodal,
@@ -32,6 +37,7 @@ from asymvlm.models import (
     qwen3_vl,
     qwen3_vl_moe,
     smolvlm,
+    vipllava,
 )
 from asymvlm.models.adapter import Adapter
 
@@ -39,7 +45,9 @@ ENTRY_POINT_GROUP = "asymvlm.adapters"
 FAMILIES = (
     llava,
     llava_next,
+    llava_next_video,
     llava_onevision,
+    vipllava,
     gemma3,
     paligemma,
     qwen2_vl,
@@ -54,8 +62,12 @@ FAMILIES = (
     idefics3,
     smolvlm,
     mistral3,
+    aya_vision,
+    cohere2_vision,
     kimi_k25,
     lfm2_vl,
+    ovis2,
+    got_ocr2,
     phi3_v,
     phi4_multimodal,
 )

@@ -27,7 +27,7 @@ def crops_grid(config: Any, image_size: torch.Tensor) -> Grid:
     return height, width
 
 
-def _grids(model: nn.Module, inputs: Inputs) -> Grids:
+def grids(model: nn.Module, inputs: Inputs) -> Grids:
     config: Any = model.config
     side = config.vision_config.image_size // config.vision_config.patch_size
     views = [[(side, side), crops_grid(config, size)] for size in inputs["image_sizes"].cpu()]
@@ -38,7 +38,7 @@ ADAPTER = Adapter(
     model_type="llava_next",
     per_token={"token_type_ids": 0, "labels": -100},
     views=2,
-    grids=_grids,
+    grids=grids,
     vision_flops=tower_flops(),
     protect=newlines,
 )

@@ -9,7 +9,9 @@ from families.facts import Family
 NAMES = (
     "llava",
     "llava_next",
+    "llava_next_video",
     "llava_onevision",
+    "vipllava",
     "gemma3",
     "paligemma",
     "qwen2_vl",
@@ -24,8 +26,12 @@ NAMES = (
     "idefics3",
     "smolvlm",
     "mistral3",
+    "aya_vision",
+    "cohere2_vision",
     "kimi_k25",
     "lfm2_vl",
+    "ovis2",
+    "got_ocr2",
     "phi3_v",
     "phi4_multimodal",
 )
