@@ -19,8 +19,8 @@ from asymvlm_kernels.prefill import reference
 from asymvlm_kernels.prefill.fused_gather import _gather_sequence_kernel
 from asymvlm_kernels.prefill.fused_score import _score_select_kernel
 from asymvlm_kernels.prefill.gather import WORDS, _bits
-from asymvlm_kernels.tuning.fused import rank_config, score_select_config
-from asymvlm_kernels.tuning.prefill import architecture, gather_config, row_vector
+from asymvlm_kernels.tuning.fused import gather_sequence_config, rank_config, score_select_config
+from asymvlm_kernels.tuning.prefill import architecture, row_vector
 
 LONGEST = 65536  # places of a sequence
 MOST_CARRIES = 8
@@ -32,7 +32,7 @@ GatherSequence = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]
 
 
 def encode_budget(budget: Budget) -> tuple[list[int], list[float]] | None:
-    """Three ratios in millionths and two gaps, or the five numbers of a linear budget; None for a budget of your own."""
+    """Three ratios in millionths and two gaps, or the five numbers of a linear budget; None for any other."""
     if type(budget) is UniformBudget:
         return [to_millionths(budget.ratio)] * 3, [0.0, 0.0]
     if type(budget) is ThresholdBudget:
@@ -248,7 +248,8 @@ def _gather_sequence_triton(
         word.permute(1, 2, 0) if is_stacked else word.reshape(B, S, math.prod(word.shape[2:]))
         for word, is_stacked in zip(words, stacked, strict=True)
     ]
-    config = gather_config(D, embeds.itemsize)
+    vector = row_vector(rows)
+    config = gather_sequence_config(D, embeds.itemsize, vector)
     programs = B * triton.cdiv(K, config.block_k) * triton.cdiv(D, config.block_d)
     programs += B * triton.cdiv(K, CARRY_ROWS) * (1 + len(words))
     _gather_sequence_kernel[(programs,)](
@@ -271,7 +272,7 @@ def _gather_sequence_triton(
         BLOCK_K=config.block_k,
         BLOCK_D=config.block_d,
         BLOCK_C=CARRY_ROWS,
-        VECTOR=row_vector(rows),
+        VECTOR=vector,
         LEFT=left,
         num_warps=config.num_warps,
     )

@@ -1,4 +1,4 @@
-"""Second launch of `prune_sequence`: every per-token tensor moved into the shortened sequence, and its index written."""
+"""Second launch of `prune_sequence`: every per-token tensor moved into the shortened sequence, and the index."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _gather_sequence_kernel(
                 to_ptr = carry_out_ptrs[number]
                 word = tl.full((), pads[number], tl.int64).to(to_ptr.dtype.element_ty)
                 from_row = pid_b * carry_strides_b[number] + from_c.to(tl.int64) * carry_strides_s[number]
-                for x in range(0, WIDTHS[number]):
+                for x in range(WIDTHS[number]):
                     value = tl.load(in_ptr + from_row + x * carry_strides_x[number], mask=from_c >= 0, other=word)
                     if STACKED[number]:
                         to = (x * B + pid_b) * K + offs_c

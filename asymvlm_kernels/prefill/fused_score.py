@@ -2,18 +2,18 @@
 
 A program owns one tile of rows and one part of the width. The last of a tile to arrive adds the parts in a fixed order
 and writes the scores; the last tile of a sample to arrive ranks the sample. Nobody waits, and every result is the same
-whoever comes last. Text is read where it lies: ``t * w`` is split into ``high + low`` tile by tile, and its norm, summed
-from the same tiles, divides the finished product.
+whoever comes last. Text is read where it lies: ``t * w`` is split into ``high + low`` tile by tile, and its norm, from
+the same tiles, divides the finished product.
 """
 
 from __future__ import annotations
 
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.prefill.fused_select import ALWAYS, select_sample
+from asymvlm_kernels.prefill.fused_select import ALWAYS, constant, select_sample
 from asymvlm_kernels.prefill.order import order_key
 from asymvlm_kernels.prefill.score import lift_exponent, multiply, power_of_two
 
-MASK_CHUNK: tl.constexpr = 4096
+MASK_CHUNK = constant(4096)  # mask bytes that one program reads at once
 
 
 @triton.jit

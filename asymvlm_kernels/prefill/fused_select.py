@@ -6,10 +6,18 @@ Keys are those of `order`, and `ALWAYS` for a token that must stay: it ranks abo
 
 from __future__ import annotations
 
-from asymvlm_kernels._triton import INTERPRETED, tl, triton
+from typing import Any
+
+from asymvlm_kernels._triton import HAS_TRITON, INTERPRETED, tl, triton
 from asymvlm_kernels.prefill.order import keep_best, key_score, kth_key, kth_keys, top_bit
 
-ALWAYS: tl.constexpr = 0xFFFFFFFE  # above the key of +inf; 2**32 - 1 stays free for "the 0-th largest"
+
+def constant(value: int) -> Any:
+    """A number that kernels may read from their module."""
+    return tl.constexpr(value) if HAS_TRITON else value
+
+
+ALWAYS = constant(0xFFFFFFFE)  # above the key of +inf; 2**32 - 1 stays free for "the 0-th largest"
 
 if INTERPRETED:
 
@@ -57,7 +65,7 @@ def load_stored_keys(keys_ptr, offs_s, S):
 
 @triton.jit
 def count_stored_keys(keys_ptr, first, second, S, BLOCK_S: tl.constexpr):
-    """How many keys are at least ``first``, and how many at least ``second``, of those below ``ALWAYS``; and the rest."""
+    """How many keys are at least ``first``, and how many at least ``second``, below ``ALWAYS``; and the rest."""
     at_first = tl.zeros((BLOCK_S,), tl.int32)
     at_second = tl.zeros((BLOCK_S,), tl.int32)
     always = tl.zeros((BLOCK_S,), tl.int32)
@@ -130,7 +138,7 @@ def select_sample(
         for step in range(32):
             trial = kth | top_bit(step)
             found, _, _ = count_stored_keys(keys_ptr, trial, trial, S, BLOCK_S)
-            found += tl.where(ALWAYS >= trial, always, 0)
+            found += tl.where(trial <= ALWAYS, always, 0)
             above = tl.where(found >= length, above, found)
             kth = tl.where(found >= length, trial, kth)
     else:

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
+from asymvlm_kernels.tuning.prefill import GatherConfig, gather_config
+
+WARP_GROUPS = (90, 100, 103)  # matrix products read both operands from shared memory
+
 
 @dataclass(frozen=True)
 class ScoreSelectConfig:
@@ -42,9 +46,11 @@ def score_select_config(D: int, dtype: torch.dtype, vector: int, arch: int) -> S
     if dtype == torch.float32:
         block_n, block_d, num_stages = 32, 32, 3  # FMA
     elif vector == 1:
-        block_n, block_d, num_stages = 64, 64, 2  # 2-byte loads cannot be asynchronous
-    else:
+        block_n, block_d, num_stages = 64, 32, 2  # 2-byte loads cannot be asynchronous
+    elif arch in WARP_GROUPS:
         block_n, block_d, num_stages = 64, 64, 4
+    else:
+        block_n, block_d, num_stages = 64, 32, 6  # steps of 64 columns spill where operands live in registers
     steps = -(-D // block_d)
     return ScoreSelectConfig(block_n, 32, block_d, min(3, max(steps, 1)), num_warps=8, num_stages=num_stages)
 
@@ -54,3 +60,11 @@ def rank_config(S: int) -> RankConfig:
     block_s = max(1 << max(S - 1, 0).bit_length(), 512)  # few sizes, few compilations
     chunked = block_s > 8192  # 32 keys a thread; twice that spills
     return RankConfig(4096 if chunked else block_s, chunked)
+
+
+@functools.cache
+def gather_sequence_config(D: int, itemsize: int, vector: int) -> GatherConfig:
+    config = gather_config(D, itemsize)
+    if vector > 1:
+        return config
+    return GatherConfig(max(config.block_k // 4, 1), config.block_d, config.num_warps)  # narrow loads of 8 KB spill
