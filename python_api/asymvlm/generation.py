@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,9 +13,6 @@ from torch import nn
 from asymvlm.cache_state import PromptState, remember
 from asymvlm.models.adapter import Adapter
 from asymvlm_kernels import gather_rows
-
-if TYPE_CHECKING:
-    from asymvlm.patch import PatchHandle
 
 STATIC_LENGTH = "_previous_max_cache_length"  # where transformers remembers the longest static cache of an instance
 
@@ -53,19 +51,25 @@ def _setting(model: nn.Module, call: Mapping[str, Any], name: str) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-@contextlib.contextmanager
-def static_cache_length(handle: PatchHandle) -> Iterator[None]:
-    """Give pruned calls a memory of their own: else a long static cache of an unpruned call would be built again."""
-    attributes = handle.model.__dict__
-    outside = attributes.pop(STATIC_LENGTH, None)
-    if handle._static_length is not None:
-        attributes[STATIC_LENGTH] = handle._static_length
-    try:
-        yield
-    finally:
-        handle._static_length = attributes.pop(STATIC_LENGTH, None)
-        if outside is not None:
-            attributes[STATIC_LENGTH] = outside
+@dataclass
+class StaticLength:
+    """Static cache length of pruned calls: else a long cache of an unpruned call would be built again for them."""
+
+    length: int | None = None
+
+    @contextlib.contextmanager
+    def used_by(self, model: nn.Module) -> Iterator[None]:
+        """For the time of a block, the model remembers this length instead of its own."""
+        attributes = model.__dict__
+        outside = attributes.pop(STATIC_LENGTH, None)
+        if self.length is not None:
+            attributes[STATIC_LENGTH] = self.length
+        try:
+            yield
+        finally:
+            self.length = attributes.pop(STATIC_LENGTH, None)
+            if outside is not None:
+                attributes[STATIC_LENGTH] = outside
 
 
 class PromptStreamer:

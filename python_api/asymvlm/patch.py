@@ -21,10 +21,10 @@ from asymvlm.cache_state import PromptState, find_cache, remember, repair_step, 
 from asymvlm.calls import Call, current_call, feed_prompt, in_flight, set_call
 from asymvlm.deepstack import deepstack_inputs
 from asymvlm.generation import (
+    StaticLength,
     continue_call,
     infer_attention_mask,
     restate_settings,
-    static_cache_length,
     with_original_prompt,
 )
 from asymvlm.models import adapter_for
@@ -72,7 +72,7 @@ class PatchHandle:
         self.vision = vision
         self.enabled = True
         self.last: PruningReport | None = None
-        self._static_length: int | None = None
+        self._static_length = StaticLength()
         self._pending: dict[Call, None] = {}  # calls before their decode steps; empty, the hooks are constant
         self._previous_generate = model.__dict__.get("generate")
         self._hooks = [
@@ -132,7 +132,7 @@ class PatchHandle:
         shorter |= {name: value for name, value in prompt.inputs.items() if value is not None}
         del shorter["inputs_embeds"]  # the pre-hook hands them out, so that any decoding method works
         shorter |= {"input_ids": prompt.state.input_ids, **restate_settings(self.model, call, prompt.state)}
-        with self._in_flight(Call(self, prompt.report, prompt, "prefill")), static_cache_length(self):
+        with self._in_flight(Call(self, prompt.report, prompt, "prefill")), self._static_length.used_by(self.model):
             result = original(**shorter)
         return with_original_prompt(result, prompt.state)
 

@@ -29,7 +29,6 @@ OPTIONS = {
     "default_length": dict(do_sample=False),
     "min_new_tokens": dict(do_sample=False, min_new_tokens=4, max_new_tokens=6),
 }
-RESET_IS_REFUSED = pytest.mark.xfail(reason="the state of the pruned prompt outlives the cache's reset()")
 
 
 class Recorder(BaseStreamer):
@@ -100,14 +99,7 @@ def test_beams_of_several_images_are_those_of_each_row(family, model):
     assert torch.equal(whole, torch.cat(singles))
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        "generate",
-        pytest.param("generate to a dict", marks=RESET_IS_REFUSED),
-        pytest.param("forward", marks=RESET_IS_REFUSED),
-    ],
-)
+@pytest.mark.parametrize("call", ["generate", "generate to a dict", "forward"])
 def test_a_static_cache_that_was_reset(family, plain, model, call):
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=80)
     options = dict(do_sample=False, max_new_tokens=5, past_key_values=cache)
