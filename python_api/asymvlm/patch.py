@@ -184,6 +184,8 @@ class PatchHandle:
             self._expect(Call(self, self.last, None, "forward", outer=call))
             return (), kwargs
         _check_call(kwargs)
+        if self.adapter.needs_fresh_cache and getattr(cache, "is_initialized", False):
+            raise NotImplementedError(f"{self.adapter.model_type} needs a new cache here, got one that was reset")
         prompt = prune_prompt(self.model, self.adapter, self.vision, kwargs, generating=False)
         self.last = prompt.report
         self._expect(Call(self, prompt.report, prompt, "forward", outer=call))
@@ -203,13 +205,13 @@ class PatchHandle:
         if state is None:
             return None
         batch, queries = kwargs["inputs_embeds"].shape[:2]
-        if prompt is not None and prompt.deepstack is not None:
-            past = 0 if cache is None else int(cache.get_seq_length())
-            if past < state.length:
-                kwargs |= deepstack_inputs(prompt.deepstack, past, queries, batch)
-        if self._window is not None:
-            masks, length = kwargs.get("attention_mask"), state.original_length
-            kwargs["attention_mask"] = tighten(masks, self._window, state.index, length, cache, queries)
+        past = 0 if cache is None else int(cache.get_seq_length())
+        in_prompt = past < state.length
+        if prompt is not None and prompt.deepstack is not None and in_prompt:
+            kwargs |= deepstack_inputs(prompt.deepstack, past, queries, batch)
+        if self._window is not None and not (self.adapter.open_prompt and in_prompt):
+            text_config = cast("Any", self.model.config).get_text_config()
+            kwargs["attention_mask"] = tighten(text_config, kwargs, state.index, state.original_length)
         return args, kwargs
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

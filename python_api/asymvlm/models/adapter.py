@@ -61,6 +61,9 @@ class Adapter:
     protect: Callable[[nn.Module, Inputs, torch.Tensor], torch.Tensor] | None = None
     # (model, inputs) -> {"inputs_embeds": ...}, for a composite that merges and decodes in one module
     merge: Callable[[nn.Module, Inputs], dict[str, Any]] | None = None
+    # its forward makes the mask of a first step only for images or a cache never used, so not for one that was reset
+    needs_fresh_cache: bool = False
+    open_prompt: bool = False  # every prompt token sees every other, whatever the layer's window
     deepstack: bool = False  # the decoder adds tower features after its first layers
 
     def composite_of(self, model: nn.Module) -> nn.Module:
