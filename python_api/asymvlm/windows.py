@@ -7,42 +7,50 @@ and the model's own mask only has to be tightened. A pre-hook of the decoder doe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from transformers.masking_utils import create_masks_for_generate
 
 SLIDING = "sliding_attention"
 
 
 def sliding_window(text_config: Any) -> int | None:
-    """Width of the decoder's sliding layers in tokens; None where it has none."""
-    if SLIDING not in (getattr(text_config, "layer_types", None) or ()):
+    """Width of the decoder's sliding layers in tokens; None where it has none, or none that could be left."""
+    kinds, window = getattr(text_config, "layer_types", None), getattr(text_config, "sliding_window", None)
+    if window is None or window >= text_config.max_position_embeddings or (kinds is not None and SLIDING not in kinds):
         return None
-    return getattr(text_config, "sliding_window", None)
+    return int(window)
 
 
-def tighten(masks: Any, window: int, index: torch.Tensor, original_length: int, cache: Any, queries: int) -> Any:
+def tighten(text_config: Any, inputs: Mapping[str, Any], index: torch.Tensor, original_length: int) -> Any:
     """Close what lies outside the window by original place in the mask of the sliding layers.
 
     Args:
-        masks: the decoder's masks by layer kind, each None (causal), bool or additive ``(B, 1, queries, keys)``.
-        window: width of the sliding layers.
+        text_config: the decoder's, with sliding layers.
+        inputs: the decoder's arguments. Its masks are made here as transformers does, unless they are given by layer
+            kind or dense: None (causal), bool or additive ``(B, 1, queries, keys)``.
         index: ``(B, S')`` int64 original places of the kept prompt tokens, -1 = padding.
         original_length: S; the t-th token after the prompt has place S + t.
-        cache: the cache before this step, or None. queries: new tokens of this step.
     Returns:
-        ``masks``, or a copy with another ``"sliding_attention"`` entry.
+        The ``attention_mask`` for the decoder.
     Raises:
         NotImplementedError: for a mask of another form (FlashAttention, FlexAttention).
     """
+    masks, embeds, cache = inputs.get("attention_mask"), inputs["inputs_embeds"], inputs.get("past_key_values")
+    window, queries = text_config.sliding_window, embeds.shape[1]
     past = 0 if cache is None else int(cache.get_seq_length())
     length = index.shape[1]
     if original_length + past + queries - length <= window:
         return masks  # nothing is out of reach yet
-    if not isinstance(masks, dict) or not (masks.get(SLIDING) is None or _is_dense(masks[SLIDING])):
+    if masks is None or (isinstance(masks, torch.Tensor) and masks.ndim == 2):
+        masks = create_masks_for_generate(text_config, embeds, masks, cache, None)
+    mask = masks.get(SLIDING) if isinstance(masks, dict) else masks
+    if not (mask is None or (isinstance(mask, torch.Tensor) and mask.ndim == 4)):
         raise NotImplementedError(
-            "windows by original position need dense masks by layer kind (attn_implementation 'sdpa' or 'eager'), got "
-            f"{type(masks[SLIDING] if isinstance(masks, dict) else masks).__name__}"
+            "windows by original position need dense masks (attn_implementation 'sdpa' or 'eager'), got "
+            f"{type(mask).__name__}"
         )
     keys, offset = queries, 0
     if cache is not None:
@@ -51,7 +59,6 @@ def tighten(masks: Any, window: int, index: torch.Tensor, original_length: int, 
     places = _places(index, original_length, max(past + queries, offset + keys))
     query, key = places[:, past : past + queries, None], places[:, None, offset : offset + keys]
     near = (query - key < window)[:, None]  # (B, 1, queries, keys)
-    mask = masks[SLIDING]
     if mask is None:
         causal = torch.arange(past, past + queries, device=index.device)[:, None] >= torch.arange(
             offset, offset + keys, device=index.device
@@ -62,11 +69,7 @@ def tighten(masks: Any, window: int, index: torch.Tensor, original_length: int, 
             near = near.repeat_interleave(mask.shape[0] // near.shape[0], 0)
         closed = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         mask = mask.masked_fill(~near, closed)
-    return {**masks, SLIDING: mask}
-
-
-def _is_dense(mask: Any) -> bool:
-    return isinstance(mask, torch.Tensor) and mask.ndim == 4
+    return {**masks, SLIDING: mask} if isinstance(masks, dict) else mask
 
 
 def _places(index: torch.Tensor, original_length: int, length: int) -> torch.Tensor:

@@ -12,28 +12,48 @@ from masked_reference import masked_forward, masked_greedy, select
 
 import asymvlm
 
+# masks by layer kind from the composite, from the decoder, one mask for all layers, and prefix attention
+SLIDING = {
+    "gemma3": dict(),
+    "aya_vision": dict(),
+    "mistral3": dict(),
+    "paligemma": dict(
+        attention="eager",  # all that Gemma 2 supports
+        model_type="gemma2",
+        num_hidden_layers=4,
+        query_pre_attn_scalar=8,
+        attn_logit_softcapping=None,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    ),
+}
 
-@pytest.fixture(scope="module", params=[12, 30], ids="window {}".format)
+
+@pytest.fixture(scope="module", params=[(name, window) for name in SLIDING for window in (12, 30)], ids=str)
 def windowed(request):
-    """Gemma 3 with windows shorter than the prompt."""
-    return tiny.build("gemma3", sliding_window=request.param)
+    """A family with windows shorter than the prompt."""
+    name, window = request.param
+    return name, tiny.build(name, sliding_window=window, **SLIDING[name])
 
 
-@pytest.mark.parametrize("batch", ["single", "two_images", "left_padded", "right_padded"])
+@pytest.mark.parametrize("batch", ["single", "left_padded", "right_padded"])
 def test_forward(windowed, batch):
-    inputs = tiny.make_batch("gemma3", batch)
-    selection = select(windowed, inputs, 0.5)
-    with torch.no_grad(), asymvlm.patch(copy.deepcopy(windowed), vision=uniform(0.5)) as handle:
+    family, model = windowed
+    inputs = tiny.make_batch(family, batch)
+    selection = select(model, inputs, 0.5)
+    with torch.no_grad(), asymvlm.patch(copy.deepcopy(model), vision=uniform(0.5)) as handle:
         found = handle.model(**inputs).logits
-    assert_kept_logits(found, masked_forward(windowed, inputs, selection.keep), selection)
+    assert_kept_logits(found, masked_forward(model, inputs, selection.keep), selection)
 
 
-@pytest.mark.parametrize("batch", ["single", "two_images", "left_padded"])
+@pytest.mark.parametrize("batch", ["single", "left_padded"])
 @pytest.mark.parametrize("cache", [{}, {"use_cache": False}, {"cache_implementation": "static"}], ids=str)
 def test_generation(windowed, batch, cache):
-    inputs = tiny.make_batch("gemma3", batch)
-    ids, logits = masked_greedy(windowed, inputs, select(windowed, inputs, 0.5).keep, steps=8)
-    with asymvlm.patch(copy.deepcopy(windowed), vision=uniform(0.5)) as handle:
+    family, model = windowed
+    if cache and family == "paligemma":
+        pytest.skip("PaliGemma 2 without a growing cache fails or answers differently without any patch")
+    inputs = tiny.make_batch(family, batch)
+    ids, logits = masked_greedy(model, inputs, select(model, inputs, 0.5).keep, steps=8)
+    with asymvlm.patch(copy.deepcopy(model), vision=uniform(0.5)) as handle:
         found = handle.model.generate(**inputs, **GREEDY, **cache, max_new_tokens=8)
     assert torch.equal(found.sequences[:, -8:], ids)
     assert_close(torch.stack(found.logits, 1), logits)
@@ -41,7 +61,8 @@ def test_generation(windowed, batch, cache):
 
 @pytest.mark.parametrize("batch", ["single", "left_padded"])
 def test_the_reference_sees_the_windows_of_the_plain_model(windowed, batch):
-    inputs = tiny.make_batch("gemma3", batch)
-    _, logits = masked_greedy(windowed, inputs, torch.ones_like(inputs["input_ids"]).bool(), steps=8)
-    expected = windowed.generate(**inputs, **GREEDY, max_new_tokens=8)
+    family, model = windowed
+    inputs = tiny.make_batch(family, batch)
+    _, logits = masked_greedy(model, inputs, torch.ones_like(inputs["input_ids"]).bool(), steps=8)
+    expected = model.generate(**inputs, **GREEDY, max_new_tokens=8)
     assert_close(torch.stack(expected.logits, 1), logits)
