@@ -1,8 +1,11 @@
-"""Poisoned scratch: a kernel that leaves a slot unwritten, or reads one, answers wrongly instead of luckily."""
+"""Guarded scratch: whatever a launcher allocates is poisoned, and lies between guards that no kernel may touch.
+
+A kernel that leaves a slot unwritten, reads one, or writes outside answers wrongly instead of luckily.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,22 +13,32 @@ import torch
 
 from asymvlm_kernels import use_backend
 
+GUARD = 256  # elements on either side: keeps 16-byte alignment
+
 torch.set_num_threads(1)  # the interpreter is sequential, and pytest-xdist starts a worker a core
 
 
-def _poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
-        tensor = make(*args, **kwargs)
-        poison = float("nan") if tensor.is_floating_point() else 90  # not -1, which pads an index
-        return tensor if tensor.is_meta or tensor.is_complex() else tensor.fill_(poison)
-
-    return poisoned
+def poison_of(dtype: torch.dtype) -> float:
+    return float("nan") if dtype.is_floating_point else 90  # not -1, which pads an index
 
 
 @pytest.fixture(autouse=True)
-def poisoned_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
-    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
-        monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
+def guarded_scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    plain_empty, guarded = torch.empty, []
+
+    def empty(*size: Any, **options: Any) -> torch.Tensor:
+        tensor = plain_empty(*size, **options)
+        if type(tensor) is not torch.Tensor or tensor.is_meta or tensor.is_complex() or not tensor.is_contiguous():
+            return tensor
+        whole = torch.full((tensor.numel() + 2 * GUARD,), poison_of(tensor.dtype)).to(tensor.device, tensor.dtype)
+        guarded.append((whole, whole[:GUARD].clone()))
+        return whole[GUARD : GUARD + tensor.numel()].view(tensor.shape)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    yield
+    for whole, guard in guarded:
+        for side in (whole[:GUARD], whole[-GUARD:]):
+            assert torch.equal(side.view(torch.uint8), guard.view(torch.uint8)), "a kernel wrote outside its tensor"
 
 
 @pytest.fixture

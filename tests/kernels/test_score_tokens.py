@@ -104,6 +104,16 @@ def test_masked_rows_are_never_read_into_a_score(device):
     assert bool(clean[vision_mask].isfinite().all())
 
 
+@any_dtype
+def test_masked_text_does_not_score_zero(dtype, device):
+    # every true score is negative, so a masked column that counted as 0 would win
+    vision = torch.rand(1, 40, 16, device=device).to(dtype) + 1
+    text = -torch.rand(1, 70, 16, device=device).to(dtype) - 1
+    mask = torch.arange(70, device=device)[None] % 3 == 1
+    assert bool((score_tokens(vision, text, text_mask=mask) < -0.5).all())
+    assert bool((score_tokens(vision, text) < -0.5).all())  # nor do the columns that fill up the last block
+
+
 @pytest.mark.parametrize("L", [0, 3, 70])
 def test_no_text_scores_minus_infinity(L, device):
     inputs = prefill_inputs(2, 40, L, 16, device=device)

@@ -90,6 +90,12 @@ def test_ragged_masks(device):
     check(scores, torch.tensor([5, 5, 200, 200], device=device), mask)
 
 
+def test_signed_zeros_tie(device):
+    scores = torch.tensor([[-0.0, 0.0, -0.0, 0.0, -1e-45, 1e-45]], device=device)
+    for count in range(7):
+        check(scores, torch.tensor([count], device=device))
+
+
 def test_not_a_number_ranks_last_but_before_nothing(device):
     scores = torch.tensor([[NAN, -INF, NAN, 1.0]], device=device)
     for count in range(5):

@@ -1,0 +1,144 @@
+"""prune_sequence on the two-launch path: equal to the reference, two launches, no synchronisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from sequences import BUDGETS, sequence
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from asymvlm_kernels import PrunedSequence, UniformBudget, prune_sequence, use_backend
+from asymvlm_kernels.prefill import fused
+from asymvlm_kernels.testing import DTYPES
+
+LAUNCHERS = {"score_select": fused._score_select_triton, "gather_sequence": fused._gather_sequence_triton}
+FREE = {"empty", "new_empty", "empty_like", "view", "split", "split_with_sizes", "permute", "as_strided"}
+
+
+def assert_same(result: PrunedSequence, expected: PrunedSequence) -> None:
+    for name in ("embeds", "index", "lengths", "counts", "scores", "gap"):
+        got, want = getattr(result, name), getattr(expected, name)
+        assert torch.equal(got.nan_to_num(7.5), want.nan_to_num(7.5)), name
+    assert result.carry.keys() == expected.carry.keys()
+    for name, want in expected.carry.items():
+        assert torch.equal(result.carry[name], want), name
+
+
+def both(case, budget, **options: Any) -> tuple[PrunedSequence, PrunedSequence]:
+    inputs = (case.embeds, case.vision_mask, case.text_mask, case.weight, budget)
+    with use_backend("triton"):
+        result = prune_sequence(*inputs, protect=case.protect, **options)
+    with use_backend("reference"):
+        return result, prune_sequence(*inputs, protect=case.protect, **options)
+
+
+def carried(B: int, S: int, device: torch.device) -> dict[str, torch.Tensor]:
+    ids = torch.arange(B * S, device=device).view(B, S)
+    many = {f"more {number}": ids + number for number in range(8)}  # some go with the embeddings, the rest after
+    return {"ids": ids, "positions": ids.expand(3, B, S), "wide": torch.randn(B, S, 70, device=device), **many}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_equals_the_reference(padding_side, static, dtype, device):
+    case = sequence(2, 75, 40, dtype, device=device)
+    pads = {"ids": -1, "wide": 0.5, "more 7": -100}
+    options = {"padding_side": padding_side, "static": static, "carry": carried(2, 75, device), "carry_pad": pads}
+    result, expected = both(case, BUDGETS[2], **options)
+    assert_same(result, expected)
+    assert result.embeds.shape[1] == (75 if static else result.lengths.max())
+
+
+@pytest.mark.parametrize("capacity", [0, 20, 60, 90])
+def test_capacity_cuts_and_pads(capacity, device):
+    result, expected = both(sequence(2, 75, 8, device=device), UniformBudget(0.6), static=True, capacity=capacity)
+    assert_same(result, expected)
+    assert result.embeds.shape[1] == capacity
+    assert ((result.index >= 0).sum(-1) == result.lengths).all()
+
+
+def test_both_paths_of_the_reference_agree(device):
+    # a budget that is not this package's goes step by step
+    case = sequence(2, 40, 16, device=device)
+
+    class Own(UniformBudget):
+        pass
+
+    for static in (False, True):
+        for side in ("left", "right"):
+            options = {"static": static, "padding_side": side, "carry": carried(2, 40, device)}
+            (_, one), (_, other) = both(case, UniformBudget(0.3), **options), both(case, Own(0.3), **options)
+            assert_same(one, other)
+            assert_same(both(case, Own(0.3), **options)[0], one)
+
+
+def test_capacity_is_checked(device):
+    case = sequence(1, 10, 4, device=device)
+    for wrong in ({"capacity": -1, "static": True}, {"capacity": 5}):
+        with pytest.raises(ValueError, match="capacity"):
+            both(case, UniformBudget(0.5), **wrong)
+
+
+@pytest.mark.parametrize("B,S", [(0, 5), (2, 0)])
+@pytest.mark.parametrize("static", [False, True])
+def test_empty_axes(B, S, static, device):
+    mask = torch.zeros(B, S, dtype=torch.bool, device=device)
+    for backend in ("triton", "reference"):
+        with use_backend(backend):
+            result = prune_sequence(torch.empty(B, S, 4, device=device), mask, mask, static=static)
+        assert result.embeds.shape == (B, S if static else 0, 4)
+        assert result.lengths.tolist() == [0] * B
+
+
+class OnlyOurs(TorchDispatchMode):
+    """Fails on every aten op that would launch a kernel or wait for one, inside our ops too."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if func.namespace == "asymvlm":
+            with self:
+                return LAUNCHERS[name](*args)
+        result = func(*args, **(kwargs or {}))
+        if name == "reshape" and result.untyped_storage().data_ptr() == args[0].untyped_storage().data_ptr():
+            return result  # not a copy
+        assert name in FREE, f"{func} in the middle of prune_sequence"
+        return result
+
+
+class Counted:
+    """A kernel that counts its launches. What the interpreter does in one is its own affair."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel, self.launches = kernel, 0
+
+    def __getitem__(self, grid: Any) -> Any:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            self.launches += 1
+            with _disable_current_modes():
+                self.kernel[grid](*args, **kwargs)
+
+        return launch
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_two_launches_and_no_synchronisation(static, monkeypatch, device):
+    monkeypatch.undo()  # poisoning is a launch
+    case = sequence(2, 40, 16, device=device)
+    ids = torch.arange(80, device=device).view(2, 40)
+    options = {"carry": {"ids": ids, "positions": ids.expand(3, 2, 40)}, "static": static}
+    inputs = (case.embeds, case.vision_mask, case.text_mask, case.weight, UniformBudget(0.5))
+    with use_backend("triton"):
+        prune_sequence(*inputs, **options)  # allocates the counters, which stay
+        kernels = [Counted(fused._score_select_kernel), Counted(fused._gather_sequence_kernel)]
+        monkeypatch.setattr(fused, "_score_select_kernel", kernels[0])
+        monkeypatch.setattr(fused, "_gather_sequence_kernel", kernels[1])
+        copies = []
+        tolist = torch.Tensor.tolist
+        monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: copies.append(tensor.shape) or tolist(tensor))
+        with OnlyOurs():
+            prune_sequence(*inputs, **options)
+    assert [kernel.launches for kernel in kernels] == [1, 1]
+    assert copies == ([] if static else [(2,)])

@@ -1,0 +1,160 @@
+"""First launch of prune_sequence: scores, gap, budget and kept places equal the reference, whatever the masks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sequences import BUDGETS, assert_same, sequence
+
+from asymvlm_kernels import UniformBudget
+from asymvlm_kernels.prefill import fused
+from asymvlm_kernels.testing import DTYPES, literal_scores
+from asymvlm_kernels.tuning import fused as tuning
+
+NAN, INF = float("nan"), float("inf")
+any_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@any_dtype
+@pytest.mark.parametrize("B,S,D,text", [(1, 1, 1, 0.5), (2, 70, 70, 0.1), (1, 160, 264, 0.6), (2, 200, 100, 0.2)])
+def test_equals_the_reference_bit_for_bit(B, S, D, text, dtype, device):
+    case = sequence(B, S, D, dtype, text=text, device=device)  # 160 places: more than two blocks of text
+    budget = BUDGETS[S % len(BUDGETS)]
+    assert_same(case.score_select(budget), case.score_select(budget, reference=True))
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+def test_every_budget(budget, device):
+    case = sequence(3, 90, 16, seed=3, device=device)
+    assert_same(case.score_select(budget), case.score_select(budget, reference=True))
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_masks(data):
+    S = data.draw(st.integers(1, 150))
+    shares = {name: data.draw(st.sampled_from([0.0, 0.05, 0.3, 0.9])) for name in ("text", "protected", "padding")}
+    case = sequence(data.draw(st.integers(1, 2)), S, 8, **shares, seed=data.draw(st.integers(0, 99)))
+    if data.draw(st.booleans()):
+        case.protect = None
+    if data.draw(st.booleans()):
+        case.weight = None
+    budget = data.draw(st.sampled_from(BUDGETS))
+    capacity = data.draw(st.sampled_from([S, S // 2, 0]))
+    expected = case.score_select(budget, reference=True, capacity=capacity)
+    assert_same(case.score_select(budget, capacity=capacity), expected)
+    assert (expected[3] <= capacity).all()
+
+
+def test_rows_without_text_or_vision(device):
+    case = sequence(4, 80, 8, device=device)
+    case.text_mask[0] = False
+    case.vision_mask[1] = False
+    case.text_mask[2] = case.vision_mask[2] = case.protect[2] = False  # all padding
+    case.protect[3] = True  # nothing to prune
+    result = case.score_select(UniformBudget(0.25))
+    assert_same(result, case.score_select(UniformBudget(0.25), reference=True))
+    assert result[2][0] == (case.vision_mask[0] & ~case.protect[0]).sum()
+    assert result[3][2] == 0
+
+
+@any_dtype
+def test_special_values_rank_as_the_reference(dtype, device):
+    case = sequence(1, 90, 64, dtype, text=0.05, protected=0, device=device)
+    prunable = case.vision_mask[0].nonzero()[:, 0]
+    case.embeds[0, prunable[0]] = 0
+    case.embeds[0, prunable[1], 3] = NAN
+    case.embeds[0, prunable[2], 5] = INF
+    for ratio in (0.02, 0.5, 0.999):
+        budget = UniformBudget(ratio)
+        assert_same(case.score_select(budget), case.score_select(budget, reference=True))
+    case.embeds[0, (case.text_mask & ~case.vision_mask)[0].nonzero()[0, 0], 1] = NAN
+    result = case.score_select(UniformBudget(0.5))
+    assert_same(result, case.score_select(UniformBudget(0.5), reference=True))
+    assert result[0][case.vision_mask].isnan().all()
+
+
+@any_dtype
+@pytest.mark.parametrize("text", [0.1, 0.6])  # one block of text: split by width; several: by text
+def test_error_at_a_real_width_is_below_one_hundred_thousandth(text, dtype, device):
+    case = sequence(1, 64, 3072, dtype, text=text, protected=0, exact=False, device=device)
+    rows = case.embeds[0]
+    vision, texts = rows[case.vision_mask[0]][None], rows[(case.text_mask & ~case.vision_mask)[0]][None]
+    exact = literal_scores(vision, texts, case.weight, torch.float64)[0]
+    scores = case.score_select(UniformBudget(0.5))[0][case.vision_mask]
+    assert (scores.double() - exact).abs().max() < (1e-5 if dtype == torch.bfloat16 else 1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-5, 1e4])
+def test_small_and_large_weights_keep_their_digits_in_fp16(scale, device):
+    case = sequence(1, 60, 256, torch.float16, protected=0, exact=False, device=device)
+    case.weight *= scale
+    rows = case.embeds[0]
+    vision, texts = rows[case.vision_mask[0]][None], rows[(case.text_mask & ~case.vision_mask)[0]][None]
+    exact = literal_scores(vision, texts, case.weight, torch.float64)[0]
+    scores = case.score_select(UniformBudget(0.5))[0][case.vision_mask]
+    assert (scores.double() - exact).abs().max() < 1e-6 * scale
+
+
+@any_dtype
+def test_a_sample_scores_the_same_in_any_batch(dtype, device):
+    case = sequence(2, 70, 136, dtype, exact=False, device=device)
+    together = case.score_select(UniformBudget(0.5))
+    for row in range(2):
+        alone = sequence(2, 70, 136, dtype, exact=False, device=device)
+        for name in ("embeds", "vision_mask", "text_mask", "protect"):
+            setattr(alone, name, getattr(alone, name)[row : row + 1])
+        single = alone.score_select(UniformBudget(0.5))
+        assert torch.equal(single[0][0], together[0][row])
+        assert torch.equal(single[1][0], together[1][row])
+    again = case.score_select(UniformBudget(0.5))
+    assert all(torch.equal(a, b) for a, b in zip(again[:4], together[:4], strict=True))
+
+
+def test_padding_moves_no_score(device):
+    case = sequence(1, 40, 40, exact=False, device=device)
+    scores = case.score_select(UniformBudget(0.5))[0]
+    for before, after in ((37, 0), (0, 17)):
+        padded = sequence(1, 40, 40, exact=False, device=device)
+        for name in ("embeds", "vision_mask", "text_mask", "protect"):
+            pad = (0, 0, before, after) if name == "embeds" else (before, after)
+            setattr(padded, name, torch.nn.functional.pad(getattr(padded, name), pad))
+        result = padded.score_select(UniformBudget(0.5))[0]
+        assert torch.equal(result[:, before : before + 40], scores)
+
+
+def test_long_sequences_are_ranked_in_chunks(monkeypatch, device):
+    case = sequence(1, 300, 4, seed=5, device=device)
+    monkeypatch.setattr(fused, "rank_config", lambda S: tuning.RankConfig(128, chunked=True))
+    for budget in (BUDGETS[2], UniformBudget(0.9)):
+        assert_same(case.score_select(budget), case.score_select(budget, reference=True))
+
+
+def test_strided_inputs_need_no_copy(device):
+    case = sequence(2, 50, 48, device=device)
+    expected = case.score_select(UniformBudget(0.5), reference=True)
+    for name in ("embeds", "vision_mask", "text_mask", "protect", "weight"):
+        tensor = getattr(case, name)
+        wide = torch.zeros([2 * size + 1 for size in tensor.shape], dtype=tensor.dtype, device=device)
+        setattr(case, name, wide[tuple(slice(1, None, 2) for _ in tensor.shape)].copy_(tensor))
+    assert_same(case.score_select(UniformBudget(0.5)), expected)
+
+
+def test_counters_are_left_zero(device):
+    sequence(2, 150, 8, device=device).score_select(UniformBudget(0.5))
+    assert fused._counters
+    assert all(not counters.any() for counters in fused._counters.values())
+
+
+def test_scratch_stays_below_one_megabyte_at_phi_size():
+    B, S, D = 1, 2530, 3072
+    for arch in (80, 89, 90, 100, 120):
+        for dtype in DTYPES:
+            config = tuning.score_select_config(D, dtype, 16 // dtype.itemsize, arch)
+            tiles = -(-S // config.block_n)
+            shape = (tiles, config.splits, config.block_n, config.block_l)
+            pieces = fused._scratch(B, S, *shape, torch.device("meta"))
+            size = pieces[0].untyped_storage().nbytes() + 4 * B * (tiles + 1) + 4 * B * S  # counters and `order` too
+            assert size < 2**20
