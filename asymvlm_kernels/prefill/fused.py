@@ -6,6 +6,7 @@ who wants the shortest sequence reads the lengths in between.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import struct
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from asymvlm_kernels._triton import triton
 from asymvlm_kernels.budget import Budget, LinearBudget, ThresholdBudget, UniformBudget, keep_counts, to_millionths
 from asymvlm_kernels.dispatch import define_op
 from asymvlm_kernels.prefill import reference
-from asymvlm_kernels.prefill.fused_gather import _gather_sequence_kernel
+from asymvlm_kernels.prefill.fused_gather import _gather_sequence_kernel, encoded
 from asymvlm_kernels.prefill.fused_score import _score_select_kernel
 from asymvlm_kernels.prefill.gather import WORDS, _bits
 from asymvlm_kernels.tuning.fused import gather_sequence_config, rank_config, score_select_config
@@ -167,7 +168,7 @@ def _scratch(
 
 def _number_bits(numbers: Sequence[float], rounded: bool) -> list[int]:
     """Float64 numbers as integers: a Python float reaches a kernel as fp32. ``rounded``: to the fp32 of a gap first."""
-    wide = [torch.tensor(number, dtype=torch.float32).item() if rounded else number for number in numbers]
+    wide = [ctypes.c_float(number).value if rounded else number for number in numbers]
     return [struct.unpack("<q", struct.pack("<d", number))[0] for number in [*wide, 0.0, 0.0, 0.0][:5]]
 
 
@@ -261,7 +262,9 @@ def _gather_sequence_triton(
         tuple(words),
         tuple(result.view(word.dtype) for result, word in zip(outs, words, strict=True)),
         *rows.stride(),
-        *(tuple(word.stride(axis) for word in words) for axis in range(3)),
+        tuple(encoded(word.stride(0)) for word in words),
+        tuple(word.stride(1) for word in words),
+        tuple(encoded(word.stride(2)) for word in words),
         tuple(_bits(pad, math.copysign(1, pad), tensor.dtype) for pad, tensor in zip(pads, carry, strict=True)),
         B,
         S,

@@ -15,10 +15,18 @@ def source_of(order_ptr, length, slot, K, LEFT: tl.constexpr):
     return tl.load(order_ptr + rank, mask=real, other=-1)
 
 
-@triton.jit(
-    do_not_specialize=["stride_eb", "carry_strides_b", "pads", "S", "K"],
-    do_not_specialize_on_alignment=["carry_strides_s", "carry_strides_x"],
-)  # a new length compiles nothing new
+@triton.jit
+def decoded(odd):
+    """Inverse of `encoded`."""
+    return ((odd - 3) >> 1).to(tl.int64)
+
+
+def encoded(stride: int) -> int:
+    """Odd and not 1: in a tuple Triton always compiles anew for 1 and for multiples of 16."""
+    return 2 * stride + 3
+
+
+@triton.jit(do_not_specialize=["stride_eb", "B", "S", "K"])  # a new length compiles nothing new
 def _gather_sequence_kernel(
     embeds_ptr,
     order_ptr,
@@ -76,9 +84,10 @@ def _gather_sequence_kernel(
                 in_ptr = carry_ptrs[number]
                 to_ptr = carry_out_ptrs[number]
                 word = tl.full((), pads[number], tl.int64).to(to_ptr.dtype.element_ty)
-                from_row = pid_b * carry_strides_b[number] + from_c.to(tl.int64) * carry_strides_s[number]
+                from_row = pid_b * decoded(carry_strides_b[number]) + from_c.to(tl.int64) * carry_strides_s[number]
+                stride_x = decoded(carry_strides_x[number])
                 for x in range(WIDTHS[number]):
-                    value = tl.load(in_ptr + from_row + x * carry_strides_x[number], mask=from_c >= 0, other=word)
+                    value = tl.load(in_ptr + from_row + x * stride_x, mask=from_c >= 0, other=word)
                     if STACKED[number]:
                         to = (x * B + pid_b) * K + offs_c
                     else:

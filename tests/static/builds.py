@@ -15,6 +15,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9 warns that 
 
 import argparse
 import collections
+import contextlib
 import functools
 import json
 import re
@@ -34,7 +35,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from asymvlm_kernels.prefill import gather, score, select
+from asymvlm_kernels.prefill import fused, gather, score, select
 
 ARCHITECTURES = (80, 89, 90, 100, 120)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -85,7 +86,9 @@ def record(case: str, arch: int, call: Callable[[], object]) -> list[Build]:
         parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, rest)
         builds.append(Build(case, arch, kernel, signature, constants, attributes, parsed))
 
-    with patch.object(JITFunction, "run", run), patch.object(score, "architecture", lambda device: arch):
+    with patch.object(JITFunction, "run", run), contextlib.ExitStack() as patched:
+        for module in (score, fused):
+            patched.enter_context(patch.object(module, "architecture", lambda device: arch))
         call()
     return builds
 
@@ -113,6 +116,24 @@ def select_call(N: int) -> Callable[[], object]:
     return functools.partial(select._select_tokens_triton, scores, torch.empty(1, dtype=torch.int32), mask, N)
 
 
+def score_select_call(
+    S: int, D: int, dtype: torch.dtype, *, B: int = 1, bare: bool = False, ratio: int = 500_000
+) -> Callable[[], object]:
+    embeds, mask = torch.empty(B, S, D, dtype=dtype), torch.empty(B, S, dtype=torch.bool)
+    extra = (None, None) if bare else (mask, torch.empty(D))
+    return functools.partial(fused._score_select_triton, embeds, mask, mask, *extra, [ratio] * 3, [0.0, ratio], S)
+
+
+def gather_sequence_call(
+    S: int, D: int, dtype: torch.dtype, *, B: int = 1, K: int = 1655, carries: int = 3
+) -> Callable[[], object]:
+    order, lengths = torch.empty(B, S, dtype=torch.int32), torch.empty(B, dtype=torch.int32)
+    ids, flags = torch.empty(B, S, dtype=torch.int64), torch.empty(B, S, dtype=torch.bool)
+    carry = [torch.empty(3, B, S, dtype=torch.int64), ids, flags][:carries]
+    arguments = (order, lengths, carry, [0, -100, 0][:carries], [True, False, False][:carries], K, True)
+    return functools.partial(fused._gather_sequence_triton, torch.empty(B, S, D, dtype=dtype), *arguments)
+
+
 def cases() -> Iterator[tuple[str, Callable[[], object]]]:
     """Every kernel with every configuration and dtype that ships. "wide" rows must move 16 bytes at a time."""
     for dtype in (torch.float32, *HALVES):
@@ -127,6 +148,16 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "gather float32 wide", gather_call(2600, (3072,), torch.float32)
     yield "gather int64 positions", gather_call(2600, (), torch.int64)
     yield "gather bool flags", gather_call(2600, (), torch.bool)
+    for dtype in (torch.float32, *HALVES):
+        name = str(dtype).removeprefix("torch.")
+        yield f"fused score {name} wide", score_select_call(2530, 3072, dtype)
+        yield f"fused score {name} odd", score_select_call(2530, 70, dtype)
+    yield "fused score bfloat16 wide, no weight or protection", score_select_call(8000, 3072, torch.bfloat16, bare=True)
+    yield "fused score bfloat16 wide, rows of 8", score_select_call(300, 1176, torch.bfloat16)
+    yield "fused score bfloat16 wide, in chunks", score_select_call(60000, 3584, torch.bfloat16)
+    yield "fused copy bfloat16 wide", gather_sequence_call(2530, 3072, torch.bfloat16)
+    yield "fused copy float32 wide", gather_sequence_call(2530, 3072, torch.float32)
+    yield "fused copy bfloat16 odd", gather_sequence_call(2530, 70, torch.bfloat16, carries=0)
     for N in (256, 2500, 4096, 16384, 65536):
         yield f"gap {N}", gap_call(N)
         yield f"select {N}", select_call(N)

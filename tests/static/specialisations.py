@@ -43,6 +43,14 @@ print(
             "gather": describe(builds.gather_call(2600, (3072,), BF16)),
             "select": describe(builds.select_call(2500)),
             "gap": describe(builds.gap_call(2500)),
+            "score_select": describe(builds.score_select_call(2530, 3072, BF16)),
+            "gather_sequence": describe(builds.gather_sequence_call(2530, 3072, BF16)),
+            "kinds of score_select": kinds(
+                [builds.score_select_call(N + L, 3072, BF16, B=B, ratio=300_000 + N) for B, N, L in lengths[1:]]
+            ),
+            "kinds of gather_sequence": kinds(
+                [builds.gather_sequence_call(N + L, 3072, BF16, B=B, K=N) for B, N, L in lengths]
+            ),
             "kinds of score": kinds([builds.score_call(N, L, 3072, BF16, B=B) for B, N, L in lengths]),
             "kinds of gather": kinds([builds.gather_call(N + L, (3072,), BF16, B=B, K=N) for B, N, L in lengths]),
             "kinds of select": kinds([builds.select_call(N) for N in (2049, 2500, 2501, 4096)]),

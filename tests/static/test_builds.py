@@ -33,6 +33,8 @@ def test_every_kernel_is_built_for_every_architecture(builds):
         "_importance_gap_kernel",
         "_select_tokens_kernel",
         "_gather_rows_kernel",
+        "_score_select_kernel",
+        "_gather_sequence_kernel",
     ):
         select(builds, "", kernel)
 
@@ -48,16 +50,16 @@ def test_shared_memory_and_registers_fit(builds):
 
 
 def test_halves_are_multiplied_by_tensor_cores(builds):
-    scores = select(builds, "score (b?float16)", "_score_tokens")
+    scores = select(builds, "^score (b?float16)", "_score_tokens") + select(builds, "b?float16", "_score_select")
     assert not failing([b for b in scores if not count(b, TENSOR_CORE[b["arch"]])])
 
 
 def test_fp32_is_not_rounded_to_tf32(builds):
-    scores = select(builds, "score float32", "_score_tokens")
+    scores = select(builds, "^score float32", "_score_tokens") + select(builds, "float32", "_score_select")
     assert not failing([b for b in scores if count(b, "HMMA|HGMMA|UTC.*MMA") or not count(b, "FFMA")])
 
 
-@pytest.mark.parametrize("kernel", ["_fold_text", "_score_tokens", "_gather_rows"])
+@pytest.mark.parametrize("kernel", ["_fold_text", "_score_tokens", "_gather_rows", "_score_select", "_gather_sequence"])
 def test_wide_rows_move_16_bytes_at_a_time(builds, kernel):
     wide = select(builds, "wide", kernel)
     assert not failing([b for b in wide if not count(b, r"LDG(STS)?\.(.*\.)?128")])
@@ -69,3 +71,9 @@ def test_a_copy_has_no_narrow_load_of_rows(builds):
     # all loads of a wide gather are 128 bits, but the 64-bit ones of the index
     wide = select(builds, "gather .* wide")
     assert not failing([b for b in wide if count(b, r"LDG(?!\.(.*\.)?(128|64))")])
+
+
+def test_no_fused_budget_is_contracted(builds):
+    # float64 of Method B: PyTorch rounds the product, then the sum
+    fused = select(builds, "", "_score_select")
+    assert not failing([b for b in fused if count(b, "DFMA") or not count(b, "DMUL")])

@@ -10,6 +10,7 @@ import torch
 from compiled import run
 
 from asymvlm_kernels.prefill.reference import EPSILON
+from asymvlm_kernels.tuning import fused
 from asymvlm_kernels.tuning.prefill import fold_config, gather_config, score_config, select_config
 
 
@@ -55,6 +56,21 @@ def test_select_tokens_and_importance_gap(calls):
     assert select["divisible"] == ["scores_ptr", "counts_ptr", "mask_ptr", "index_ptr"]
 
 
-@pytest.mark.parametrize("op", ["score", "gather", "select", "gap"])
+def test_the_two_launches_of_prune_sequence(calls):
+    (score,), (gather,) = calls["score_select"], calls["gather_sequence"]
+    launch = fused.score_select_config(3072, torch.bfloat16, 8, 90)
+    tile = {"BLOCK_N": launch.block_n, "BLOCK_L": launch.block_l, "BLOCK_D": launch.block_d, "SPLITS": launch.splits}
+    wide = {"EPSILON": EPSILON, "D": 3072, "VECTOR": 8, "SPLIT": True, "LIFT": False}
+    rank = {"BLOCK_S": 4096, "BLOCK_K": 64 * launch.num_warps, "CHUNKED": False}
+    strides = dict.fromkeys(("stride_ed", "stride_w", "stride_vs", "stride_ts", "stride_ps"), 1)
+    assert score["constants"] == {**tile, **wide, **rank, **strides}
+    assert {"embeds_ptr", "weight_ptr", "parts_ptr", "stride_es"} <= set(score["divisible"])
+    assert not {"S", "capacity", "ratio_0", "number_0"} & set(score["divisible"])
+    assert gather["constants"]["VECTOR"] == 8
+    assert {"embeds_ptr", "out_ptr", "stride_es"} <= set(gather["divisible"])
+    assert not {"S", "K", "B", "carry_strides_b"} & set(gather["divisible"])
+
+
+@pytest.mark.parametrize("op", ["score", "gather", "select", "gap", "score_select", "gather_sequence"])
 def test_a_new_length_compiles_nothing_new(calls, op):
     assert calls[f"kinds of {op}"] == 1
