@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -55,15 +56,18 @@ def feed_prompt(model: nn.Module, call: Call, kwargs: dict[str, Any]) -> dict[st
     if input_ids is None or past >= prompt_length:
         return kwargs
     end = past + input_ids.shape[1]
-    prompt_embeds = call.prompt.inputs["inputs_embeds"]
-    repeats = input_ids.shape[0] // prompt_embeds.shape[0]  # beams, num_return_sequences
-    embeds = prompt_embeds.repeat_interleave(repeats, 0)[:, past:end]
-    if end > prompt_length:  # no cache, or drafted tokens behind the prompt
-        generated = cast("Any", model).get_input_embeddings()(input_ids[:, prompt_length - past :])
-        embeds = torch.cat([embeds, generated.to(embeds.dtype)], 1)
+    repeats = input_ids.shape[0] // call.prompt.inputs["inputs_embeds"].shape[0]  # beams, num_return_sequences
+    rows = {"inputs_embeds": cast("Any", model).get_input_embeddings()}
+    rows |= {name: functools.partial(more, model) for name, more in call.prompt.decoder_rows.items()}
+    embeds = {}
+    for name, more in rows.items():
+        embeds[name] = call.prompt.inputs[name].repeat_interleave(repeats, 0)[:, past:end]
+        if end > prompt_length:  # no cache, or drafted tokens behind the prompt
+            generated = more(input_ids[:, prompt_length - past :])
+            embeds[name] = torch.cat([embeds[name], generated.to(embeds[name].dtype)], 1)
     if cache is not None and end >= prompt_length:
         call.phase = "measure"
     fed = {name: value for name, value in kwargs.items() if name != "input_ids"}
     if cache is None and kwargs.get("attention_mask") is None:
         fed["attention_mask"] = torch.ones_like(input_ids)  # gapped positions without a mask are read as packed
-    return {**fed, "inputs_embeds": embeds.contiguous()}
+    return {**fed, **{name: tensor.contiguous() for name, tensor in embeds.items()}}

@@ -56,6 +56,14 @@ def merge_embeddings(model: nn.Module, adapter: Adapter, inputs: Inputs) -> dict
     return record
 
 
+class _Recorded(BaseModelOutputWithPast):
+    """What the recorder returns: None for whatever else a family's composite reads from its decoder."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 @contextlib.contextmanager
 def _recorder(text: nn.Module) -> Iterator[dict[str, Any]]:
     with _locks_lock:
@@ -69,7 +77,7 @@ def _recorder(text: nn.Module) -> Iterator[dict[str, Any]]:
             if record is None:  # another thread decodes meanwhile
                 return original(*args, **kwargs)
             record.update(kwargs)
-            return BaseModelOutputWithPast(last_hidden_state=kwargs["inputs_embeds"])
+            return _Recorded(last_hidden_state=kwargs["inputs_embeds"])
 
         record: dict[str, Any] = {}
         token = _recording.set(record)

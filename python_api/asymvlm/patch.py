@@ -130,7 +130,8 @@ class PatchHandle:
         self.last = prompt.report
         shorter = {name: value for name, value in call.items() if name not in accepted}
         shorter |= {name: value for name, value in prompt.inputs.items() if value is not None}
-        del shorter["inputs_embeds"]  # the pre-hook hands them out, so that any decoding method works
+        for name in ("inputs_embeds", *prompt.decoder_rows):
+            del shorter[name]  # the pre-hook hands them out, so that any decoding method works
         shorter |= {"input_ids": prompt.state.input_ids, **restate_settings(self.model, call, prompt.state)}
         with self._in_flight(Call(self, prompt.report, prompt, "prefill")), self._static_length.used_by(self.model):
             result = original(**shorter)

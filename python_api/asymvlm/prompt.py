@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from asymvlm.models import adapter_for
 from asymvlm.models.adapter import Adapter, Inputs
 from asymvlm.policies import VisionPruning
 from asymvlm.report import PruningReport
-from asymvlm_kernels import prune_sequence
+from asymvlm_kernels import gather_rows, prune_sequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,7 @@ class PrunedPrompt:
 
     inputs: dict[str, Any]  # inputs_embeds, attention_mask, position_ids, per-token inputs, and what was not ours
     deepstack: DeepStack | None
+    decoder_rows: Mapping[str, Callable[[nn.Module, torch.Tensor], torch.Tensor | None]]  # for generated ids
     state: PromptState
     report: PruningReport
 
@@ -101,6 +103,9 @@ def prune_prompt(
     carried = {name: tensor for name, tensor in pruned.carry.items() if name != "input_ids"}
     # always a mask: gapped positions without one are read as packed sequences
     carried |= {"inputs_embeds": pruned.embeds, "attention_mask": kept.to(mask.dtype)}
+    for name in adapter.decoder_rows:
+        if record.get(name) is not None:
+            carried[name] = gather_rows(record[name].flatten(2), pruned.index).unflatten(-1, record[name].shape[2:])
     removed = {*adapter.drop, *adapter.drop_when_pruned, "input_ids"}
     forwarded = {name: value for name, value in {**inputs, **carried}.items() if name not in removed}
     prunable = vision & ~structural
@@ -129,7 +134,8 @@ def prune_prompt(
         position_ids=carried["position_ids"] + shift,
         next_position=next_position + shift,
     )
-    return PrunedPrompt(forwarded, deepstack, state, report)
+    decoder_rows = {name: more for name, more in adapter.decoder_rows.items() if name in carried}
+    return PrunedPrompt(forwarded, deepstack, decoder_rows, state, report)
 
 
 def untouched_report(model: nn.Module, adapter: Adapter, policy: VisionPruning, inputs: Inputs) -> PruningReport | None:

@@ -64,6 +64,8 @@ class Adapter:
     # its forward makes the mask of a first step only for images or a cache never used, so not for one that was reset
     needs_fresh_cache: bool = False
     open_prompt: bool = False  # every prompt token sees every other, whatever the layer's window
+    # decoder arguments of shape (B, S, ...) beside the embeddings -> (model, generated ids) to the rows of those
+    decoder_rows: Mapping[str, Callable[[nn.Module, torch.Tensor], torch.Tensor | None]] = field(default_factory=dict)
     deepstack: bool = False  # the decoder adds tower features after its first layers
 
     def composite_of(self, model: nn.Module) -> nn.Module:

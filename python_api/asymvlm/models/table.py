@@ -14,6 +14,7 @@ FACTS: dict[str, tuple[str, str]] = {
     "llava_onevision": ("LLaVA-OneVision", "newlines kept"),
     "vipllava": ("ViP-LLaVA", ""),
     "gemma3": ("Gemma 3", "images attend both ways; sliding windows by original position"),
+    "gemma4": ("Gemma 4", "images may attend both ways; sliding windows by original position; video not tested"),
     "paligemma": ("PaliGemma 1, 2", "the prompt attends both ways; positions from 1; no prefill in chunks"),
     "qwen2_vl": ("Qwen2-VL", ""),
     "qwen2_5_vl": ("Qwen2.5-VL", ""),

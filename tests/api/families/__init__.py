@@ -13,6 +13,7 @@ NAMES = (
     "llava_onevision",
     "vipllava",
     "gemma3",
+    "gemma4",
     "paligemma",
     "qwen2_vl",
     "qwen2_5_vl",
