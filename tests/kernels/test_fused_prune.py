@@ -142,3 +142,32 @@ def test_two_launches_and_no_synchronisation(static, monkeypatch, device):
             prune_sequence(*inputs, **options)
     assert [kernel.launches for kernel in kernels] == [1, 1]
     assert copies == ([] if static else [(2,)])
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_ops_are_registered_well(backend, monkeypatch, device):
+    monkeypatch.undo()  # opcheck compares the storage of a result with that of its fake
+    case = sequence(2, 20, 8, device=device)
+    ratios, numbers = fused.encode_budget(BUDGETS[2])  # type: ignore[misc]
+    ids = torch.arange(40, device=device).view(2, 20)
+    with use_backend(backend):
+        *_, lengths, order = fused.score_select(*vars(case).values(), ratios, numbers, 20)
+        carry = ([ids, ids.expand(3, 2, 20)], [-1, 2.5], [False, True], 13, True)
+        torch.library.opcheck(torch.ops.asymvlm.score_select, (*vars(case).values(), ratios, numbers, 20))
+        torch.library.opcheck(torch.ops.asymvlm.gather_sequence, (case.embeds, order, lengths, *carry))
+
+
+def test_traces_without_a_graph_break(monkeypatch, device):
+    monkeypatch.undo()
+    case = sequence(2, 20, 8, device=device)
+    ids = torch.arange(40, device=device).view(2, 20)
+
+    def prune(embeds: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        masks = (case.vision_mask, case.text_mask, case.weight, UniformBudget(0.5))
+        result = prune_sequence(embeds, *masks, carry={"ids": ids}, static=True)
+        return result.embeds, result.carry["ids"], result.lengths
+
+    with use_backend("reference"):
+        compiled = torch.compile(prune, fullgraph=True, backend="aot_eager")
+        for got, want in zip(compiled(case.embeds, ids), prune(case.embeds, ids), strict=True):
+            assert torch.equal(got, want)

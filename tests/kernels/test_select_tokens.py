@@ -90,6 +90,11 @@ def test_ragged_masks(device):
     check(scores, torch.tensor([5, 5, 200, 200], device=device), mask)
 
 
+@pytest.mark.parametrize("N", [100, 3000])
+def test_equal_scores_keep_the_first_and_write_no_more(N, device):
+    check(torch.ones(2, N, device=device), torch.tensor([40, 40], device=device), capacity=40)
+
+
 def test_signed_zeros_tie(device):
     scores = torch.tensor([[-0.0, 0.0, -0.0, 0.0, -1e-45, 1e-45]], device=device)
     for count in range(7):
