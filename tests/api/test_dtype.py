@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checks import attention_layers, uniform
+from checks import GREEDY, assert_close, attention_layers, uniform
 from masked_reference import masked_forward, select
-from tiny import make_batch
+from tiny import REPRESENTATIVE, build, make_batch
 
 import asymvlm
 
@@ -31,6 +31,19 @@ def test_selection_and_dtype(family, model, batch, dtype):
     assert attention_layers(out.past_key_values)[0].keys.dtype == dtype
     assert torch.equal(generated[:, :-3], inputs["input_ids"])
     assert handle.last.scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", [*REPRESENTATIVE, "mistral3", "phi4_multimodal"], indirect=True)
+@pytest.mark.parametrize("batch", ["single", "left_padded"])
+def test_eager_attention_answers_as_sdpa(family, model, batch):
+    inputs, eager = make_batch(family, batch), build(family, attention="eager")
+    for call in ({}, {"cache_implementation": "static"}):
+        answers = []
+        for one in (model, eager):
+            with asymvlm.patch(one, vision=uniform(0.5)):
+                answers.append(one.generate(**inputs, **GREEDY, **call, max_new_tokens=4))
+        assert torch.equal(answers[0].sequences, answers[1].sequences)
+        assert_close(torch.stack(answers[0].logits), torch.stack(answers[1].logits))
 
 
 def test_bf16_logits_stay_near_fp32(family, plain, model):

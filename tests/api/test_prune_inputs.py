@@ -5,6 +5,7 @@ The mutations break one part at a time: a matrix of comparisons that would accep
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -16,6 +17,7 @@ from tiny import FAMILIES, IMAGE, make_batch
 from torch import Tensor
 
 import asymvlm
+from asymvlm.deepstack import DeepStack, deepstack_inputs
 
 Inputs = dict[str, Tensor]
 DEEPSTACK = ("qwen3_vl", "qwen3_vl_moe")
@@ -71,6 +73,10 @@ def no_mask(pruned: Inputs, is_vision: Tensor) -> None:
     del pruned["attention_mask"]
 
 
+def rows_of_neighbours(pruned: Inputs, is_vision: Tensor) -> None:
+    pruned["per_layer_inputs"] = pruned["per_layer_inputs"].roll(1, 1)
+
+
 MUTATIONS: list[tuple[Callable[[Inputs, Tensor], None], str, tuple[str, ...]]] = [
     (compact_positions, "single", ("llava", "gemma3", "qwen2_5_vl", "paligemma", "phi4_multimodal")),
     (compact_positions, "left_padded", ("llava", "gemma3", "qwen2_5_vl")),
@@ -78,6 +84,7 @@ MUTATIONS: list[tuple[Callable[[Inputs, Tensor], None], str, tuple[str, ...]]] =
     (two_vision_tokens_swapped, "single", ("llava", "gemma3", "qwen2_5_vl")),
     (neighbouring_tokens_gathered, "two_images", ("llava", "gemma3", "qwen2_5_vl")),
     (no_token_types, "single", ("gemma3",)),
+    (rows_of_neighbours, "single", ("gemma4",)),
     # gapped positions without a mask and a cache are read as packed sequences; Qwen packs by another row of positions
     (no_mask, "single", ("llava",)),
 ]
@@ -98,3 +105,23 @@ def test_a_broken_part_shows(family, plain, mutate, batch):
     with torch.no_grad():
         found = plain(**pruned, use_cache=False).logits
     assert (found - expected)[is_real].abs().max() > 1e-3
+
+
+def rolled(stack: DeepStack, past: int, queries: int, batch: int) -> dict[str, object]:
+    return deepstack_inputs(DeepStack(stack.place, [rows.roll(1, 0) for rows in stack.rows]), past, queries, batch)
+
+
+def left_out(*_: object) -> dict[str, object]:
+    return {}
+
+
+@pytest.mark.parametrize("family", DEEPSTACK, indirect=True)
+@pytest.mark.parametrize("broken", [rolled, left_out])
+def test_broken_deepstack_shows(family, plain, model, monkeypatch, broken):
+    inputs = make_batch(family, "left_padded")
+    selection = select(plain, inputs, 0.5)
+    expected = take(masked_forward(plain, inputs, selection.keep), selection.index)
+    monkeypatch.setattr(sys.modules["asymvlm.patch"], "deepstack_inputs", broken)
+    with torch.no_grad(), asymvlm.patch(model, vision=uniform(0.5)):
+        found = model(**inputs).logits
+    assert (found - expected)[selection.index >= 0].abs().max() > 1e-3

@@ -46,5 +46,8 @@ FAMILY = Family(
     image=(IMAGE,) * (2 * 7 + 1 + 2 * 3),
     separators=frozenset({6, 13, 14, 17, 20}),  # row ends, and the one between crops and whole view
     pixels="image_pixel_values",
+    wrong_without_patch={
+        "test_eager_attention_answers_as_sdpa": "the features of its tower differ by 1 between the two"
+    },
     seed=5,
 )
