@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "python_api")]
 
 from bench import results, tables  # noqa: E402
+from bench.floors import OPS  # noqa: E402
 
 MARKED = re.compile(r"(<!-- bench:([\w-]+) -->\n)(.*?)(<!-- /bench -->)", re.DOTALL)
 KINDS = {"prefill-cpu": "cpu", "prefill-gpu": "gpu"}
@@ -71,9 +72,10 @@ def roofline(content: dict[str, Any], path: Path) -> Path:
             time = results.time_us(case["variants"].get(name, {})) if "error" not in case else None
             if time is not None:
                 points.setdefault((key.split("/")[0], name), []).append((case["bytes"] / 1e6, time))
-    for place, ((op, name), pairs) in enumerate(sorted(points.items())):
+    colours = {op: f"C{place}" for place, op in enumerate(OPS)}
+    for (op, name), pairs in sorted(points.items()):
         marker = "o" if name == "ours" else "x"
-        axes.plot(*zip(*sorted(pairs)), marker, color=f"C{place // 2}", label=f"{op}, {name}")
+        axes.plot(*zip(*sorted(pairs)), marker, color=colours[op], label=f"{op}, {name}")
     sizes = [case["bytes"] / 1e6 for case in content["cases"].values() if "bytes" in case]
     ends = [min(sizes), max(sizes)]
     axes.plot(ends, [size * 1e3 / run["ceiling"]["copy_gbs"] for size in ends], "k-", label="large copy, measured")

@@ -46,7 +46,8 @@ def block(content: dict[str, Any], cases: Cases) -> str:
 def caption(content: dict[str, Any], cases: Cases, unit: str) -> str:
     runs = [content["runs"][number] for number in sorted({case["run"] for case in cases.values()})]
     place, ceiling = runs[-1]["environment"], runs[-1]["ceiling"]
-    loads = [run["environment"]["load"] for run in runs]
+    loads = sorted({run["environment"]["load"] for run in runs})
+    load = " to ".join(str(value) for value in loads[:: max(len(loads) - 1, 1)])  # lowest and highest
     software = ", ".join(f"{name} {place[name]}" for name in ("torch", "triton", "transformers") if place[name])
     machine = (
         f"driver {place['driver']}" if place["type"] == "cuda" else f"{place['threads']} of {place['cores']} cores"
@@ -54,9 +55,8 @@ def caption(content: dict[str, Any], cases: Cases, unit: str) -> str:
     clock = CLOCKS[next(iter(cases.values()))["variants"]["ours"]["primary"]]
     commits = ", ".join(sorted({run["environment"]["commit"] for run in runs}))
     return (
-        f"{place['device']}, {machine}, {software}, commit {commits}, {place['time'][:10]}; load {min(loads)} to "
-        f"{max(loads)} when started; a large copy moved {ceiling['copy_gbs']} GB/s. Medians in {unit} of {clock}.\n"
-        f"`{runs[-1]['command']}`"
+        f"{place['device']}, {machine}, {software}, commit {commits}, {place['time'][:10]}; load {load} when started; "
+        f"a large copy moved {ceiling['copy_gbs']} GB/s. Medians in {unit} of {clock}.\n`{runs[-1]['command']}`"
     )
 
 
