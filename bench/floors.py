@@ -15,6 +15,7 @@ from bench.shapes import Shape
 OPS = ("score_tokens", "select_tokens", "gather_rows", "prune_sequence")
 LAUNCHES = {"score_tokens": 2, "select_tokens": 1, "gather_rows": 1, "prune_sequence": 2}  # kernels of the design
 SCORE, COUNT, INDEX = 4, 4, 8  # bytes of an fp32 score, an int32 count, an int64 index
+FUSED_ROWS, FUSED_PARTS, FUSED_TEXT = 64, 3, 32  # tile of prune_sequence: rows, parts of the width, text columns
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def traffic(op: str, shape: Shape, itemsize: int, tile_rows: int = 32) -> Traffi
     """Byte count of ``op``, written out. ``itemsize``: bytes of an embedding element, 2 or 4.
 
     ``tile_rows``: vision rows that a program of the score kernel owns. In 16-bit dtypes the folded text is a sum of
-    two, so it is twice the text.
+    two, so it is twice the text. `prune_sequence` has tiles of its own.
     """
     B, N, D, L, K = shape.B, shape.N, shape.D, shape.L, shape.K
     vision, text, weight = B * N * D * itemsize, B * L * D * itemsize, D * 4
@@ -66,7 +67,13 @@ def traffic(op: str, shape: Shape, itemsize: int, tile_rows: int = 32) -> Traffi
         read, written, reread = kept + B * K * INDEX, kept, 0
     elif op == "prune_sequence":  # scores, counts and index need not leave the chip; the sequence does
         masks = 2 * B * shape.S
-        read, written, reread = vision + text + weight + masks, kept + text, folded_again + kept + text
+        tiles = -(-shape.S // FUSED_ROWS)
+        text_again = (tiles - 1) * text  # as it lies: the kernel splits it tile by tile
+        # parts are written and read once, in L2; more text than one block is split instead of the width
+        parts = 2 * B * tiles * FUSED_PARTS * FUSED_ROWS * 4 * (FUSED_TEXT + 1 if L <= FUSED_TEXT else 2)
+        vision_again = (-(-L // FUSED_TEXT) - 1) * vision if L else 0
+        read, written = vision + text + weight + masks, kept + text
+        reread = text_again + parts + vision_again + kept + text
     else:
         raise ValueError(f"op must be one of {', '.join(OPS)}, got {op!r}")
     return Traffic(read, written, reread, LAUNCHES[op])

@@ -200,10 +200,10 @@ def _score_select_fake(
     capacity: int,
 ) -> ScoreSelect:
     B, S, _ = embeds.shape
-    scores = embeds.new_empty((B, S), dtype=torch.float32)
-    gap = embeds.new_empty((B,), dtype=torch.float32)
-    counts, lengths = (embeds.new_empty((B,), dtype=torch.int32) for _ in range(2))
-    return scores, gap, counts, lengths, embeds.new_empty((B, S), dtype=torch.int32)
+    scores = torch.empty((B, S), dtype=torch.float32, device=embeds.device)
+    gap = torch.empty((B,), dtype=torch.float32, device=embeds.device)
+    counts, lengths = (torch.empty((B,), dtype=torch.int32, device=embeds.device) for _ in range(2))
+    return scores, gap, counts, lengths, torch.empty((B, S), dtype=torch.int32, device=embeds.device)
 
 
 def _gather_sequence_reference(
@@ -294,10 +294,15 @@ def _gather_sequence_fake(
 ) -> GatherSequence:
     B, _, D = embeds.shape
     outs = [
-        tensor.new_empty((tensor.shape[0], B, capacity) if is_stacked else (B, capacity, *tensor.shape[2:]))
+        torch.empty(
+            (tensor.shape[0], B, capacity) if is_stacked else (B, capacity, *tensor.shape[2:]),
+            dtype=tensor.dtype,
+            device=tensor.device,
+        )
         for tensor, is_stacked in zip(carry, stacked, strict=True)
     ]
-    return embeds.new_empty((B, capacity, D)), embeds.new_empty((B, capacity), dtype=torch.int64), outs
+    rows = torch.empty((B, capacity, D), dtype=embeds.dtype, device=embeds.device)
+    return rows, torch.empty((B, capacity), dtype=torch.int64, device=embeds.device), outs
 
 
 score_select = define_op(

@@ -101,7 +101,7 @@ def select_sample(
     BLOCK_K: tl.constexpr,
     CHUNKED: tl.constexpr,
 ):
-    """Write the kept places of one sample in ascending order, its gap, K and length."""
+    """Write the kept places of one sample, ascending and padded with -1, its gap, K and length."""
     if CHUNKED:
         one = tl.full((), 1, tl.uint32)
         N, _, always = count_stored_keys(keys_ptr, one, one, S, BLOCK_S)
@@ -150,3 +150,4 @@ def select_sample(
         block = load_stored_keys(keys_ptr, offs_s, S)
         keep, slot, better, equal = keep_best(block, kth, better, equal, length - above)
         tl.store(order_ptr + slot, offs_s, mask=keep)
+        tl.store(order_ptr + offs_s, -1, mask=(offs_s >= length) & (offs_s < S))

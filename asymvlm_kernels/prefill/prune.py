@@ -1,5 +1,8 @@
 """Score, gap, budget, select and gather, fused into one call: the sequence a decoder gets instead of the full one.
 
+Two registered ops do it in two launches (see `fused`). Several images with floors of their own, and budgets that are
+not this package's, go step by step through the public ops.
+
 One selection serves the whole sequence: every token that must stay gets the score +inf, every prunable vision token its
 own, and the best ``kept text + K`` of the row, in ascending order, are the shortened sequence.
 """
@@ -13,13 +16,16 @@ import torch
 
 from asymvlm_kernels._checks import FLOATS, check_device, check_dtype, check_mask, check_no_grad, check_shape
 from asymvlm_kernels.budget import Budget, UniformBudget, keep_counts
-from asymvlm_kernels.prefill.gather import gather_rows
+from asymvlm_kernels.prefill.fused import LONGEST, MOST_CARRIES, encode_budget, gather_sequence, score_select
+from asymvlm_kernels.prefill.gather import WORDS, gather_rows
 from asymvlm_kernels.prefill.groups import guaranteed_tokens
 from asymvlm_kernels.prefill.reference import compact
 from asymvlm_kernels.prefill.score import score_tokens
 from asymvlm_kernels.prefill.select import importance_gap, select_tokens
 
 PADDING_SIDES = ("left", "right")
+MOST_ROWS = 65535  # of a batch: the second axis of a grid
+MOST_NUMBERS = 64  # of a token in a tensor that the gather of the embeddings moves along
 
 
 @dataclass(frozen=True)
@@ -48,12 +54,13 @@ def prune_sequence(
     carry: Mapping[str, torch.Tensor] | None = None,
     carry_pad: Mapping[str, float] | None = None,
     static: bool = False,
+    capacity: int | None = None,
     padding_side: str = "left",
 ) -> PrunedSequence:
     """Drop the least important vision tokens of each sample and close the gaps.
 
-    Kept are: the tokens of ``text_mask``, those of ``protect``, and the K best of the others in ``vision_mask``. A token
-    in none of the three masks is padding and is dropped. A sample without text keeps all its vision tokens.
+    Kept are: the tokens of ``text_mask``, those of ``protect``, and the K best of the others in ``vision_mask``. A
+    token in none of the three masks is padding and is dropped. A sample without text keeps all its vision tokens.
 
     Args:
         embeds: ``(B, S, D)`` fp32, fp16 or bf16: merged embeddings before decoder layer 0.
@@ -67,22 +74,81 @@ def prune_sequence(
         per_image: rank each image of ``groups`` by itself, with the row's ratio, instead of all together.
         carry: per-token tensors gathered along, ``(B, S, ...)`` or ``(R, B, S)`` (M-RoPE positions).
         carry_pad: value for padding in the tensor of that name; 0 where none is given.
-        static: True gives S' = S and no synchronisation. False trims S' to the longest row, which needs the lengths on
-            the host: two small device-to-host copies.
+        static: True gives S' = ``capacity`` and no synchronisation. False trims S' to the longest row, which takes one
+            small device-to-host copy of the lengths (two with ``groups`` or a budget of your own).
+        capacity: S' of a static result; None means S. A longer row loses its lowest-ranked tokens, vision first.
         padding_side: ``"left"`` or ``"right"``.
     Returns:
         `PrunedSequence`.
     Raises:
-        ValueError: on rank, size, dtype or device mismatch, an unknown side, ``per_image`` without ``groups``, or an
-            input that requires grad in grad mode.
+        ValueError: on rank, size, dtype or device mismatch, an unknown side, ``per_image`` without ``groups``, a
+            ``capacity`` that is negative or not static, or an input that requires grad in grad mode.
 
     The kept index is the same on every backend, ties included (see `select_tokens`). Source: sections 3.2 and 3.3 of
     arXiv:2605.29535.
     """
     budget = UniformBudget(0.5) if budget is None else budget
-    carry = carry or {}
+    carry, pads = carry or {}, carry_pad or {}
     masks = {"vision_mask": vision_mask, "text_mask": text_mask, "protect": protect}
-    _check(embeds, masks, groups, per_image, carry, padding_side)
+    _check(embeds, weight, masks, groups, per_image, carry, padding_side)
+    if capacity is not None and (capacity < 0 or not static):
+        raise ValueError(f"capacity must be 0 or more and goes with static=True, got {capacity} and static={static}")
+    B, S, _ = embeds.shape
+    most = S if capacity is None else capacity
+    encoded = encode_budget(budget) if groups is None and S <= LONGEST and B <= MOST_ROWS else None
+    if encoded is None:
+        scores, gap, counts, lengths, index, rows = _step_by_step(
+            embeds, vision_mask, text_mask, protect, weight, budget, groups, per_image, static, most, padding_side
+        )
+        narrow, moved = [], []
+    else:
+        scores, gap, counts, lengths, order = score_select(
+            embeds, vision_mask, text_mask, protect, weight, *encoded, most
+        )
+        if not static:
+            most = max(lengths.tolist(), default=0)
+        narrow = [name for name, tensor in carry.items() if _is_narrow(tensor, embeds)][:MOST_CARRIES]
+        rows, index, moved = gather_sequence(
+            embeds,
+            order,
+            lengths,
+            [carry[name] for name in narrow],
+            [pads.get(name, 0) for name in narrow],
+            [_is_stacked(carry[name], embeds) for name in narrow],
+            most,
+            padding_side == "left",
+        )
+    done = dict(zip(narrow, moved, strict=True))
+    return PrunedSequence(
+        embeds=rows,
+        index=index,
+        lengths=lengths,
+        counts=counts,
+        scores=scores,
+        gap=gap,
+        carry={
+            name: done[name]
+            if name in done
+            else _gather_carry(tensor, index, pads.get(name, 0), _is_stacked(tensor, embeds))
+            for name, tensor in carry.items()
+        },
+    )
+
+
+def _step_by_step(
+    embeds: torch.Tensor,
+    vision_mask: torch.Tensor,
+    text_mask: torch.Tensor,
+    protect: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    budget: Budget,
+    groups: torch.Tensor | None,
+    per_image: bool,
+    static: bool,
+    most: int,
+    padding_side: str,
+) -> tuple[torch.Tensor, ...]:
+    """The same through the public ops: scores, gap, counts, lengths, index and rows."""
     kept_anyway = text_mask if protect is None else text_mask | protect
     prunable = vision_mask if protect is None else vision_mask & ~protect
     kept_anyway = kept_anyway & ~prunable
@@ -102,24 +168,13 @@ def prune_sequence(
         rank = rank.masked_fill(sure, float("inf"))
         sure_counts = sure.sum(-1).to(torch.int32)
         counts = torch.where(text_lengths > 0, sure_counts if per_image else counts.maximum(sure_counts), counts)
-    lengths = counts + kept_anyway.sum(-1).to(torch.int32)
-    capacity = embeds.shape[1] if static else _longest(lengths)
-    index = select_tokens(rank, lengths, mask=prunable | kept_anyway, capacity=capacity)
+    stay = kept_anyway.sum(-1).to(torch.int32)
+    counts = counts.minimum((most - stay).clamp_min(0))
+    lengths = (stay + counts).clamp_max(most)
+    index = select_tokens(rank, lengths, mask=prunable | kept_anyway, capacity=most if static else _longest(lengths))
     if padding_side == "left":
         index = _align_right(index, lengths)
-    pads = carry_pad or {}
-    return PrunedSequence(
-        embeds=gather_rows(embeds, index),
-        index=index,
-        lengths=lengths,
-        counts=counts,
-        scores=scores,
-        gap=gap,
-        carry={
-            name: _gather_carry(tensor, index, pads.get(name, 0), _is_stacked(tensor, embeds))
-            for name, tensor in carry.items()
-        },
-    )
+    return scores, gap, counts, lengths, index, gather_rows(embeds, index)
 
 
 def _longest(lengths: torch.Tensor) -> int:
@@ -137,6 +192,12 @@ def _is_stacked(tensor: torch.Tensor, like: torch.Tensor) -> bool:
     return tensor.ndim == 3 and tensor.shape[:2] != like.shape[:2] and tensor.shape[1:] == like.shape[:2]
 
 
+def _is_narrow(tensor: torch.Tensor, like: torch.Tensor) -> bool:
+    """True for a few numbers a token, which the gather of the embeddings moves along."""
+    width = tensor.numel() // max(like.shape[0] * like.shape[1], 1)
+    return tensor.itemsize in WORDS and 0 < width <= MOST_NUMBERS
+
+
 def _gather_carry(tensor: torch.Tensor, index: torch.Tensor, pad: float, stacked: bool) -> torch.Tensor:
     if not stacked:
         return gather_rows(tensor, index, pad=pad)
@@ -145,6 +206,7 @@ def _gather_carry(tensor: torch.Tensor, index: torch.Tensor, pad: float, stacked
 
 def _check(
     embeds: torch.Tensor,
+    weight: torch.Tensor | None,
     masks: Mapping[str, torch.Tensor | None],
     groups: torch.Tensor | None,
     per_image: bool,
@@ -153,6 +215,10 @@ def _check(
 ) -> None:
     check_shape("embeds", embeds, ("B", "S", "D"))
     check_dtype("embeds", embeds, FLOATS)
+    if weight is not None:
+        check_shape("weight", weight, (embeds.shape[2],))
+        check_dtype("weight", weight, (torch.float32,))
+        check_device("weight", weight, embeds)
     for name, mask in masks.items():
         check_mask(name, mask, embeds)
     if groups is not None:
@@ -168,6 +234,6 @@ def _check(
                 f"carry[{name!r}] must have shape ({B}, {S}, ...) or (R, {B}, {S}), got {tuple(tensor.shape)}"
             )
         check_device(f"carry[{name!r}]", tensor, embeds)
-    check_no_grad("prune_sequence", embeds=embeds, **carry)
+    check_no_grad("prune_sequence", embeds=embeds, weight=weight, **carry)
     if padding_side not in PADDING_SIDES:
         raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
