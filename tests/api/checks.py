@@ -28,16 +28,16 @@ def one_tier_each(gaps: list[float]) -> ThresholdBudget:
     return ThresholdBudget((low + middle) / 2, (middle + high) / 2, conservative=0.75, moderate=0.625, aggressive=0.5)
 
 
-_atol: ContextVar[float] = ContextVar("atol", default=1e-5)
+_atol: ContextVar[float] = ContextVar("atol")
 
 
-def set_tolerance(atol: float) -> None:
+def set_tolerance(atol: float = 1e-5) -> None:
     """The absolute tolerance of `assert_close` from here on: a fact of the family under test."""
     _atol.set(atol)
 
 
-def assert_close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=_atol.get())
+def assert_close(found: Tensor, expected: Tensor, atol: float | None = None) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=_atol.get() if atol is None else atol)
 
 
 def assert_kept_logits(found: Tensor, reference: Tensor, selection: Selection) -> None:

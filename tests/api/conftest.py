@@ -42,6 +42,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("family", list(tiny.FAMILIES) if every else tiny.REPRESENTATIVE, indirect=True)
 
 
+@pytest.fixture(autouse=True)
+def tolerance() -> None:
+    set_tolerance()
+
+
 @pytest.fixture
 def family(request: pytest.FixtureRequest) -> str:
     name = request.param
