@@ -75,12 +75,15 @@ def test_no_op_waits_for_the_device(backend, device):
     assert set(watch.waits) <= allowed
 
 
-@pytest.mark.parametrize("backend", ["triton"], indirect=True)
-def test_the_trimmed_length_is_read_twice(backend, device):
+@pytest.mark.parametrize("several_images,reads", [(False, 1), (True, 2)])
+def test_a_trimmed_length_is_read_once(several_images, reads, device, monkeypatch):
     vision, _, _, mask = inputs(device)
+    groups = torch.zeros(2, 40, dtype=torch.int64, device=device) if several_images else None
+    seen, plain = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: seen.append(tensor.shape) or plain(tensor))
     with Watch() as watch:
-        ak.prune_sequence(vision, mask, ~mask)
-    assert watch.waits == ["_local_scalar_dense"] * 2
+        ak.prune_sequence(vision, mask, ~mask, groups=groups)
+    assert len(seen) + len(watch.waits) == reads
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
