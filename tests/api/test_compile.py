@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asymvlm
 import pytest
 import torch
 from checks import uniform
 from tiny import make_batch
 from torch._dynamo.utils import counters
 from transformers import CompileConfig
+
+import asymvlm
 
 
 @pytest.fixture
