@@ -1,4 +1,4 @@
-"""Compiled decode steps: right, without graph breaks from the hooks, and a bounded number of graphs over keep counts."""
+"""Compiled decode steps: right, without graph breaks from the hooks, few graphs over several keep counts."""
 
 from __future__ import annotations
 
