@@ -196,3 +196,14 @@ def test_offsets_past_two_to_the_31(device):
     assert score_tokens(storage.as_strided((1, 2, D), (D, far, 1)), one[:1]).tolist() == [[1.0, -1.0]]
     assert score_tokens(storage.as_strided((1, 1, 2), (2, 2, far)), one[:1, :, :2]).tolist() == [[0.0]]
     assert score_tokens(one, storage.as_strided((2, 1, D), (far, D, 1))).tolist() == [[1.0], [-1.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("N", [1, 2, 5, 17, 600])
+def test_the_reference_scores_a_row_alike_among_any_number_of_rows(N, dtype):
+    generator = torch.Generator().manual_seed(0)
+    vision = torch.randn(2, 700, 96, generator=generator).to(dtype)
+    text = torch.randn(2, 30, 96, generator=generator).to(dtype)
+    among_many = reference.score_tokens(vision, text, None, None, None)
+    some = reference.score_tokens(vision[1:, 3 : 3 + N], text[1:], None, None, None)
+    assert torch.equal(some, among_many[1:, 3 : 3 + N])
