@@ -78,6 +78,9 @@ def prune_prompt(
     text = _text_mask(policy, real, vision)
     grids = adapter.grids(model, inputs)
     numbers = image_numbers(adapter.unify(input_ids), vision, separators, token_ids, grids)
+    image_grids = grids_by_row(numbers, input_ids, token_ids, grids)
+    # one image a row needs no floors, and the fused path serves it
+    several = policy.per_image or image_grids is None or any(len(row) > adapter.views for row in image_grids)
     config: Any = model.config
     text_config = config.get_text_config()
     per_token = {name: inputs[name] for name in adapter.per_token if inputs.get(name) is not None}
@@ -88,7 +91,7 @@ def prune_prompt(
         None if policy.scorer is None else policy.scorer.detach().to(embeds.device),
         policy.budget,
         protect=(real & ~vision) | structural,
-        groups=numbers // adapter.views,
+        groups=numbers // adapter.views if several else None,
         per_image=policy.per_image,
         carry={"input_ids": input_ids, "position_ids": positions, **per_token},
         carry_pad={"input_ids": getattr(text_config, "pad_token_id", None) or 0, **adapter.per_token},
@@ -121,7 +124,7 @@ def prune_prompt(
         text_config=text_config,
         has_text=text.any(-1),
         columns_before=input_ids.shape[1],
-        image_grids=grids_by_row(numbers, input_ids, token_ids, grids),
+        image_grids=image_grids,
         vision_flops=adapter.vision_flops(model, inputs),
     )
     deepstack = prune_deepstack(record, pruned.index)
