@@ -73,9 +73,7 @@ def _score_select_reference(
     capacity: int,
 ) -> ScoreSelect:
     # reads the longest text on the host, which synchronises a CUDA device: the fallback, not the path of a GPU
-    prunable = vision_mask if protect is None else vision_mask & ~protect
-    must_stay = (text_mask if protect is None else text_mask | protect) & ~prunable
-    text = text_mask & ~vision_mask
+    prunable, must_stay, text = reference.token_roles(vision_mask, text_mask, protect)
     text_lengths = text.sum(-1)
     text_index = reference.compact(text, int(text_lengths.max()) if text_lengths.numel() else 0)
     rows = reference.gather_rows(embeds, text_index, 0)

@@ -19,7 +19,7 @@ from asymvlm_kernels.budget import Budget, UniformBudget, keep_counts
 from asymvlm_kernels.prefill.fused import LONGEST, MOST_CARRIES, encode_budget, gather_sequence, score_select
 from asymvlm_kernels.prefill.gather import WORDS, gather_rows
 from asymvlm_kernels.prefill.groups import guaranteed_tokens
-from asymvlm_kernels.prefill.reference import compact
+from asymvlm_kernels.prefill.reference import compact, token_roles
 from asymvlm_kernels.prefill.score import score_tokens
 from asymvlm_kernels.prefill.select import importance_gap, select_tokens
 
@@ -149,10 +149,7 @@ def _step_by_step(
     padding_side: str,
 ) -> tuple[torch.Tensor, ...]:
     """The same through the public ops: scores, gap, counts, lengths, index and rows."""
-    kept_anyway = text_mask if protect is None else text_mask | protect
-    prunable = vision_mask if protect is None else vision_mask & ~protect
-    kept_anyway = kept_anyway & ~prunable
-    text = text_mask & ~vision_mask
+    prunable, kept_anyway, text = token_roles(vision_mask, text_mask, protect)
     text_lengths = text.sum(-1)
     text_index = compact(text, embeds.shape[1] if static else _longest(text_lengths))
     scores = score_tokens(

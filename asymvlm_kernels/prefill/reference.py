@@ -88,6 +88,15 @@ def select_tokens(scores: torch.Tensor, counts: torch.Tensor, mask: torch.Tensor
     return compact(keep if mask is None else keep & mask, capacity)
 
 
+def token_roles(
+    vision_mask: torch.Tensor, text_mask: torch.Tensor, protect: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Three ``(B, S)`` bool masks: tokens that may be dropped, that must stay, and that vision is scored against."""
+    prunable = vision_mask if protect is None else vision_mask & ~protect
+    must_stay = (text_mask if protect is None else text_mask | protect) & ~prunable
+    return prunable, must_stay, text_mask & ~vision_mask
+
+
 def compact(keep: torch.Tensor, capacity: int) -> torch.Tensor:
     """``(B, S)`` bool -> ``(B, capacity)`` int64: positions of True, ascending, padded with -1, cut at ``capacity``."""
     B, S = keep.shape

@@ -112,13 +112,13 @@ class PatchHandle:
         call = _named(model_class.generate, self.model, args, kwargs)
         if call.get("inputs") is not None and call.get("input_ids") is None:
             call["input_ids"] = call.pop("inputs")
+        state = state_of(call.get("past_key_values"))
+        if state is None and not (self.enabled and has_images(self.adapter, call)):
+            return original(*args, **kwargs)
         if call.get("attention_mask") is None and call.get("input_ids") is not None:
             call["attention_mask"] = infer_attention_mask(self.model, call)
-        state = state_of(call.get("past_key_values"))
         if state is not None:
             return self._continue(original, state, call)
-        if not self.enabled or not has_images(self.adapter, call):
-            return original(*args, **kwargs)
         if self.vision.bypassed:
             self.last = untouched_report(self.model, self.adapter, self.vision, call)
             with self._in_flight(Call(self, self.last, None, "measure")):

@@ -14,7 +14,7 @@ from asymvlm.deepstack import DeepStack, prune_deepstack
 from asymvlm.images import grids_by_row, image_numbers
 from asymvlm.merge import merge_embeddings
 from asymvlm.models import adapter_for
-from asymvlm.models.adapter import Adapter, Inputs
+from asymvlm.models.adapter import Adapter, Grid, Inputs
 from asymvlm.policies import VisionPruning
 from asymvlm.report import PruningReport
 from asymvlm_kernels import gather_rows, prune_sequence
@@ -66,7 +66,6 @@ def prune_prompt(
     """Solve the vision side of a call. ``generating`` picks the positions `generate` would have made."""
     input_ids, mask = check_prompt(inputs)
     real = mask.bool()
-    token_ids = adapter.token_ids(model)
     vision = adapter.vision_mask(model, input_ids) & real
     record = merge_embeddings(model, adapter, inputs)
     embeds = record["inputs_embeds"].detach()
@@ -76,11 +75,7 @@ def prune_prompt(
         separators = vision & adapter.protect(model, inputs, embeds)
     structural = separators | vision & _last_token(real)
     text = _text_mask(policy, real, vision)
-    grids = adapter.grids(model, inputs)
-    numbers = image_numbers(adapter.unify(input_ids), vision, separators, token_ids, grids)
-    image_grids = grids_by_row(numbers, input_ids, token_ids, grids)
-    # one image a row needs no floors, and the fused path serves it
-    several = policy.per_image or image_grids is None or any(len(row) > adapter.views for row in image_grids)
+    groups, image_grids = _images(model, adapter, policy, inputs, vision, separators)
     config: Any = model.config
     text_config = config.get_text_config()
     per_token = {name: inputs[name] for name in adapter.per_token if inputs.get(name) is not None}
@@ -91,19 +86,18 @@ def prune_prompt(
         None if policy.scorer is None else policy.scorer.detach().to(embeds.device),
         policy.budget,
         protect=(real & ~vision) | structural,
-        groups=numbers // adapter.views if several else None,
+        groups=groups,
         per_image=policy.per_image,
         carry={"input_ids": input_ids, "position_ids": positions, **per_token},
         carry_pad={"input_ids": getattr(text_config, "pad_token_id", None) or 0, **adapter.per_token},
         padding_side=_padding_side(real),
     )
     kept = pruned.index >= 0
-    if policy.positions == "compact":
-        pruned.carry["position_ids"] = _renumber(kept, positions, adapter, generating)
-        next_position = pruned.carry["position_ids"][..., -1:] + 1
-    else:
-        next_position = _next_position(positions, real, adapter)
     carried = {name: tensor for name, tensor in pruned.carry.items() if name != "input_ids"}
+    next_position = _next_position(positions, real, adapter)
+    if policy.positions == "compact":
+        carried["position_ids"] = _renumber(kept, positions, adapter, generating)
+        next_position = carried["position_ids"][..., -1:] + 1
     # always a mask: gapped positions without one are read as packed sequences
     carried |= {"inputs_embeds": pruned.embeds, "attention_mask": kept.to(mask.dtype)}
     for name in adapter.decoder_rows:
@@ -182,6 +176,23 @@ def check_prompt(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         found = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
         raise ValueError(f"attention_mask must be the prompt's own 2-D mask {tuple(input_ids.shape)}, got {found}")
     return input_ids, mask
+
+
+def _images(
+    model: nn.Module,
+    adapter: Adapter,
+    policy: VisionPruning,
+    inputs: Inputs,
+    vision: torch.Tensor,
+    separators: torch.Tensor,
+) -> tuple[torch.Tensor | None, list[list[Grid]] | None]:
+    """Image number of each vision token, None where no row has several images; grids of each row, None if unknown."""
+    token_ids, grids = adapter.token_ids(model), adapter.grids(model, inputs)
+    numbers = image_numbers(adapter.unify(inputs["input_ids"]), vision, separators, token_ids, grids)
+    rows = grids_by_row(numbers, inputs["input_ids"], token_ids, grids)
+    # one image a row needs no floors, and the fused path serves it
+    several = policy.per_image or rows is None or any(len(row) > adapter.views for row in rows)
+    return numbers // adapter.views if several else None, rows
 
 
 def _last_token(real: torch.Tensor) -> torch.Tensor:
