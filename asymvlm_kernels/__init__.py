@@ -1,4 +1,4 @@
-"""GPU kernels for vision-language models: score, select and gather vision tokens before prefill.
+"""GPU kernels for vision-language models: prune vision tokens before prefill, score and evict text while decoding.
 
 Every op works on CPU (the PyTorch reference), under Triton's interpreter and on CUDA, and gives the same indices on
 all. Masks are bool, True = real.
@@ -9,6 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from asymvlm_kernels.budget import Budget, LinearBudget, ThresholdBudget, UniformBudget, keep_counts
+from asymvlm_kernels.decode.flash import flash_attn_func, flash_attn_with_kvcache
+from asymvlm_kernels.decode.moves import move_slots_, plan_moves
+from asymvlm_kernels.decode.score import score_from_lse
 from asymvlm_kernels.dispatch import BackendError, use_backend
 from asymvlm_kernels.prefill.gather import gather_rows
 from asymvlm_kernels.prefill.prune import PrunedSequence, prune_sequence
@@ -24,11 +27,16 @@ __all__ = [
     "PrunedSequence",
     "ThresholdBudget",
     "UniformBudget",
+    "flash_attn_func",
+    "flash_attn_with_kvcache",
     "gather_rows",
     "importance_gap",
     "keep_counts",
+    "move_slots_",
     "patch",
+    "plan_moves",
     "prune_sequence",
+    "score_from_lse",
     "score_tokens",
     "select_tokens",
     "use_backend",

@@ -1,0 +1,1 @@
+"""Once per generated token: attention that also returns scores, and a K/V cache whose slots move."""

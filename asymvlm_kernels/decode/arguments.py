@@ -1,0 +1,98 @@
+"""Checks and normal forms shared by the attention functions of this phase. Nothing here reads a tensor's values."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from asymvlm_kernels._checks import FLOATS, check_device, check_dtype, check_shape
+
+INTEGERS = (torch.int32, torch.int64)
+MAXIMUM_WIDTH = 256  # of a head, as in FlashAttention
+
+
+class Slots(NamedTuple):
+    """Which slots a query row may see, in the order that the ops take it."""
+
+    seqlens: torch.Tensor | None  # (B,)
+    leftpad: torch.Tensor | None  # (B,)
+    slot_pos: torch.Tensor | None  # (B, S)
+    q_pos: torch.Tensor | None  # (B, Q)
+
+
+def check_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor | None, names: tuple[str, str, str]) -> None:
+    """``(B, Q, H, D)`` queries against ``(B, S, G, D)`` keys and values, rows of D contiguous."""
+    name_q, name_k, name_v = names
+    check_shape(name_q, q, ("B", "Q", "H", "D"))
+    B, _, H, D = q.shape
+    check_shape(name_k, k, (B, "S", "G", D))
+    if v is not None:
+        check_shape(name_v, v, tuple(k.shape))
+    check_dtype(name_q, q, FLOATS)
+    for name, tensor in ((name_q, q), (name_k, k), (name_v, v)):
+        if tensor is not None:
+            check_dtype(name, tensor, (q.dtype,))
+            check_device(name, tensor, q)
+            if tensor.stride(-1) != 1 and D > 1:
+                raise ValueError(f"{name} must have a contiguous last dimension, got strides {tensor.stride()}")
+    G = k.shape[2]
+    if G == 0 or H % G:
+        raise ValueError(f"the heads of {name_q} must be a multiple of the {G} heads of {name_k}, got {H}")
+    if not 0 < D <= MAXIMUM_WIDTH:
+        raise ValueError(f"head_dim must be 1 to {MAXIMUM_WIDTH}, got {D}")
+
+
+def slots(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    seqlens: torch.Tensor | None,
+    leftpad: torch.Tensor | None,
+    slot_pos: torch.Tensor | None,
+    q_pos: torch.Tensor | None,
+) -> Slots:
+    """Checked. ``q_pos`` of shape ``(B,)`` is that of the last row, the rows before it count down."""
+    B, Q = q.shape[:2]
+    for name, tensor in (("cache_seqlens", seqlens), ("cache_leftpad", leftpad)):
+        if tensor is not None:
+            check_shape(name, tensor, (B,))
+            check_dtype(name, tensor, INTEGERS)
+            check_device(name, tensor, q)
+    if (slot_pos is None) != (q_pos is None):
+        raise ValueError(f"slot_pos and q_pos go together, got only {'slot_pos' if q_pos is None else 'q_pos'}")
+    if slot_pos is None or q_pos is None:
+        return Slots(seqlens, leftpad, None, None)
+    check_shape("slot_pos", slot_pos, (B, k.shape[1]))
+    check_dtype("slot_pos", slot_pos, (torch.int32,))
+    check_device("slot_pos", slot_pos, q)
+    check_shape("q_pos", q_pos, (B,) if q_pos.ndim == 1 else (B, Q))
+    check_dtype("q_pos", q_pos, INTEGERS)
+    check_device("q_pos", q_pos, q)
+    if q_pos.ndim == 1:
+        q_pos = q_pos[:, None]
+        if Q != 1:
+            q_pos = q_pos - torch.arange(Q - 1, -1, -1, dtype=q_pos.dtype, device=q.device)
+    return Slots(seqlens, leftpad, slot_pos, q_pos)
+
+
+def window(window_size: tuple[int, int], causal: bool, slot_pos: torch.Tensor | None) -> tuple[int, int]:
+    """FlashAttention's ``(left, right)``: that many slots beside the own one; -1 is no bound, causal is right = 0."""
+    left, right = (int(size) for size in window_size)
+    if min(left, right) < -1:
+        raise ValueError(f"window_size must be two numbers of -1 or more, got {tuple(window_size)}")
+    if slot_pos is not None and right > 0:
+        raise ValueError(f"with slot_pos a row never sees later positions: window_size[1] must be -1 or 0, got {right}")
+    return left, 0 if causal else right
+
+
+def check_score_rows(score_rows: int, Q: int) -> None:
+    if not 1 <= score_rows <= Q:
+        raise ValueError(f"score_rows must be 1 to the {Q} rows of q, got {score_rows}")
+
+
+def check_unsupported(function: str, **values: object) -> None:
+    """Arguments of FlashAttention that would change the answer and that we do not compute."""
+    for name, value in values.items():
+        if value is not None and value != 0.0:
+            shown = f"a {type(value).__name__}" if isinstance(value, torch.Tensor) else repr(value)
+            raise ValueError(f"{function} does not support {name}, got {shown}")
