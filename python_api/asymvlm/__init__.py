@@ -13,6 +13,7 @@ from asymvlm.patch import PatchHandle, patch
 from asymvlm.policies import VisionPruning
 from asymvlm.prompt import prune_inputs
 from asymvlm.report import PruningReport
+from asymvlm.user_turns import UserTurns
 from asymvlm_kernels import LinearBudget, ThresholdBudget, UniformBudget, __version__
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "PruningReport",
     "ThresholdBudget",
     "UniformBudget",
+    "UserTurns",
     "VisionPruning",
     "__version__",
     "patch",

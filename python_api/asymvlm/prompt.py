@@ -17,6 +17,7 @@ from asymvlm.models import adapter_for
 from asymvlm.models.adapter import Adapter, Grid, Inputs
 from asymvlm.policies import VisionPruning
 from asymvlm.report import PruningReport
+from asymvlm.user_turns import UserTurns
 from asymvlm_kernels import gather_rows, prune_sequence
 
 
@@ -74,7 +75,7 @@ def prune_prompt(
     if adapter.protect:
         separators = vision & adapter.protect(model, inputs, embeds)
     structural = separators | vision & _last_token(real)
-    text = _text_mask(policy, real, vision)
+    text = _text_mask(policy, input_ids, real, vision)
     groups, image_grids = _images(model, adapter, policy, inputs, vision, separators)
     config: Any = model.config
     text_config = config.get_text_config()
@@ -200,10 +201,21 @@ def _last_token(real: torch.Tensor) -> torch.Tensor:
     return real & (real.long().flip(-1).cumsum(-1).flip(-1) == 1)
 
 
-def _text_mask(policy: VisionPruning, real: torch.Tensor, vision: torch.Tensor) -> torch.Tensor:
+def _text_mask(
+    policy: VisionPruning, input_ids: torch.Tensor, real: torch.Tensor, vision: torch.Tensor
+) -> torch.Tensor:
     text = real & ~vision
     if isinstance(policy.text, str):
         return text
+    if isinstance(policy.text, UserTurns):
+        words, has_turn = policy.text.find(input_ids)
+        lost = (vision.any(-1) & ~has_turn).nonzero()[:, 0].tolist()
+        if lost:
+            raise ValueError(
+                f"text='user' wants the ids {list(policy.text.begin)} that open a user's turn, rows {lost} have images "
+                "and none of them: make the prompt with the chat template, or pass text='all' or a mask"
+            )
+        return text & words
     if policy.text.shape != text.shape:
         found = tuple(policy.text.shape)
         raise ValueError(f"the text mask must have the shape of input_ids {tuple(text.shape)}, got {found}")

@@ -22,6 +22,7 @@ def heatmap(
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG, PDF, SVG or JPEG to write.")],
     keep: options.KeepOption = None,
     budget: options.BudgetOption = None,
+    scored: options.TextOption = "all",
     dtype: options.DtypeOption = "auto",
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
@@ -38,7 +39,7 @@ def heatmap(
     with console.stdout_reserved(as_json):
         console.hush_transformers(progress=not as_json)
         session = load(model, dtype=dtype, device=device)
-        report = ask(session, [picture], text, chosen, max_new_tokens=1, compare=False).report
+        report = ask(session, [picture], text, chosen, scored=scored, max_new_tokens=1, compare=False).report
         try:
             grid = plot.patch_grid(report)[2]
             seen = visible_region(picture, session.processor.image_processor)

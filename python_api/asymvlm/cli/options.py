@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from PIL.Image import Image
@@ -32,6 +32,11 @@ BudgetOption = Annotated[
     typer.Option(
         "--budget", help='JSON file with a budget, e.g. {"type": "uniform", "ratio": 0.5}; instead of --keep.'
     ),
+]
+ScoredText = Literal["all", "user"]
+TextOption = Annotated[
+    ScoredText,
+    typer.Option("--text", help="What vision is scored against: all text tokens, or the words of the user's turns."),
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Weights' type; auto is the checkpoint's own.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="auto is CUDA where there is one.")]

@@ -31,6 +31,7 @@ def run(
     question: options.QuestionOption,
     keep: options.KeepOption = None,
     budget: options.BudgetOption = None,
+    scored: options.TextOption = "all",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     dtype: options.DtypeOption = "auto",
     device: options.DeviceOption = "auto",
@@ -44,7 +45,7 @@ def run(
     with console.stdout_reserved(as_json):
         console.hush_transformers(progress=not as_json)
         session = load(model, dtype=dtype, device=device)
-        outcome = ask(session, images, text, chosen, max_new_tokens=max_new_tokens, compare=compare)
+        outcome = ask(session, images, text, chosen, scored=scored, max_new_tokens=max_new_tokens, compare=compare)
     if as_json:
         console.print_json(to_record(session, outcome, text, chosen))
     else:
@@ -59,16 +60,19 @@ def ask(
     *,
     max_new_tokens: int,
     compare: bool,
+    scored: options.ScoredText = "all",
     runs: int = 5,
 ) -> Outcome:
     """Generate with pruning and, to compare, without; then time both to the first token, ``runs`` times each.
 
     Raises:
-        InputError: if the processor refuses the prompt or the model cannot be patched.
+        InputError: if the processor refuses the prompt, its template hides the user's turns, or the model cannot be
+            patched.
     """
     inputs = session.prepare(images, question)
     try:
-        handle = asymvlm.patch(session.model, vision=asymvlm.VisionPruning(budget=budget))
+        vision = asymvlm.VisionPruning(budget=budget, text=scored, processor=session.processor)
+        handle = asymvlm.patch(session.model, vision=vision)
     except ValueError as error:
         raise InputError(f"cannot prune {session.name}: {error}") from error
     with handle:
