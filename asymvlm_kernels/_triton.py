@@ -32,4 +32,10 @@ except ImportError as error:
 # Triton reads the variable when a kernel is decorated: it has to be set before this package is imported.
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "0") == "1"
 
-__all__ = ["HAS_TRITON", "INTERPRETED", "TRITON_IMPORT_ERROR", "tl", "triton"]
+
+def constant(value: int) -> Any:
+    """A number that kernels may read from their module."""
+    return tl.constexpr(value) if HAS_TRITON else value
+
+
+__all__ = ["HAS_TRITON", "INTERPRETED", "TRITON_IMPORT_ERROR", "constant", "tl", "triton"]

@@ -117,6 +117,11 @@ def define_op(
     return op
 
 
+def define_backward(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+    """Make the op ``asymvlm::<name>`` differentiable: arguments as those of `torch.library.register_autograd`."""
+    torch.library.register_autograd(f"asymvlm::{name}", backward, setup_context=setup_context, lib=_library)
+
+
 def _known(name: str) -> str:
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")

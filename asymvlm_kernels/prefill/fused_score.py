@@ -8,10 +8,10 @@ the same tiles, divides the finished product.
 
 from __future__ import annotations
 
-from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.prefill.fused_select import ALWAYS, constant, select_sample
+from asymvlm_kernels._triton import constant, tl, triton
+from asymvlm_kernels.prefill.fold import lift_exponent, multiply, power_of_two
+from asymvlm_kernels.prefill.fused_select import ALWAYS, select_sample
 from asymvlm_kernels.prefill.order import order_key
-from asymvlm_kernels.prefill.score import lift_exponent, multiply, power_of_two
 
 MASK_CHUNK = constant(4096)  # mask bytes that one program reads at once
 

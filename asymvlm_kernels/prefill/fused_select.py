@@ -6,16 +6,8 @@ Keys are those of `order`, and `ALWAYS` for a token that must stay: it ranks abo
 
 from __future__ import annotations
 
-from typing import Any
-
-from asymvlm_kernels._triton import HAS_TRITON, INTERPRETED, tl, triton
+from asymvlm_kernels._triton import INTERPRETED, constant, tl, triton
 from asymvlm_kernels.prefill.order import keep_best, key_score, kth_key, kth_keys, top_bit
-
-
-def constant(value: int) -> Any:
-    """A number that kernels may read from their module."""
-    return tl.constexpr(value) if HAS_TRITON else value
-
 
 ALWAYS = constant(0xFFFFFFFE)  # above the key of +inf; 2**32 - 1 stays free for "the 0-th largest"
 

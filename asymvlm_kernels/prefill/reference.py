@@ -15,9 +15,14 @@ COLUMNS = 8  # text columns of one product are a multiple: on a Zen 4 core MKL t
 MINIMUM_COLUMNS = 16  # 8 take longer than 16, and a path with other last bits
 
 
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor`` in the precision of the arithmetic: fp32, or float64 if it came in that."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def fold_text(text: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
     """``t'_j = w * t_j / ||t_j||``: ``(B, L, D)`` -> fp32 ``(B, L, D)``. The small side carries the weight."""
-    text = text.float()
+    text = wide(text)
     text = text / torch.linalg.vector_norm(text, dim=-1, keepdim=True).clamp_min(EPSILON)
     return text if weight is None else text * weight
 
@@ -30,30 +35,90 @@ def score_tokens(
     text_mask: torch.Tensor | None,
 ) -> torch.Tensor:
     """``s_i = max_j <v_i, t'_j> / ||v_i||``: equal to Eq. 1, which normalises and weights V instead."""
-    B, N, _ = vision.shape
-    L = text.shape[1]
-    scores = vision.new_full((B, N), float("-inf"), dtype=torch.float32)
+    scores = vision.new_full(vision.shape[:2], float("-inf"), dtype=wide(vision[:0]).dtype)
+    _score_into((scores,), vision, text, weight, vision_mask, text_mask)
+    return scores
+
+
+def score_tokens_best(
+    vision: torch.Tensor,
+    text: torch.Tensor,
+    weight: torch.Tensor,
+    vision_mask: torch.Tensor | None,
+    text_mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`score_tokens` and what its gradient needs: the best text of each row, the lowest index of equal ones (int32, -1
+    where the score is no function of the weight), and ``||v_i||``, NaN where the score is."""
+    scores = vision.new_full(vision.shape[:2], float("-inf"), dtype=wide(vision[:0]).dtype)
+    best, norm = torch.full_like(scores, -1, dtype=torch.int32), torch.ones_like(scores)
+    _score_into((scores, best, norm), vision, text, weight, vision_mask, text_mask)
+    return scores, best, norm
+
+
+def _score_into(
+    outs: tuple[torch.Tensor, ...],
+    vision: torch.Tensor,
+    text: torch.Tensor,
+    weight: torch.Tensor | None,
+    vision_mask: torch.Tensor | None,
+    text_mask: torch.Tensor | None,
+) -> None:
+    """Fill ``(B, N)`` scores, or scores, best text and norm: tensors that hold the answer for no text already."""
+    N, L = vision.shape[1], text.shape[1]
     if L == 0 or N == 0:
-        return scores
+        return
     if vision_mask is not None and vision.device.type == "cpu":  # leave out what is masked at both ends, prompts mostly
         real = vision_mask.any(0).nonzero()
         first, last = (int(real[0]), int(real[-1]) + 1) if len(real) else (0, 0)
-        if last - first < N:
-            part, part_mask = vision[:, first:last], vision_mask[:, first:last]
-            scores[:, first:last] = score_tokens(part, text, weight, part_mask, text_mask)
-            return scores
+        vision, vision_mask = vision[:, first:last], vision_mask[:, first:last]
+        outs = tuple(out[:, first:last] for out in outs)
+        N = last - first
+        if N == 0:
+            return
     missing = max(-L % COLUMNS, MINIMUM_COLUMNS - L)
     folded = torch.nn.functional.pad(fold_text(text, weight), (0, 0, 0, missing)).mT  # (B, D, L rounded up)
     chunks = -(-N // ROWS)
-    for rows, out in zip(vision.tensor_split(chunks, dim=1), scores.tensor_split(chunks, dim=1), strict=True):
-        rows = rows.float()
+    for rows, value, *more in zip(*(tensor.tensor_split(chunks, dim=1) for tensor in (vision, *outs)), strict=True):
+        rows = wide(rows)
         padded = torch.nn.functional.pad(rows, (0, 0, 0, max(MINIMUM_ROWS - rows.shape[1], 0)))
         similarity = (padded @ folded)[:, : rows.shape[1], :L]  # (B, rows, L)
         if text_mask is not None:
             similarity = similarity.masked_fill_(~text_mask[:, None], float("-inf"))
         norm = torch.linalg.vector_norm(rows, dim=-1).clamp_min(EPSILON)
-        out.copy_(similarity.amax(-1) / norm)  # amax propagates NaN
-    return scores if vision_mask is None else scores.masked_fill_(~vision_mask, float("-inf"))
+        if not more:
+            top = similarity.amax(-1)  # amax and max propagate NaN
+        else:
+            top, index = similarity.max(-1)  # the first of equal ones
+            more[0].copy_(index.masked_fill_(top == float("-inf"), -1))
+            more[1].copy_(norm.masked_fill((top / norm).isnan(), float("nan")))
+        value.copy_(top / norm)
+    if vision_mask is not None:
+        outs[0].masked_fill_(~vision_mask, float("-inf"))
+        for best in outs[1:2]:
+            best.masked_fill_(~vision_mask, -1)
+
+
+def score_tokens_grad(
+    grad: torch.Tensor, vision: torch.Tensor, text: torch.Tensor, best: torch.Tensor, norm: torch.Tensor
+) -> torch.Tensor:
+    """``dw = sum_i grad_i * v_i / ||v_i|| * t_best(i) / ||t_best(i)||``: ``(D,)``, in the dtype of ``grad``.
+
+    Rows whose ``best`` is -1 or whose ``grad`` is 0 are left out, whatever they hold.
+    """
+    (B, N, D), L = vision.shape, text.shape[1]
+    if L == 0 or N == 0:
+        return grad.new_zeros(D)
+    unit = fold_text(text, None)
+    sums = grad.new_zeros(B, L, D)  # of the rows that each text is best for
+    used = torch.zeros((B, L, 1), dtype=torch.bool, device=grad.device)
+    share = torch.where((best >= 0) & (grad != 0), grad / norm, 0.0)
+    chunks = -(-N // ROWS)
+    for rows, part, index in zip(*(x.tensor_split(chunks, dim=1) for x in (vision, share, best)), strict=True):
+        rows = wide(rows).masked_fill((part == 0)[..., None], 0.0)  # 0 * NaN would be NaN
+        shares = part.new_zeros(*part.shape, L).scatter_(-1, index.clamp_min(0).long()[..., None], part[..., None])
+        sums.baddbmm_(shares.mT, rows)
+        used |= (shares != 0).any(1)[..., None]
+    return (sums * unit.masked_fill(~used, 0.0)).sum((0, 1))
 
 
 def order_key(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

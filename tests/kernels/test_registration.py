@@ -104,11 +104,11 @@ def test_inputs_that_require_grad_are_refused(backend, device):
     calls = {
         ("score_tokens", "vision"): lambda: ak.score_tokens(vision, plain),
         ("score_tokens", "text"): lambda: ak.score_tokens(plain, vision),
-        ("score_tokens", "weight"): lambda: ak.score_tokens(plain, plain, weight),
         ("importance_gap", "scores"): lambda: ak.importance_gap(scores),
         ("select_tokens", "scores"): lambda: ak.select_tokens(scores, index[:, 0]),
         ("gather_rows", "rows"): lambda: ak.gather_rows(vision, index),
         ("prune_sequence", "embeds"): lambda: ak.prune_sequence(vision, mask, ~mask),
+        ("prune_sequence", "weight"): lambda: ak.prune_sequence(plain, mask, ~mask, weight),
     }
     with use_backend(backend):
         for (op, name), call in calls.items():

@@ -35,7 +35,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from asymvlm_kernels.prefill import fused, gather, score, select
+from asymvlm_kernels.prefill import fused, gather, score, score_grad, select
 
 ARCHITECTURES = (80, 89, 90, 100, 120)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -100,6 +100,12 @@ def score_call(N: int, L: int, D: int, dtype: torch.dtype, *, B: int = 1, bare: 
     return functools.partial(score._score_tokens_triton, vision, text, *extra)
 
 
+def grad_call(N: int, L: int, D: int, dtype: torch.dtype, *, B: int = 1) -> Callable[[], object]:
+    vision, text, rows = torch.empty(B, N, D, dtype=dtype), torch.empty(B, L, D, dtype=dtype), torch.empty(B, N)
+    best = torch.empty(B, N, dtype=torch.int32)
+    return functools.partial(score_grad._score_tokens_grad_triton, rows, vision, text, best, rows)
+
+
 def gather_call(
     S: int, tail: tuple[int, ...], dtype: torch.dtype, *, B: int = 1, K: int = 1625
 ) -> Callable[[], object]:
@@ -140,6 +146,8 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
         name = str(dtype).removeprefix("torch.")
         yield f"score {name} wide", score_call(2500, 30, 3072, dtype)
         yield f"score {name} odd", score_call(2500, 30, 70, dtype)
+        yield f"gradient {name} wide", grad_call(2500, 30, 3072, dtype)
+        yield f"gradient {name} odd", grad_call(2500, 30, 70, dtype)
     yield "score bfloat16 wide, no weight or mask", score_call(2500, 30, 3072, torch.bfloat16, bare=True)
     yield "score bfloat16 wide, rows of 8", score_call(2500, 30, 1176, torch.bfloat16)  # a multiple of 16 bytes only
     yield "gather bfloat16 wide", gather_call(2600, (3072,), torch.bfloat16)

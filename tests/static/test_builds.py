@@ -30,6 +30,7 @@ def test_every_kernel_is_built_for_every_architecture(builds):
     for kernel in (
         "_fold_text_kernel",
         "_score_tokens_kernel",
+        "_score_tokens_grad_kernel",
         "_importance_gap_kernel",
         "_select_tokens_kernel",
         "_gather_rows_kernel",
@@ -50,20 +51,22 @@ def test_shared_memory_and_registers_fit(builds):
 
 
 def test_halves_are_multiplied_by_tensor_cores(builds):
-    scores = select(builds, "^score (b?float16)", "_score_tokens") + select(builds, "b?float16", "_score_select")
+    scores = select(builds, "^score (b?float16)", "_score_tokens_k") + select(builds, "b?float16", "_score_select")
     assert not failing([b for b in scores if not count(b, TENSOR_CORE[b["arch"]])])
 
 
 def test_fp32_is_not_rounded_to_tf32(builds):
-    scores = select(builds, "^score float32", "_score_tokens") + select(builds, "float32", "_score_select")
+    scores = select(builds, "^score float32", "_score_tokens_k") + select(builds, "float32", "_score_select")
     assert not failing([b for b in scores if count(b, "HMMA|HGMMA|UTC.*MMA") or not count(b, "FFMA")])
 
 
-@pytest.mark.parametrize("kernel", ["_fold_text", "_score_tokens", "_gather_rows", "_score_select", "_gather_sequence"])
+@pytest.mark.parametrize(
+    "kernel", ["_fold_text", "_score_tokens_k", "_score_tokens_g", "_gather_rows", "_score_select", "_gather_sequence"]
+)
 def test_wide_rows_move_16_bytes_at_a_time(builds, kernel):
     wide = select(builds, "wide", kernel)
     assert not failing([b for b in wide if not count(b, r"LDG(STS)?\.(.*\.)?128")])
-    if kernel != "_score_tokens":  # which writes one number a row
+    if not kernel.startswith("_score_tokens"):  # which write one number a row, one row a hundred
         assert not failing([b for b in wide if not count(b, r"STG\.(.*\.)?128")])
 
 

@@ -1,0 +1,81 @@
+"""Device function of the score kernel: one tile of vision rows against all text of its sample."""
+
+from __future__ import annotations
+
+from asymvlm_kernels._triton import constant, tl, triton
+from asymvlm_kernels.prefill.fold import multiply
+
+NOWHERE = constant(2**31 - 1)
+
+
+@triton.jit
+def score_tile(
+    vision_ptr,
+    folded_ptr,
+    unlift_ptr,
+    text_mask_ptr,
+    real_n,
+    offs_n,
+    stride_vn,
+    stride_vd,
+    stride_tm,
+    L,
+    EPSILON: tl.constexpr,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    VECTOR: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BEST: tl.constexpr,
+):
+    """Scores, best text and norm of the rows ``offs_n`` of one sample. Rows outside ``real_n`` are neither read nor
+    scored (-inf). The best text is the first of equal ones, of a NaN score the first that gives NaN, else -1.
+    """
+    rows = tl.multiple_of(offs_n.to(tl.int64) * stride_vn, VECTOR)  # [BLOCK_N], int64: N * D may pass 2**31
+    best = tl.full((BLOCK_N,), float("-inf"), tl.float32)
+    square = tl.zeros((BLOCK_N,), tl.float32)
+    unknown = tl.zeros((BLOCK_N,), tl.int32)  # rows with a NaN: tl.max drops it
+    place = tl.full((BLOCK_N,), -1, tl.int32)
+    length = tl.where(tl.max(real_n.to(tl.int32), 0) > 0, L, 0)
+    for start_l in range(0, length, BLOCK_L):
+        offs_l = start_l + tl.arange(0, BLOCK_L)  # [BLOCK_L]
+        mask_l = offs_l < L
+        real_l = mask_l
+        if text_mask_ptr is not None:
+            real_l = tl.load(text_mask_ptr + offs_l.to(tl.int64) * stride_tm, mask=mask_l, other=0) != 0
+        if tl.max(real_l.to(tl.int32), 0) > 0:
+            similarity = tl.zeros((BLOCK_L, BLOCK_N), tl.float32)
+            squares = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+            text_ptrs = folded_ptr + offs_l.to(tl.int64)[:, None] * WIDTH
+            for start_d in range(0, D, BLOCK_D):
+                offs_d = start_d + tl.arange(0, BLOCK_D)  # [BLOCK_D]
+                mask = real_n[:, None] & (offs_d < D)[None, :]
+                cols = offs_d.to(tl.int64) * stride_vd
+                vision = tl.load(vision_ptr + rows[:, None] + cols[None, :], mask=mask, other=0.0)
+                text = tl.load(text_ptrs + offs_d[None, :], mask=real_l[:, None], other=0.0)
+                similarity = multiply(text, tl.trans(vision), similarity)
+                if SPLIT:
+                    text = tl.load(text_ptrs + L * WIDTH + offs_d[None, :], mask=real_l[:, None], other=0.0)
+                    similarity = multiply(text, tl.trans(vision), similarity)
+                wide = vision.to(tl.float32)
+                squares += wide * wide
+            if SPLIT:
+                similarity *= tl.load(unlift_ptr + offs_l, mask=real_l, other=1.0)[:, None]
+            similarity = tl.where(real_l[:, None], similarity, float("-inf"))
+            is_unknown = similarity != similarity
+            new_unknown = tl.max(is_unknown.to(tl.int32), 0)
+            new_best = tl.max(similarity, 0)
+            if BEST:
+                found = tl.where((new_unknown > 0)[None, :], is_unknown, similarity == new_best[None, :])
+                first = tl.min(tl.where(found, offs_l[:, None], NOWHERE), 0)
+                place = tl.where((unknown == 0) & ((new_unknown > 0) | (new_best > best)), first, place)
+            unknown |= new_unknown
+            best = tl.maximum(best, new_best)
+            square = tl.sum(squares, 1)
+    norm = tl.maximum(tl.sqrt_rn(square), tl.full((BLOCK_N,), EPSILON, tl.float32))
+    score = tl.where(unknown > 0, float("nan"), tl.div_rn(best, norm))
+    if BEST:
+        norm = tl.where(score != score, float("nan"), norm)  # the maximum dropped it
+    return tl.where(real_n, score, float("-inf")), tl.where(real_n, place, -1), norm
