@@ -8,19 +8,26 @@ handle.remove()                   # as if nothing had been
 
 from __future__ import annotations
 
+from asymvlm.cache import CacheStats, EvictionCache
+from asymvlm.eviction.report import EvictionReport
 from asymvlm.models import supported_models
 from asymvlm.patch import PatchHandle, patch
-from asymvlm.policies import VisionPruning
+from asymvlm.policies import TextEviction, TurnEviction, VisionPruning
 from asymvlm.prompt import prune_inputs
 from asymvlm.report import PruningReport
 from asymvlm.user_turns import UserTurns
 from asymvlm_kernels import LinearBudget, ThresholdBudget, UniformBudget, __version__
 
 __all__ = [
+    "CacheStats",
+    "EvictionCache",
+    "EvictionReport",
     "LinearBudget",
     "PatchHandle",
     "PruningReport",
+    "TextEviction",
     "ThresholdBudget",
+    "TurnEviction",
     "UniformBudget",
     "UserTurns",
     "VisionPruning",

@@ -28,8 +28,8 @@ def restate_settings(model: nn.Module, call: Mapping[str, Any], state: PromptSta
     if call.get("streamer") is not None:
         restated["streamer"] = PromptStreamer(call["streamer"], call["input_ids"])
     for name, override in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-        value = _setting(model, call, name)
-        if value and (call.get(name) is not None or _setting(model, call, override) is None):
+        value = setting(model, call, name)
+        if value and (call.get(name) is not None or setting(model, call, override) is None):
             restated[name] = max(value - dropped, 0)
     return restated
 
@@ -37,14 +37,14 @@ def restate_settings(model: nn.Module, call: Mapping[str, Any], state: PromptSta
 def infer_attention_mask(model: nn.Module, call: Mapping[str, Any]) -> torch.Tensor:
     """The mask `generate` makes when none is given: padding is where the pad id stands, unless it also ends a text."""
     input_ids: torch.Tensor = call["input_ids"]
-    pad, eos = _setting(model, call, "pad_token_id"), _setting(model, call, "eos_token_id")
+    pad, eos = setting(model, call, "pad_token_id"), setting(model, call, "eos_token_id")
     ends = eos if isinstance(eos, (list, tuple)) else [eos]
     if pad is None or pad in ends:
         return torch.ones_like(input_ids)
     return (input_ids != pad).to(input_ids.dtype)
 
 
-def _setting(model: nn.Module, call: Mapping[str, Any], name: str) -> Any:
+def setting(model: nn.Module, call: Mapping[str, Any], name: str) -> Any:
     """A generation setting in effect for this call: keyword, then the given config, then the model's own."""
     configs = [call.get("generation_config"), getattr(model, "generation_config", None)]
     values = [call.get(name), *(getattr(config, name, None) for config in configs)]

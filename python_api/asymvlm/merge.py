@@ -26,6 +26,11 @@ _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _locks_lock = threading.Lock()
 
 
+def merging() -> bool:
+    """Whether the decoder is called to be recorded, not to run."""
+    return _recording.get() is not None
+
+
 def merge_embeddings(model: nn.Module, adapter: Adapter, inputs: Inputs) -> dict[str, Any]:
     """Run the composite up to its decoder and return what the decoder would have been called with.
 

@@ -8,6 +8,7 @@ embeddings during prefill. A plain forward is pruned by the same pre-hook, and l
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from torch import nn
 from asymvlm.cache_state import PromptState, find_cache, remember, repair_step, state_of
 from asymvlm.calls import Call, current_call, feed_prompt, in_flight, set_call
 from asymvlm.deepstack import deepstack_inputs
+from asymvlm.eviction.text import TextEvictor
 from asymvlm.generation import (
     StaticLength,
     continue_call,
@@ -28,16 +30,17 @@ from asymvlm.generation import (
     with_original_prompt,
 )
 from asymvlm.models import adapter_for
-from asymvlm.policies import VisionPruning
+from asymvlm.policies import TextEviction, VisionPruning
 from asymvlm.prompt import check_prompt, has_images, prune_prompt, untouched_report
 from asymvlm.report import PruningReport
 from asymvlm.windows import sliding_window, tighten
+from asymvlm_kernels import UniformBudget
 
 HANDLE = "_asymvlm_handle"  # where a patched model keeps its handle
 
 
-def patch(model: nn.Module, vision: VisionPruning | None = None) -> PatchHandle:
-    """Prune the vision tokens of every later call of this model instance.
+def patch(model: nn.Module, vision: VisionPruning | None = None, text: TextEviction | None = None) -> PatchHandle:
+    """Prune the vision tokens, and evict generated ones, in every later call of this model instance.
 
     ``generate``, ``model(**inputs)`` and pipelines then work on the shortened sequence. Returned sequences start with
     the original prompt; logits, attentions and hidden states have S' columns, which ``handle.last.index`` maps back.
@@ -45,24 +48,28 @@ def patch(model: nn.Module, vision: VisionPruning | None = None) -> PatchHandle:
 
     Args:
         model: a supported Hugging Face vision-language model (see `supported_models`).
-        vision: settings; None means ``VisionPruning()``: half the vision tokens, cosine similarity.
+        vision: settings. None means ``VisionPruning()``, half the vision tokens by cosine similarity, where nothing
+            else is asked for, and no pruning beside eviction.
+        text: evict generated tokens while decoding; None leaves them.
     Returns:
         `PatchHandle`, also a context manager that removes the patch on exit.
     Raises:
         ValueError: if the family is unknown; the message lists the known ones.
         RuntimeError: if the model is patched already.
     """
-    return PatchHandle(model, VisionPruning() if vision is None else vision)
+    if vision is None:
+        vision = VisionPruning() if text is None else VisionPruning(budget=UniformBudget(1.0))
+    return PatchHandle(model, vision, text)
 
 
 class PatchHandle:
     """A patched model.
 
-    ``last`` reports the last call that had images (None before the first); ``enabled = False`` lets calls through
-    untouched, and ``remove()`` or leaving the ``with`` block restores the model.
+    ``last`` reports the last call that had images (None before the first), its ``eviction`` the last `generate`;
+    ``enabled = False`` lets calls through untouched, and ``remove()`` or leaving the ``with`` block restores the model.
     """
 
-    def __init__(self, model: nn.Module, vision: VisionPruning) -> None:
+    def __init__(self, model: nn.Module, vision: VisionPruning, text: TextEviction | None = None) -> None:
         self.adapter = adapter_for(model)
         if HANDLE in model.__dict__:
             raise RuntimeError(f"{type(model).__name__} is patched already: remove the first handle to patch again")
@@ -70,6 +77,7 @@ class PatchHandle:
             _check_width(model, vision.scorer)
         self.model = model
         self.vision = vision
+        self.text = text
         self.enabled = True
         self.last: PruningReport | None = None
         self._static_length = StaticLength()
@@ -80,10 +88,14 @@ class PatchHandle:
             model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
         ]
         text_config = cast("Any", model.config).get_text_config()
+        # before our own decoder hook: that one narrows the windows of masks that evicted tokens are gone from
+        self._evictor = None
+        if text is not None:
+            self._evictor = TextEvictor(self, self.adapter.text_of(model), text_config, text)
         self._window = sliding_window(text_config) if vision.positions == "keep" else None
         if self._window is not None or self.adapter.deepstack:
-            text = self.adapter.text_of(model)
-            self._hooks.append(text.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
+            decoder = self.adapter.text_of(model)
+            self._hooks.append(decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
         model.__dict__["generate"] = functools.update_wrapper(_Generate(self), cast("Any", model).generate)
         model.__dict__[HANDLE] = self
 
@@ -99,6 +111,8 @@ class PatchHandle:
             return
         for hook in self._hooks:
             hook.remove()
+        if self._evictor is not None:
+            self._evictor.remove()
         del self.model.__dict__[HANDLE]
         if self._previous_generate is None:
             del self.model.__dict__["generate"]
@@ -109,6 +123,8 @@ class PatchHandle:
         """`GenerationMixin.generate` on the shortened prompt; the returned sequences start with the original one."""
         model_class: Any = type(self.model)
         original = self._previous_generate or functools.partial(model_class.generate, self.model)
+        if self._evictor is not None and self.enabled:
+            original = functools.partial(self._evicting, self._evictor, original)
         call = _named(model_class.generate, self.model, args, kwargs)
         if call.get("inputs") is not None and call.get("input_ids") is None:
             call["input_ids"] = call.pop("inputs")
@@ -136,6 +152,18 @@ class PatchHandle:
         with self._in_flight(Call(self, prompt.report, prompt, "prefill")), self._static_length.used_by(self.model):
             result = original(**shorter)
         return with_original_prompt(result, prompt.state)
+
+    def _evicting(self, evictor: TextEvictor, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`original` on a cache to evict from."""
+        model_class: Any = type(self.model)
+        call = _named(model_class.generate, self.model, args, kwargs)
+        if call.get("inputs") is not None and call.get("input_ids") is None:
+            call["input_ids"] = call.pop("inputs")
+        with evictor.call(self.model, call) as prepared:
+            result = original(**prepared.arguments)
+        report = untouched_report(self.model, self.adapter, self.vision, call) if self.last is None else self.last
+        self.last = report and dataclasses.replace(report, eviction=prepared.report())
+        return result
 
     def _continue(self, original: Callable[..., Any], state: PromptState, call: dict[str, Any]) -> Any:
         """A later turn on the cache of a pruned prompt: its images are in the cache already."""

@@ -11,6 +11,7 @@ from asymvlm.user_turns import UserTurns
 from asymvlm_kernels import Budget, UniformBudget
 
 POSITIONS = ("keep", "compact")
+MILLION = 1_000_000  # ratios are carried in millionths, so that floor(r * count) is exact
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,3 +69,103 @@ class VisionPruning:
     def bypassed(self) -> bool:
         """True when nothing can be dropped, so the model is called untouched."""
         return isinstance(self.budget, UniformBudget) and self.budget.ratio == 1
+
+
+@dataclass(frozen=True)
+class TextEviction:
+    """Remove generated tokens from the K/V cache while decoding. The prompt and the newest token always stay.
+
+    Args:
+        threshold: T: nothing happens up to that many generated tokens.
+        retention: r in (0, 1]; 1 evicts one token for each new one, once T are held.
+        mode: ``"hysteresis"``: when more than T are held, the lowest scored go until floor(r * T) remain, and the cache
+            grows back. ``"proportional"``: past T generated tokens, floor(r * generated) are held.
+        recent: newest tokens that are never evicted, the newest one counted.
+        layers: whose attention scores a token: ``"last"``, the last full-attention layer, or the mean over ``"all"``.
+        sliding: what sliding-window layers do about evicted tokens: ``"keep"`` still sees them, ``"mask"`` does not.
+            Neither saves bytes there: such a layer never holds more than its window.
+    Raises:
+        ValueError: naming the value found and the value wanted.
+    """
+
+    threshold: int
+    retention: float
+    mode: str = "hysteresis"
+    recent: int = 0
+    layers: str = "last"
+    sliding: str = "keep"
+
+    def __post_init__(self) -> None:
+        _check_count("threshold", self.threshold, 1)
+        _check_retention(self.retention)
+        _check_count("recent", self.recent, 0)
+        for name, wanted in (
+            ("mode", ("hysteresis", "proportional")),
+            ("layers", ("last", "all")),
+            ("sliding", ("keep", "mask")),
+        ):
+            if getattr(self, name) not in wanted:
+                raise ValueError(f"{name} must be {wanted[0]!r} or {wanted[1]!r}, got {getattr(self, name)!r}")
+        if self.kept(self.threshold) < self.guard:
+            raise ValueError(
+                f"floor(retention * threshold) must be at least {self.guard}, the tokens that always stay, got "
+                f"{self.kept(self.threshold)} for threshold {self.threshold} and retention {self.retention}"
+            )
+
+    @property
+    def guard(self) -> int:
+        """Newest tokens that are no candidates."""
+        return max(1, self.recent)
+
+    def kept(self, count: Any) -> Any:
+        """``floor(retention * count)``, exactly; of a number or an integer tensor."""
+        return count * round(self.retention * MILLION) // MILLION
+
+    def excess(self, held: Any, generated: Any) -> Any:
+        """How many tokens go, for ``held`` of ``generated`` tokens. Numbers or integer tensors."""
+        hysteresis = self.mode == "hysteresis"
+        over = (held if hysteresis else generated) > self.threshold
+        count = (held - self.kept(self.threshold if hysteresis else generated)) * over
+        return count.clamp_min(0) if isinstance(count, torch.Tensor) else max(count, 0)
+
+    def most_held(self, generated: int | None) -> int | None:
+        """Most generated tokens in the cache at once, for at most ``generated`` of them; None if there is no bound."""
+        if self.mode == "hysteresis":
+            return self.threshold + 1 if generated is None else min(self.threshold + 1, generated)
+        return None if generated is None else min(generated, max(self.threshold, self.kept(generated)) + 1)
+
+
+@dataclass(frozen=True)
+class TurnEviction:
+    """Remove whole answers of earlier turns from the K/V cache. Images, questions and the last answer always stay.
+
+    At the start of a turn, when earlier answers hold more than ``threshold`` tokens, the answers least like the turn's
+    images go, until floor(retention * held tokens) or fewer remain.
+
+    Args:
+        threshold: answer tokens up to which nothing happens.
+        retention: r in (0, 1].
+    Raises:
+        ValueError: naming the value found and the value wanted.
+    """
+
+    threshold: int = 512
+    retention: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_count("threshold", self.threshold, 0)
+        _check_retention(self.retention)
+
+    def kept(self, count: int) -> int:
+        """``floor(retention * count)``, exactly."""
+        return count * round(self.retention * MILLION) // MILLION
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _check_retention(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 / MILLION <= value <= 1:
+        raise ValueError(f"retention must be in (0, 1], got {value!r}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from asymvlm.eviction.report import EvictionReport
 from asymvlm.flops import cache_bytes, decoder_flops, unpruned_cache_bytes
 from asymvlm.models.adapter import Grid
 from asymvlm.windows import sliding_window
@@ -38,6 +39,7 @@ class PruningReport:
     vision_flops: int | None = None  # the vision tower's work, which pruning does not save; None where unknown
     kv_bytes: int | None = None  # K and V as the cache held them after prefill
     kv_bytes_before: int | None = None  # what the same cache would hold for the unpruned prompt
+    eviction: EvictionReport | None = None  # of the last call of `generate`, where text or turns are evicted
 
     def measure(self, cache: Any) -> None:
         """Record the bytes a cache holds; called once, after prefill."""
@@ -123,4 +125,5 @@ class PruningReport:
             "kept_index": [[i for i in row if i >= 0] for row in self.index.tolist()],
             "image_grids": self.image_grids and [[list(grid) for grid in row] for row in self.image_grids],
             "notes": self.notes,
+            "eviction": self.eviction and self.eviction.to_dict(),
         }

@@ -1,0 +1,1 @@
+"""Text eviction: generated tokens leave the K/V cache, the prompt stays. `asymvlm` names what is public of it."""

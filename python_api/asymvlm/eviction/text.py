@@ -1,0 +1,194 @@
+"""Drives text eviction through a patched model's calls: slots and masks before the decoder runs, eviction after it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from asymvlm.cache import EvictionCache
+from asymvlm.eviction import capture
+from asymvlm.eviction.masks import FULL, real_tokens, slot_masks
+from asymvlm.eviction.report import EvictionReport
+from asymvlm.eviction.slots import Slots, StaticSlots
+from asymvlm.generation import infer_attention_mask, setting
+from asymvlm.merge import merging
+from asymvlm.policies import TextEviction
+
+STATIC = ("static", "hybrid", "sliding_window", "hybrid_chunked")  # names transformers gave its static caches
+
+
+@dataclass(frozen=True, eq=False)
+class EvictingCall:
+    """A call of `generate` and the cache that it evicts from."""
+
+    arguments: dict[str, Any]
+    cache: EvictionCache
+    evicted_before: list[int]  # empty for a new cache
+
+    def report(self) -> EvictionReport:
+        stats = self.cache.stats()
+        before = self.evicted_before or [0] * len(stats.evicted)
+        return EvictionReport([now - then for now, then in zip(stats.evicted, before)], [], stats)
+
+
+class TextEvictor:
+    """Hooks of one decoder. ``policy`` None keeps the slots of a cache and evicts nothing by score."""
+
+    def __init__(self, owner: Any, decoder: nn.Module, config: Any, policy: TextEviction | None) -> None:
+        self.owner = owner  # the handle, for its `enabled`
+        self.config = config
+        self.policy = policy
+        EvictionCache(config)  # refuses a decoder it does not know
+        attention = capture.attention_modules(decoder)
+        kinds = getattr(config, "layer_types", None) or [FULL] * len(cast("Any", decoder).layers)
+        full = [index for index in attention if kinds[index] == FULL]
+        full = full or sorted(attention)  # layers all "sliding" by a window that they never leave
+        chosen = full if policy is not None and policy.layers == "all" else full[-1:]
+        self._scored = [attention[index] for index in chosen] if policy is not None else []
+        capture.install(self._scored)
+        self._hooks = [
+            decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
+            decoder.register_forward_hook(self._after_decoder, with_kwargs=True, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        capture.remove(self._scored)
+
+    # -- calls of generate ------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def call(self, model: nn.Module, call: Mapping[str, Any]) -> Iterator[EvictingCall]:
+        """One call of `generate`, with a cache to evict from. Arguments and errors as in `prepare`."""
+        arguments = self.prepare(model, call)
+        cache: EvictionCache = arguments["past_key_values"]
+        running = EvictingCall(arguments, cache, cache.table.counters()["evicted"])
+        try:
+            yield running
+        finally:
+            cache.table.prompt_end = cache.table.prompt_mask = None
+
+    def prepare(self, model: nn.Module, call: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a `generate` call with a cache to evict from. ``call`` is left as it is.
+
+        Raises:
+            NotImplementedError: for decoding methods that need a cache to be cropped, and for other caches.
+            ValueError: if the call turns the cache off.
+        """
+        call = dict(call)
+        for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"):
+            if setting(model, call, name) is not None:
+                raise NotImplementedError(
+                    f"text eviction does not work with {name}: drafted tokens are taken back from the end of the "
+                    "cache, whose last slots need not be the last tokens"
+                )
+        if setting(model, call, "use_cache") is False:
+            raise ValueError("text eviction needs the K/V cache, got use_cache=False")
+        ids = call.get("input_ids")
+        embeds = call.get("inputs_embeds")
+        prompt = ids if embeds is None else embeds
+        if prompt is None:
+            raise ValueError("text eviction needs input_ids or inputs_embeds")
+        mask = call.get("attention_mask")
+        if mask is None and ids is not None:
+            mask = infer_attention_mask(model, call)
+        columns = prompt.shape[1]
+        repeats = max(setting(model, call, "num_beams") or 1, setting(model, call, "num_return_sequences") or 1)
+        cache = call.get("past_key_values")
+        if cache is None:
+            cache = self._new_cache(model, call, columns)
+        elif not isinstance(cache, EvictionCache):
+            raise NotImplementedError(
+                f"text eviction needs its own cache, got a {type(cache).__name__}: leave past_key_values out, or pass "
+                "the one that an earlier call returned"
+            )
+        call["past_key_values"] = cache
+        call.pop("cache_implementation", None)
+        config = call.get("generation_config") or getattr(model, "generation_config", None)
+        if config is not None and config.cache_implementation is not None:
+            call["generation_config"] = copy.deepcopy(config)
+            call["generation_config"].cache_implementation = None
+        cache.table.prompt_end = columns if mask is None else max(columns, mask.shape[1])
+        if mask is not None and not bool(mask.bool().all()):
+            real = mask.bool().repeat_interleave(repeats, 0)
+            cache.table.prompt_mask = real
+            if cache.table.rows:
+                cache.table.hide(real)
+        return call
+
+    def _new_cache(self, model: nn.Module, call: Mapping[str, Any], columns: int) -> EvictionCache:
+        name = setting(model, call, "cache_implementation")
+        if name not in (None, "dynamic", *STATIC):
+            raise NotImplementedError(f"text eviction works with cache_implementation None or 'static', got {name!r}")
+        new = setting(model, call, "max_new_tokens")
+        total = setting(model, call, "max_length") if new is None else columns + new
+        most = None if total is None else max(total - columns, 0)
+        held = most if self.policy is None else self.policy.most_held(most)
+        if name not in STATIC:
+            return EvictionCache(model.config, capacity=None if held is None else columns + held)
+        if total is None or held is None:
+            raise ValueError("a static cache needs max_new_tokens or max_length, got neither")
+        return EvictionCache(model.config, capacity=columns + held, static=True, max_length=total)
+
+    # -- one forward pass of the decoder ----------------------------------------------------------------------------
+
+    def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if merging():
+            return None
+        cache = kwargs.get("past_key_values")
+        if cache is None and self._wants_cache(module, kwargs):
+            kwargs["past_key_values"] = cache = EvictionCache(self.config)
+        if not isinstance(cache, EvictionCache):
+            return None
+        tokens = kwargs.get("inputs_embeds")
+        tokens = kwargs["input_ids"] if tokens is None else tokens
+        rows, queries = tokens.shape[:2]
+        mask, table = kwargs.get("attention_mask"), cache.table
+        real = real_tokens(cache, mask, queries)
+        fresh = not table.rows
+        if queries > 1 and not fresh and isinstance(mask, torch.Tensor) and mask.ndim == 2:
+            table.hide(mask.bool())
+        table.begin(rows, queries, tokens.device, real)
+        if table.remapped and not fresh:
+            embeds = tokens if tokens.ndim == 3 else _shape_of(tokens, module)
+            hide = self.policy is not None and self.policy.sliding == "mask"
+            kwargs["attention_mask"] = slot_masks(self.config, cache, mask, embeds, hide)
+        self._arm(table, queries)
+        return args, kwargs
+
+    def _wants_cache(self, module: nn.Module, kwargs: Mapping[str, Any]) -> bool:
+        """Whether the decoder is about to make a cache of its own, which a manual loop then goes on with."""
+        use = kwargs.get("use_cache")
+        use = self.config.use_cache if use is None else use
+        return bool(use) and self.owner.enabled and not torch.is_grad_enabled()
+
+    def _arm(self, table: Slots | StaticSlots, queries: int) -> None:
+        capture.wanted.set(None)
+        if self.policy is None or not self.owner.enabled or queries != 1:
+            return
+        if isinstance(table, StaticSlots):  # the count is on the device: every step scores, the last layer only
+            capture.wanted.set(capture.Scores(table.slot_pos, table.column))
+        elif any(table.excess(self.policy)):
+            capture.wanted.set(capture.Scores(table.slot_pos[:, : table.span].contiguous(), table.column))
+
+    def _after_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        scores = capture.wanted.get()
+        if scores is None:
+            return
+        capture.wanted.set(None)
+        cache = kwargs.get("past_key_values")
+        if output is not None and isinstance(cache, EvictionCache) and self.policy is not None:
+            cache.table.evict(scores.mean(), self.policy)
+
+
+def _shape_of(input_ids: torch.Tensor, module: nn.Module) -> torch.Tensor:
+    """Embeddings of width 0: masks take rows, queries, dtype and device from them."""
+    dtype = next(parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
+    return torch.empty((*input_ids.shape, 0), dtype=dtype, device=input_ids.device)
