@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from bench.tinyvlm.glyphs import BOS, EOS, IMAGE, PAD, SPECIAL, VOCABULARY
 from bench.tinyvlm.pages import CELL, GRID, SIDE
 
 NUM_VISION = GRID * GRID
+CHECKPOINT = Path(__file__).parent / "checkpoint"  # made by `python -m bench.tinyvlm.train`
 # Each turn is question, answer, end of text: what the model was trained on, and nothing else.
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
@@ -166,4 +168,4 @@ def _tokenizer() -> Any:
     )
 
 
-__all__ = ["NUM_VISION", "Size", "build", "build_processor", "to_model_pixels", "vision_features"]
+__all__ = ["CHECKPOINT", "NUM_VISION", "Size", "build", "build_processor", "to_model_pixels", "vision_features"]
