@@ -1,4 +1,4 @@
-"""Train the small VLM: ``python -m bench.tinyvlm.train --out DIR``, a few minutes on four CPU cores.
+"""Train the small VLM: ``python -m bench.tinyvlm.train --out DIR``, a quarter of an hour on one CPU core.
 
 Three stages: the tower and the embeddings meet (align), look-up is learned on short pages with half of the tokens
 (read), everything on all pages with 72, 108 or 144 of 144 tokens (mix). ``DIR`` gets a ``save_pretrained`` folder and
