@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -98,9 +99,7 @@ class Scorer(
 
     def __eq__(self, other: object) -> bool:
         return (
-            isinstance(other, Scorer)
-            and torch.equal(self.weight, other.weight)
-            and self._record() == other._record()
+            isinstance(other, Scorer) and torch.equal(self.weight, other.weight) and self._record() == other._record()
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -160,7 +159,7 @@ class Scorer(
         (save_directory / CONFIG_FILE).write_text(text, encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Scorer:  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Scorer:
         """Load a scorer from a folder written by ``save_pretrained``, or from the hub.
 
         Args:
@@ -178,18 +177,27 @@ class Scorer(
             name = str(folder)
         elif name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise ValueError(f"scorer {name}: no such folder, wanted one written by save_pretrained, or a hub id")
-        loaded: Scorer = super().from_pretrained(name, **options)
+        try:
+            loaded: Scorer = super().from_pretrained(name, **options)
+        except (OSError, HfHubHTTPError) as error:  # of the hub; it names the repository, the cache or the network
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"scorer {name}: no such folder, and the hub does not give it ({reason})") from error
         return loaded
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]
-        cls, *, model_id: str, config: dict[str, Any] | None = None, **options: Any
-    ) -> Scorer:
+    def _from_pretrained(cls, *, model_id: str, config: dict[str, Any] | None = None, **options: Any) -> Scorer:
         if Path(model_id).is_dir():
             file = str(Path(model_id) / WEIGHT_FILE)
         else:
-            wanted = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-            file = hf_hub_download(model_id, WEIGHT_FILE, **{name: options.get(name) for name in wanted})
+            file = hf_hub_download(
+                model_id,
+                WEIGHT_FILE,
+                revision=options.get("revision"),
+                cache_dir=options.get("cache_dir"),
+                force_download=bool(options.get("force_download")),
+                local_files_only=bool(options.get("local_files_only")),
+                token=options.get("token"),
+            )
         try:
             return cls._read(config, load_file(file))
         except (KeyError, TypeError, ValueError, SafetensorError) as error:
