@@ -96,17 +96,16 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """An attention function of transformers: ``(B, H, S, head_dim)`` in, ``(B, S, H, head_dim)`` out.
 
-    ``attention_mask`` is what `KeyBias.join` made. No dropout: the passes of a frozen model are deterministic.
+    ``attention_mask`` is what `make_mask` or `KeyBias.join` made. No dropout: a frozen model is deterministic.
     """
     if kwargs.get("s_aux") is not None:
         raise NotImplementedError(f"{type(module).__name__} has attention sinks, which scorer training does not know")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     softcap = kwargs.get("softcap")
-    length = query.shape[2]
     if attention_mask is None:
-        attention_mask = torch.zeros(1, length, device=query.device)
+        attention_mask = torch.zeros(1, query.shape[2], device=query.device)
     if attention_mask.ndim == 2:
-        open_ = causal(length, query.device)
+        open_ = causal(query.shape[2], query.device)
         attention_mask = torch.where(open_, attention_mask[:, None, None], float("-inf"))
         attention_mask = attention_mask.clamp_min(torch.finfo(query.dtype).min).to(query.dtype)
     groups = query.shape[1] // key.shape[1]
@@ -114,18 +113,21 @@ def attend(
     if softcap is None:
         out = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scale)
     else:
-        logits = torch.tanh(query @ key.mT * (scale / softcap)) * softcap + attention_mask
+        logits = torch.tanh(query @ key.mT * (scale / softcap)) * softcap
+        if attention_mask.dtype == torch.bool:
+            logits = logits.masked_fill(~attention_mask, torch.finfo(logits.dtype).min)
+        else:
+            logits = logits + attention_mask
         out = logits.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
     return out.transpose(1, 2).contiguous(), None
 
 
 def make_mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> torch.Tensor:
-    """A mask function of transformers: the model's own mask, with the bias of the pass on top."""
+    """A mask function of transformers: the model's own mask, with the bias of the pass on top if one is running."""
     mask = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
     assert mask is not None
     key_bias = _current.get()
-    assert key_bias is not None, "the decoder runs outside of `biased`"
-    return key_bias.join(mask, dtype)
+    return mask if key_bias is None else key_bias.join(mask, dtype)
 
 
 AttentionInterface.register(NAME, attend)

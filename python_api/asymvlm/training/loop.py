@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from asymvlm.identity import identify
+from asymvlm.policies import VisionPruning
 from asymvlm.scorer import GapStatistics, Scorer
 from asymvlm.training.passes import FrozenModel
 from asymvlm.training.progress import progress_bar
@@ -23,6 +24,7 @@ from asymvlm.training.ranks import Ranks
 from asymvlm.training.scoring import batch_gaps, row_losses
 from asymvlm.training.settings import CLAMPED_SHARE, HIGHEST, LOWEST, TrainingSettings
 from asymvlm.training.state import TrainingState
+from asymvlm.user_turns import UserTurns
 from asymvlm_kernels import UniformBudget
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ def train_scorer(
     samples: Sequence[Any],
     settings: TrainingSettings | str = "default",
     *,
+    text: str | UserTurns = "all",
+    processor: Any = None,
     collate: Collate | None = None,
     micro_batch_size: int = 1,
     validation: Sequence[Any] | None = None,
@@ -56,6 +60,8 @@ def train_scorer(
             ``labels`` are given, tokens with a label (not -100) are a teacher-forced answer: compared, never scored
             against. ``text_mask`` ``(B, S)`` bool narrows the text that vision is scored against.
         settings: `TrainingSettings`, ``"default"`` or ``"paper"``; ``changes`` override single ones.
+        text: what vision is scored against, as in `VisionPruning`: ``"all"``, or ``"user"`` with its ``processor``.
+        processor: for ``text="user"``. Not kept.
         collate: turns a list of ``micro_batch_size`` samples into model inputs; then samples may be anything.
         micro_batch_size: samples of one forward pass. Gradients are accumulated up to ``batch_size``, so it changes
             memory and speed, not the result.
@@ -81,12 +87,19 @@ def train_scorer(
         raise ValueError("train_scorer needs samples, got none")
     if micro_batch_size < 1 or (micro_batch_size > 1 and collate is None):
         raise ValueError(f"micro_batch_size must be 1, or more with a collate function, got {micro_batch_size}")
-    frozen = FrozenModel(model, injection=chosen.injection, checkpointing=chosen.gradient_checkpointing)
+    turns = VisionPruning(text=text, processor=processor).text  # the same checks as for pruning
+    frozen = FrozenModel(
+        model,
+        injection=chosen.injection,
+        checkpointing=chosen.gradient_checkpointing,
+        turns=turns if isinstance(turns, UserTurns) else None,
+    )
     run = _Run(frozen, samples, chosen, collate, micro_batch_size, Ranks.current())
     base = identify(model)
     belongs = {
         **{f"settings.{name}": value for name, value in chosen.to_dict().items()},
         "model": base.fingerprint,
+        "text": "all" if frozen.turns is None else "user",
         "samples": len(samples),
     }
     folder = None if checkpoint is None else Path(checkpoint)
@@ -132,6 +145,7 @@ def train_scorer(
         GapStatistics.of(gaps),
         training={
             "settings": chosen.to_dict(),
+            "text": belongs["text"],
             "data": data,
             "samples": len(samples),
             "steps": state.step,
@@ -247,8 +261,7 @@ class _Run:
         """Gaps of the first ``most`` samples; no decoder work."""
         places = range(self.ranks.rank, min(most, len(self.samples)), self.ranks.world)
         found = [
-            batch_gaps(self.frozen.merge(inputs), weight)
-            for inputs in self._batches([self.samples[i] for i in places])
+            batch_gaps(self.frozen.merge(inputs), weight) for inputs in self._batches([self.samples[i] for i in places])
         ]
         return self.ranks.gather(torch.cat(found) if found else weight.new_empty(0))
 

@@ -18,6 +18,7 @@ from asymvlm.models import adapter_for
 from asymvlm.models.adapter import Adapter
 from asymvlm.prompt import check_prompt
 from asymvlm.training.injection import INJECTIONS, KeyBias, biased, causal, own_attention
+from asymvlm.user_turns import UserTurns
 
 NOT_FOR_THE_PASS = ("past_key_values", "use_cache", "inputs_embeds", "attention_mask", "cache_position", "return_dict")
 OUR_INPUTS = ("text_mask",)
@@ -41,8 +42,16 @@ class FrozenModel:
     Everything it changes on the model it changes inside `frozen`, and takes back.
     """
 
-    def __init__(self, model: nn.Module, *, injection: str = "auto", checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        injection: str = "auto",
+        checkpointing: bool = False,
+        turns: UserTurns | None = None,
+    ) -> None:
         self.model = model
+        self.turns = turns  # None: vision is scored against all text
         self.adapter: Adapter = adapter_for(model)
         self.text = self.adapter.text_of(model)  # what is called
         self.decoder = decoder_of(model)  # the same module in most families
@@ -100,6 +109,8 @@ class FrozenModel:
         text = compared = real & ~vision
         if moved.get("labels") is not None:
             text = text & (moved["labels"] == -100)
+        if self.turns is not None:
+            text = text & self.turns.find(input_ids)[0]
         if extra.get("text_mask") is not None:
             text = text & extra["text_mask"].bool()
         if not self.adapter.open_prompt:  # what stands before an image does not see it
@@ -124,11 +135,9 @@ class FrozenModel:
         elif mask.ndim == 4:
             mask = self._join(key_bias, mask, batch)
         with biased(key_bias):
-            output = self.text(
-                inputs_embeds=batch.embeds, **{**batch.decoder, "attention_mask": mask}, use_cache=False
-            )
-        hidden: torch.Tensor = output.last_hidden_state[batch.compared].float()
-        return hidden
+            output = self.text(inputs_embeds=batch.embeds, **{**batch.decoder, "attention_mask": mask}, use_cache=False)
+        hidden: torch.Tensor = output.last_hidden_state[batch.compared]
+        return hidden.to(exact_type(hidden))
 
     @staticmethod
     def _join(key_bias: KeyBias, mask: torch.Tensor | None, batch: MergedBatch) -> torch.Tensor:
@@ -164,6 +173,11 @@ class FrozenModel:
             return value
         dtype = getattr(self.model, "dtype", None) if value.is_floating_point() else None
         return value.to(self.device, dtype)
+
+
+def exact_type(tensor: torch.Tensor) -> torch.dtype:
+    """Scores and losses are fp32; float64 for a float64 model."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _last_token(real: torch.Tensor) -> torch.Tensor:

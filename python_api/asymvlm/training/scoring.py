@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from asymvlm.training.passes import FrozenModel, MergedBatch
+from asymvlm.training.passes import FrozenModel, MergedBatch, exact_type
 from asymvlm.training.settings import TrainingSettings
 from asymvlm_kernels import UniformBudget, importance_gap, keep_counts
 from asymvlm_kernels.training.soft_mask import soft_mask
 
 
 def weighted_scores(batch: MergedBatch, weight: torch.Tensor) -> torch.Tensor:
-    """Eq. 1 over the whole sequence: ``(B, S)`` fp32, -inf outside the prunable tokens. Differentiable in ``weight``."""
-    vision = torch.nn.functional.normalize(batch.embeds.float(), dim=-1)
+    """Eq. 1 for the whole sequence: ``(B, S)`` fp32, -inf outside the prunable tokens; differentiable in ``weight``."""
+    vision = torch.nn.functional.normalize(batch.embeds.to(exact_type(batch.embeds)), dim=-1, eps=1e-12)
     length = int(batch.text.sum(-1).max()) if batch.text.numel() else 0
     if length == 0:
         return torch.full(batch.prunable.shape, float("-inf"), device=batch.embeds.device)
@@ -50,12 +50,12 @@ def row_losses(
     bias = penalty(batch, weight, ratio, settings)
     distance = (frozen.hidden(batch, bias) - wanted).square().sum(-1)  # (positions,)
     row = batch.compared.nonzero()[:, 0]
-    sums = torch.zeros(len(batch.embeds), device=distance.device).index_add(0, row, distance)
+    sums = distance.new_zeros(len(batch.embeds)).index_add(0, row, distance)
     return torch.where(batch.trainable, sums / batch.compared.sum(-1), 0.0)
 
 
 @torch.no_grad()
 def batch_gaps(batch: MergedBatch, weight: torch.Tensor) -> torch.Tensor:
     """Importance gap of each row, ``(B,)`` fp32; NaN where there is nothing to score."""
-    gaps = importance_gap(weighted_scores(batch, weight), batch.prunable)
+    gaps = importance_gap(weighted_scores(batch, weight).float(), batch.prunable)
     return gaps.masked_fill(~batch.trainable, float("nan"))
