@@ -91,7 +91,8 @@ class PatchHandle:
         self._evictor = None
         if text is not None:
             self._evictor = TextEvictor(self, self.adapter.text_of(model), text_config, text)
-        self._window = sliding_window(text_config) if vision.positions == "keep" else None
+        tightened = vision.positions == "keep" and not vision.bypassed
+        self._window = sliding_window(text_config) if tightened else None
         if self._window is not None or self.adapter.deepstack:
             decoder = self.adapter.text_of(model)
             self._hooks.append(decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
