@@ -163,7 +163,7 @@ def test_beams_carry_their_slots(family, cache):
 
 
 def test_sampling_and_several_sequences():
-    model, inputs = windowed("llava"), tiny.make_batch("llava", "left_padded")
+    model, inputs = windowed("llava"), tiny.make_batch("llava", "one_image_each")
     options = dict(
         do_sample=True, num_return_sequences=2, max_new_tokens=14, temperature=2.0, suppress_tokens=tiny.SPECIAL
     )
