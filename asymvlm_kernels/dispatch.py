@@ -4,6 +4,9 @@ An op is defined once, with a reference, an optional Triton launcher and a fake.
 the Triton launcher under the interpreter when ``"triton"`` is asked for. Its CUDA kernel runs Triton, or the reference
 where Triton cannot run; ``"auto"`` logs the reason once. Every backend returns the same indices, so the choice never
 changes a result. An explicit choice that cannot run raises.
+
+``"cuda"`` is the optional CUDA library. Ops that it has no kernel for run as under ``"auto"``; ``"auto"`` takes the
+library only where `tuning.cuda` holds a proof that it is faster.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from typing import Any
 
 import torch
 
+from asymvlm_kernels import cuda
 from asymvlm_kernels._triton import HAS_TRITON, INTERPRETED, TRITON_IMPORT_ERROR
+from asymvlm_kernels.tuning.cuda import PROOFS, is_proven
 
 BACKENDS = ("auto", "reference", "triton", "cuda")
 ENVIRONMENT_VARIABLE = "ASYMVLM_BACKEND"
@@ -27,6 +32,7 @@ MINIMUM_CAPABILITY = (8, 0)  # bf16 MMA
 logger = logging.getLogger(__name__)
 _library = torch.library.Library("asymvlm", "DEF")
 _choice: ContextVar[str | None] = ContextVar("asymvlm_backend", default=None)
+_cuda_launchers: dict[str, Callable[..., Any]] = {}
 
 
 class BackendError(RuntimeError):
@@ -55,7 +61,7 @@ def requested_backend() -> str:
 
 
 def resolve_backend(device: torch.device) -> str:
-    """The backend that runs an op on ``device``: ``"reference"`` or ``"triton"``.
+    """The backend that runs an op on ``device``: ``"reference"``, ``"triton"``, or ``"cuda"`` where asked for.
 
     Raises:
         BackendError: if a backend was asked for by name and cannot run on ``device``.
@@ -63,13 +69,18 @@ def resolve_backend(device: torch.device) -> str:
     name = requested_backend()
     if name == "reference":
         return name
-    reason = _why_not("triton" if name == "auto" else name, device)
-    if name != "auto":
-        if reason:
-            raise BackendError(f"backend {name!r} was asked for but cannot run on {device}: {reason}")
-        return name
+    if name == "auto":
+        return _automatic(device)
+    reason = _why_not(name, device)
+    if reason:
+        raise BackendError(f"backend {name!r} was asked for but cannot run on {device}: {reason}")
+    return name
+
+
+def _automatic(device: torch.device) -> str:
     if device.type == "cpu":
         return "reference"  # the interpreter is for tests: it is slower than PyTorch
+    reason = _why_not("triton", device)
     if reason:
         _log_fallback(str(device), reason)
         return "reference"
@@ -103,9 +114,19 @@ def define_op(
     def run(*args: Any) -> Any:
         device = args[0].device
         backend = resolve_backend(device)
+        if backend == "cuda" or (PROOFS and backend == "triton" and _is_faster(name, args)):
+            if name in _cuda_launchers:
+                try:
+                    with _current(device):
+                        return _cuda_launchers[name](*args)
+                except cuda.Unsupported as reason:  # of this call: nothing has run
+                    if backend == "cuda":
+                        raise BackendError(f"backend 'cuda' was asked for but cannot run {name}: {reason}") from reason
+                    _log_unsupported(name, str(reason))
+            if backend == "cuda":
+                backend = _automatic(device)
         if backend == "triton" and triton is not None:
-            # Triton launches on the current device, which need not be that of the arguments
-            with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            with _current(device):
                 return triton(*args)
         return reference(*args)
 
@@ -115,6 +136,14 @@ def define_op(
     torch.library.register_fake(f"asymvlm::{name}", fake, lib=_library)
     op: Callable[..., Any] = getattr(torch.ops.asymvlm, name).default
     return op
+
+
+def define_cuda(name: str, launcher: Callable[..., Any]) -> None:
+    """Give the op ``asymvlm::<name>`` a launcher of the CUDA library, with the op's arguments.
+
+    It raises `cuda.Unsupported` where the library cannot serve a call.
+    """
+    _cuda_launchers[name] = launcher
 
 
 def define_backward(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
@@ -133,7 +162,7 @@ def _why_not(name: str, device: torch.device) -> str:
     if name == "reference":
         return ""
     if name == "cuda":
-        return "the CUDA library is not part of this build"
+        return cuda.why_not(device)
     if not HAS_TRITON:
         return f"triton cannot be imported ({TRITON_IMPORT_ERROR})"
     if INTERPRETED:
@@ -144,6 +173,23 @@ def _why_not(name: str, device: torch.device) -> str:
     if capability < MINIMUM_CAPABILITY:
         return f"compute capability {capability[0]}.{capability[1]} found, 8.0 or newer wanted"
     return ""
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Kernels are launched on the current device, which need not be that of the arguments."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _is_faster(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether ``"auto"`` takes the CUDA library for this call."""
+    if requested_backend() != "auto" or args[0].device.type != "cuda" or not is_proven(name, args[0]):
+        return False
+    return not cuda.why_not(args[0].device)
+
+
+@functools.cache
+def _log_unsupported(name: str, reason: str) -> None:
+    logger.warning("asymvlm_kernels runs %s on Triton: %s", name, reason)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Score, gap, budget, select and gather, fused into one call: the sequence a decoder gets instead of the full one.
 
-Two registered ops do it in two launches (see `fused`). Several images with floors of their own, and budgets that are
-not this package's, go step by step through the public ops.
+Two registered ops do it in two launches (see `fused`), or one where the length is known (see `whole`). Several images
+with floors of their own, and budgets that are not this package's, go step by step through the public ops.
 
 One selection serves the whole sequence: every token that must stay gets the score +inf, every prunable vision token its
 own, and the best ``kept text + K`` of the row, in ascending order, are the shortened sequence.
@@ -22,6 +22,7 @@ from asymvlm_kernels.prefill.groups import guaranteed_tokens
 from asymvlm_kernels.prefill.reference import compact, token_roles
 from asymvlm_kernels.prefill.score import score_tokens
 from asymvlm_kernels.prefill.select import importance_gap, select_tokens
+from asymvlm_kernels.prefill.whole import prune_static
 
 PADDING_SIDES = ("left", "right")
 MOST_ROWS = 65535  # of a batch: the second axis of a grid
@@ -102,22 +103,20 @@ def prune_sequence(
         )
         narrow, moved = [], []
     else:
-        scores, gap, counts, lengths, order = score_select(
-            embeds, vision_mask, text_mask, protect, weight, *encoded, most
-        )
-        if not static:
-            most = max(lengths.tolist(), default=0)
         narrow = [name for name, tensor in carry.items() if _is_narrow(tensor, embeds)][:MOST_CARRIES]
-        rows, index, moved = gather_sequence(
-            embeds,
-            order,
-            lengths,
+        moving = (
             [carry[name] for name in narrow],
             [pads.get(name, 0) for name in narrow],
             [_is_stacked(carry[name], embeds) for name in narrow],
-            most,
-            padding_side == "left",
         )
+        tokens = (embeds, vision_mask, text_mask, protect, weight)
+        left = padding_side == "left"
+        if static:
+            scores, gap, counts, lengths, rows, index, moved = prune_static(*tokens, *encoded, *moving, most, left)
+        else:
+            scores, gap, counts, lengths, order = score_select(*tokens, *encoded, most)
+            most = max(lengths.tolist(), default=0)
+            rows, index, moved = gather_sequence(embeds, order, lengths, *moving, most, left)
     done = dict(zip(narrow, moved, strict=True))
     return PrunedSequence(
         embeds=rows,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from cuda_library import library_path
 
 from asymvlm_kernels import use_backend
 
@@ -45,4 +46,18 @@ def guarded_scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def triton_backend() -> Iterator[None]:
     """The public functions run the Triton kernels: on the device, or in the interpreter."""
     with use_backend("triton"):
+        yield
+
+
+@pytest.fixture
+def cuda_library(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The CUDA library is found: on a GPU the real one, else the same kernels in the emulator."""
+    path = library_path()
+    monkeypatch.setenv("ASYMVLM_CUDA_LIBRARY", path)
+    return path
+
+
+@pytest.fixture
+def cuda_backend(cuda_library: str) -> Iterator[None]:
+    with use_backend("cuda"):
         yield

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from asymvlm_kernels import BackendError, dispatch, importance_gap, use_backend
+from asymvlm_kernels import BackendError, cuda, dispatch, importance_gap, use_backend
 
 CPU = torch.device("cpu")
 
@@ -53,7 +53,8 @@ def test_unknown_names_are_refused(monkeypatch):
 
 
 def test_a_named_backend_that_cannot_run_raises(monkeypatch):
-    with use_backend("cuda"), pytest.raises(BackendError, match=r"'cuda' was asked for .* not part of this build"):
+    monkeypatch.setattr(cuda, "find", lambda: None)
+    with use_backend("cuda"), pytest.raises(BackendError, match=r"'cuda' was asked for .* is not built"):
         importance_gap(torch.zeros(1, 4))
     monkeypatch.setattr(dispatch, "INTERPRETED", False)
     with (
@@ -106,9 +107,11 @@ def test_each_backend_runs_its_own_code(monkeypatch):
     assert ran == ["reference", "triton"]
 
 
-def test_explanation_names_every_backend():
+def test_explanation_names_every_backend(monkeypatch):
+    monkeypatch.setattr(cuda, "find", lambda: None)
     report = dispatch.explain_backend()
     assert report["backend"] in ("reference", "triton")
     assert set(report["available"]) == {"reference", "triton", "cuda"}
     assert report["available"]["reference"] == {"ok": True, "reason": "available"}
     assert not report["available"]["cuda"]["ok"]
+    assert "python -m asymvlm_kernels.build" in report["available"]["cuda"]["reason"]

@@ -10,10 +10,14 @@ from sequences import BUDGETS, sequence
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from asymvlm_kernels import PrunedSequence, UniformBudget, prune_sequence, use_backend
-from asymvlm_kernels.prefill import fused
+from asymvlm_kernels.prefill import fused, whole
 from asymvlm_kernels.testing import DTYPES
 
-LAUNCHERS = {"score_select": fused._score_select_triton, "gather_sequence": fused._gather_sequence_triton}
+LAUNCHERS = {
+    "score_select": fused._score_select_triton,
+    "gather_sequence": fused._gather_sequence_triton,
+    "prune_static": whole._prune_static_triton,
+}
 FREE = {"empty", "new_empty", "empty_like", "view", "split", "split_with_sizes", "permute", "as_strided"}
 
 
@@ -155,6 +159,7 @@ def test_ops_are_registered_well(backend, monkeypatch, device):
         carry = ([ids, ids.expand(3, 2, 20)], [-1, 2.5], [False, True], 13, True)
         torch.library.opcheck(torch.ops.asymvlm.score_select, (*vars(case).values(), ratios, numbers, 20))
         torch.library.opcheck(torch.ops.asymvlm.gather_sequence, (case.embeds, order, lengths, *carry))
+        torch.library.opcheck(torch.ops.asymvlm.prune_static, (*vars(case).values(), ratios, numbers, *carry))
 
 
 def test_traces_without_a_graph_break(monkeypatch, device):

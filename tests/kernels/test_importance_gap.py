@@ -11,9 +11,11 @@ from asymvlm_kernels import importance_gap
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.fixture(params=("reference", "triton"), autouse=True)
+@pytest.fixture(params=("reference", "triton", "cuda"), autouse=True)
 def backend(request, monkeypatch):
     monkeypatch.setenv("ASYMVLM_BACKEND", request.param)
+    if request.param == "cuda":
+        request.getfixturevalue("cuda_library")
 
 
 def expected_gap(values: np.ndarray) -> float:

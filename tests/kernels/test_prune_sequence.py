@@ -21,9 +21,11 @@ BUDGETS = (
 )
 
 
-@pytest.fixture(params=("reference", "triton"), autouse=True)
+@pytest.fixture(params=("reference", "triton", "cuda"), autouse=True)
 def backend(request, monkeypatch):
     monkeypatch.setenv("ASYMVLM_BACKEND", request.param)
+    if request.param == "cuda":
+        request.getfixturevalue("cuda_library")
 
 
 def samples(seed: int, S: int = 60, kinds: str = "vvvtnp"):

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 
 from asymvlm_kernels import select_tokens
 
-BACKENDS = ("reference", "triton")
+BACKENDS = ("reference", "triton", "cuda")
 NAN, INF = float("nan"), float("inf")
 TIED = (0.5, -0.5, 0.0, -0.0, 1e-45, -1e-45, 3e38, INF, -INF, NAN)
 
@@ -17,6 +17,8 @@ TIED = (0.5, -0.5, 0.0, -0.0, 1e-45, -1e-45, 3e38, INF, -INF, NAN)
 @pytest.fixture(params=BACKENDS, autouse=True)
 def backend(request, monkeypatch):
     monkeypatch.setenv("ASYMVLM_BACKEND", request.param)
+    if request.param == "cuda":
+        request.getfixturevalue("cuda_library")
 
 
 def expected_index(scores: torch.Tensor, count: int, mask: torch.Tensor, capacity: int) -> list[int]:
