@@ -93,6 +93,6 @@ def check_score_rows(score_rows: int, Q: int) -> None:
 def check_unsupported(function: str, **values: object) -> None:
     """Arguments of FlashAttention that would change the answer and that we do not compute."""
     for name, value in values.items():
-        if value is not None and value != 0.0:
-            shown = f"a {type(value).__name__}" if isinstance(value, torch.Tensor) else repr(value)
+        if isinstance(value, torch.Tensor) or value:
+            shown = "a tensor" if isinstance(value, torch.Tensor) else repr(value)
             raise ValueError(f"{function} does not support {name}, got {shown}")
