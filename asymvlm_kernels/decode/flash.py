@@ -50,15 +50,14 @@ def flash_attn_func(
         ValueError: on rank, size, dtype, device or stride mismatch, an unsupported argument, or an input that requires
             grad in grad mode.
 
-    The output is bitwise the same with and without scores, and for a sample in any batch. Does not synchronise.
+    The output is bitwise the same with and without scores, and for a sample in any batch. Does not synchronise. From 64
+    rows on the output comes from the flash-attn package or from PyTorch's attention where those can compute it.
     """
     arguments.check_unsupported("flash_attn_func", dropout_p=dropout_p, alibi_slopes=alibi_slopes)
     arguments.check_heads(q, k, v, ("q", "k", "v"))
     check_no_grad("flash_attn_func", q=q, k=k, v=v)
-    slots = arguments.Slots(None, None, None, None)
-    out, lse, scores = _attend(
-        q, k, v, slots, softmax_scale, causal, window_size, softcap, 0, score_rows if return_scores else None
-    )
+    slots, rows = arguments.Slots(None, None, None, None), score_rows if return_scores else None
+    out, lse, scores = _attend(q, k, v, slots, softmax_scale, causal, window_size, softcap, 0, return_attn_probs, rows)
     results = (out, lse, q.new_empty(0)) if return_attn_probs else (out,)
     return _returned(results, scores, return_scores)
 
@@ -136,7 +135,7 @@ def flash_attn_with_kvcache(
         slots = slots._replace(seqlens=_append_(k_cache, v_cache, k, v, slots))
     rows = score_rows if return_scores else None
     out, lse, scores = _attend(
-        q, k_cache, v_cache, slots, softmax_scale, causal, window_size, softcap, num_splits, rows
+        q, k_cache, v_cache, slots, softmax_scale, causal, window_size, softcap, num_splits, return_softmax_lse, rows
     )
     return _returned((out, lse) if return_softmax_lse else (out,), scores, return_scores)
 
@@ -151,6 +150,7 @@ def _attend(
     window_size: tuple[int, int],
     softcap: float,
     num_splits: int,
+    with_lse: bool,
     score_rows: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     left, right = arguments.window(window_size, causal, slots.slot_pos)
@@ -160,7 +160,7 @@ def _attend(
         raise ValueError(f"num_splits must be 0 or more, got {num_splits}")
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     result: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = attend_slots(
-        q, k, v, *slots, float(scale), left, right, float(softcap), num_splits, score_rows or 0
+        q, k, v, *slots, float(scale), left, right, float(softcap), num_splits, with_lse, score_rows or 0
     )
     return result
 

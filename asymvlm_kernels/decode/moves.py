@@ -3,6 +3,8 @@
 Of n slots m survive. Those in slots at or past m move into free slots before m, so what moves is at most what was
 freed, no slot is both read and written, and any order of the moves is right. A cache that gains one token for each that
 it loses needs no move: the new token is written into the freed slot.
+
+All layers' K and V move in one launch: a table on the device holds the address and strides of each tensor.
 """
 
 from __future__ import annotations
@@ -12,8 +14,127 @@ from collections.abc import Sequence
 import torch
 
 from asymvlm_kernels._checks import check_device, check_dtype, check_no_grad, check_shape
+from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.decode import reference
+from asymvlm_kernels.decode.address_table import FIELDS, address_tables
 from asymvlm_kernels.dispatch import define_op
+from asymvlm_kernels.tuning.decode import move_config, plan_config
+
+
+@triton.jit(do_not_specialize=["stride_kb", "stride_ks", "S", "capacity"])
+def _plan_moves_kernel(keep_ptr, source_ptr, target_ptr, stride_kb, stride_ks, S, capacity, BLOCK_S: tl.constexpr):
+    # one program plans one row: count the kept, then number what moves and where it goes, from left to right
+    pid_b = tl.program_id(0).to(tl.int64)
+    keep_ptr += pid_b * stride_kb
+    source_ptr += pid_b * capacity
+    target_ptr += pid_b * capacity
+    kept = 0
+    for start in range(0, S, BLOCK_S):
+        offs_s = start + tl.arange(0, BLOCK_S)  # [BLOCK_S]
+        keep = tl.load(keep_ptr + offs_s.to(tl.int64) * stride_ks, mask=offs_s < S, other=0) != 0
+        kept += tl.sum(keep.to(tl.int32), 0)
+    moving, free = 0, 0
+    for start in range(0, S, BLOCK_S):
+        offs_s = start + tl.arange(0, BLOCK_S)
+        mask_s = offs_s < S
+        keep = tl.load(keep_ptr + offs_s.to(tl.int64) * stride_ks, mask=mask_s, other=0) != 0
+        moves = (keep & (offs_s >= kept)).to(tl.int32)
+        is_free = ((keep == 0) & (offs_s < kept)).to(tl.int32)
+        place = moving + tl.cumsum(moves, 0) - 1
+        tl.store(source_ptr + place, offs_s.to(tl.int64), mask=(moves > 0) & (place < capacity))
+        place = free + tl.cumsum(is_free, 0) - 1
+        tl.store(target_ptr + place, offs_s.to(tl.int64), mask=(is_free > 0) & (place < capacity))
+        moving += tl.sum(moves, 0)
+        free += tl.sum(is_free, 0)
+    for start in range(0, capacity, BLOCK_S):  # as many free slots before `kept` as kept ones behind it
+        offs_s = start + tl.arange(0, BLOCK_S)
+        padding = tl.full((BLOCK_S,), -1, tl.int64)
+        tl.store(source_ptr + offs_s, padding, mask=(offs_s >= moving) & (offs_s < capacity))
+        tl.store(target_ptr + offs_s, padding, mask=(offs_s >= moving) & (offs_s < capacity))
+
+
+def _plan_moves_triton(keep: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
+    B, S = keep.shape
+    source, target = (torch.empty((B, capacity), dtype=torch.int64, device=keep.device) for _ in range(2))
+    if B * capacity > 0:
+        block_s = plan_config(S)
+        _plan_moves_kernel[(B,)](keep, source, target, *keep.stride(), S, capacity, BLOCK_S=block_s, num_warps=4)
+    return source, target
+
+
+@triton.jit(do_not_specialize=["stride_mb", "stride_mm", "stride_nb", "stride_nm", "M", "rows"])
+def _move_slots_kernel(
+    table_ptr,
+    origin_ptr,
+    source_ptr,
+    target_ptr,
+    stride_mb,
+    stride_mm,
+    stride_nb,
+    stride_nm,
+    M,
+    rows,
+    FIELDS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    # one program moves every WORKERS-th block of the moves of one sample, in one row of one tensor
+    pid_b = tl.program_id(1).to(tl.int64)
+    worker, workers = tl.program_id(2), tl.num_programs(2)
+    fields = table_ptr + (tl.program_id(0) // rows) * FIELDS
+    pid_r = (tl.program_id(0) % rows).to(tl.int64)
+    # addresses are offsets from the table: Triton knows how that pointer is aligned, of a loaded one it would not
+    row = tl.load(fields)
+    stride_b, stride_s, stride_r = tl.load(fields + 1), tl.load(fields + 2), tl.load(fields + 3)
+    own_rows, words = tl.load(fields + 4), tl.load(fields + 5)
+    source_ptr += pid_b * stride_mb
+    target_ptr += pid_b * stride_nb
+    count = 0  # real moves come first
+    for start in range(0, M, BLOCK_C):
+        offs_c = start + tl.arange(0, BLOCK_C)
+        count += tl.sum(
+            (tl.load(target_ptr + offs_c.to(tl.int64) * stride_nm, mask=offs_c < M, other=-1) >= 0).to(tl.int32), 0
+        )
+    count = tl.where(pid_r < own_rows, count, 0)
+    offs_w = tl.arange(0, BLOCK_W)  # [BLOCK_W]
+    row += pid_b * stride_b + pid_r * stride_r
+    for start in range(worker * BLOCK_M, count, workers * BLOCK_M):
+        offs_m = start + tl.arange(0, BLOCK_M)  # [BLOCK_M]
+        mask_m = offs_m < count
+        source = tl.load(source_ptr + offs_m.to(tl.int64) * stride_mm, mask=mask_m, other=0)
+        target = tl.load(target_ptr + offs_m.to(tl.int64) * stride_nm, mask=mask_m, other=0)
+        source = tl.multiple_of(row + source * stride_s, VECTOR)
+        target = tl.multiple_of(row + target * stride_s, VECTOR)
+        for word in range(0, words, BLOCK_W):
+            mask = mask_m[:, None] & (word + offs_w < words)[None, :]
+            tile = tl.load(origin_ptr + source[:, None] + (word + offs_w)[None, :], mask=mask)
+            tl.store(origin_ptr + target[:, None] + (word + offs_w)[None, :], tile, mask=mask)
+
+
+def _move_slots_triton(source: torch.Tensor, target: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
+    B, M = source.shape
+    if B * M == 0:
+        return
+    for table in address_tables(tensors):
+        config = move_config(table.words, table.origin.itemsize)
+        _move_slots_kernel[(len(table.numbers) * table.rows, B, config.workers)](
+            table.numbers,
+            table.origin,
+            source,
+            target,
+            *source.stride(),
+            *target.stride(),
+            M,
+            table.rows,
+            FIELDS=FIELDS,
+            BLOCK_C=512,
+            BLOCK_M=config.block_m,
+            BLOCK_W=config.block_w,
+            VECTOR=table.vector,
+            num_warps=config.num_warps,
+        )
 
 
 def _plan_moves_fake(keep: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,7 +145,7 @@ def _plan_moves_fake(keep: torch.Tensor, capacity: int) -> tuple[torch.Tensor, t
 _plan_moves = define_op(
     "plan_moves(Tensor keep, SymInt capacity) -> (Tensor, Tensor)",
     reference=reference.plan_moves,
-    triton=None,
+    triton=_plan_moves_triton,
     fake=_plan_moves_fake,
 )
 
@@ -60,7 +181,7 @@ def _move_slots_fake(source: torch.Tensor, target: torch.Tensor, tensors: Sequen
 _move_slots_ = define_op(
     "move_slots_(Tensor source, Tensor target, Tensor(a!)[] tensors) -> ()",
     reference=reference.move_slots_,
-    triton=None,
+    triton=_move_slots_triton,
     fake=_move_slots_fake,
 )
 

@@ -52,7 +52,7 @@ def scaled_logits(q: torch.Tensor, k: torch.Tensor, scale: float, softcap: float
     """``(B, G, R, Q, S)`` fp32: ``softcap * tanh(scale * q k / softcap)``, -inf where a row may not look."""
     B, Q, H, D = q.shape
     S, G = k.shape[1:3]
-    rows = (q.float() * scale).view(B, Q, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(B, G, -1, D)  # (B, G, R Q, D)
+    rows = (q.float() * scale).view(B, Q, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(B, G, H // G * Q, D)
     logits = (rows @ k.float().permute(0, 2, 3, 1)).view(B, G, H // G, Q, S)
     if softcap > 0:
         logits = softcap * torch.tanh(logits / softcap)
@@ -72,9 +72,10 @@ def attend_slots(
     right: int,
     softcap: float,
     num_splits: int,
+    with_lse: bool,
     score_rows: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``(B, Q, H, D)`` output, ``(B, H, Q)`` fp32 logsumexp, ``(B, S)`` fp32 scores (``(B, 0)`` for no score rows)."""
+    """``(B, Q, H, D)`` output, ``(B, H, Q)`` fp32 logsumexp and ``(B, S)`` fp32 scores, or no columns if not wanted."""
     B, Q, H, D = q.shape
     S, G = k.shape[1:3]
     valid = valid_slots(Q, S, seqlens, leftpad, slot_pos, q_pos, left, right, q.device)
@@ -93,6 +94,7 @@ def attend_slots(
         weights = (logits - peak.masked_fill(peak == -INFINITY, 0.0)).exp_()  # (B, G, R, rows, S)
         total = weights.sum(-1, keepdim=True)
         weights /= total.masked_fill(total == 0, 1.0)
+        weights.masked_fill_(logits == -INFINITY, 0.0)  # in a row with a NaN too
         rows = weights.flatten(2, 3) @ values.permute(0, 2, 1, 3)
         rows = rows.view(B, G, H // G, stop - start, D).permute(0, 3, 1, 2, 4)
         out[:, start:stop] = rows.reshape(B, stop - start, H, D).to(q.dtype)
@@ -101,7 +103,7 @@ def attend_slots(
         scored = max(Q - score_rows - start, 0)
         if score_rows and scored < stop - start:
             scores += weights[:, :, :, scored:].sum((1, 2, 3))
-    return out, lse, scores / (H * max(score_rows, 1))
+    return out, lse if with_lse else lse[..., :0].clone(), scores / (H * max(score_rows, 1))
 
 
 def score_from_lse(
@@ -150,7 +152,8 @@ def _places(mask: torch.Tensor, capacity: int) -> torch.Tensor:
 
 def move_slots_(source: torch.Tensor, target: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
     """``tensor[b, target[b, i]] = tensor[b, source[b, i]]`` for each tensor ``(B, S, ...)``; -1 moves nothing."""
-    if not tensors or source.numel() == 0 or tensors[0].shape[1] == 0:
+    tensors = [tensor for tensor in tensors if tensor.numel() > 0]
+    if source.numel() == 0:
         return
     batch = torch.arange(source.shape[0], device=source.device)[:, None].expand_as(source)
     if source.device.type == "cpu":

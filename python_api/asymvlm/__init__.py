@@ -15,6 +15,8 @@ from asymvlm.patch import PatchHandle, patch
 from asymvlm.policies import TextEviction, TurnEviction, VisionPruning
 from asymvlm.prompt import prune_inputs
 from asymvlm.report import PruningReport
+from asymvlm.scorer import Scorer
+from asymvlm.training import TrainingSettings, train_scorer
 from asymvlm.user_turns import UserTurns
 from asymvlm_kernels import LinearBudget, ThresholdBudget, UniformBudget, __version__
 
@@ -25,8 +27,10 @@ __all__ = [
     "LinearBudget",
     "PatchHandle",
     "PruningReport",
+    "Scorer",
     "TextEviction",
     "ThresholdBudget",
+    "TrainingSettings",
     "TurnEviction",
     "UniformBudget",
     "UserTurns",
@@ -35,4 +39,5 @@ __all__ = [
     "patch",
     "prune_inputs",
     "supported_models",
+    "train_scorer",
 ]

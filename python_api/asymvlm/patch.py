@@ -73,8 +73,7 @@ class PatchHandle:
         self.adapter = adapter_for(model)
         if HANDLE in model.__dict__:
             raise RuntimeError(f"{type(model).__name__} is patched already: remove the first handle to patch again")
-        if vision.scorer is not None:
-            _check_width(model, vision.scorer)
+        vision.check_model(model)
         self.model = model
         self.vision = vision
         self.text = text
@@ -92,7 +91,8 @@ class PatchHandle:
         self._evictor = None
         if text is not None:
             self._evictor = TextEvictor(self, self.adapter.text_of(model), text_config, text)
-        self._window = sliding_window(text_config) if vision.positions == "keep" else None
+        tightened = vision.positions == "keep" and not vision.bypassed
+        self._window = sliding_window(text_config) if tightened else None
         if self._window is not None or self.adapter.deepstack:
             decoder = self.adapter.text_of(model)
             self._hooks.append(decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
@@ -287,13 +287,6 @@ def _check_call(call: dict[str, Any]) -> None:
     if isinstance(call.get("logits_to_keep"), torch.Tensor):
         raise NotImplementedError("logits_to_keep must be a number of last columns, got columns of the unpruned prompt")
     check_prompt(call)
-
-
-def _check_width(model: nn.Module, weight: torch.Tensor) -> None:
-    config: Any = model.config
-    width = config.get_text_config().hidden_size
-    if weight.shape != (width,):
-        raise ValueError(f"the scorer must have the model's width ({width},), got {tuple(weight.shape)}")
 
 
 __all__ = ["PatchHandle", "patch"]

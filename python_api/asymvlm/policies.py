@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from asymvlm.scorer import Scorer
 from asymvlm.user_turns import UserTurns
 from asymvlm_kernels import Budget, UniformBudget
 
@@ -19,8 +22,10 @@ class VisionPruning:
     """Remove vision tokens before prefill.
 
     Args:
-        scorer: the learned weight, ``(D,)`` fp32; None means ones, which is cosine similarity.
-        budget: keep ratio of each sample. ``UniformBudget(1.0)`` leaves the model alone, bit for bit.
+        scorer: the learned weight: a `Scorer`, the folder or hub id of one, or a bare ``(D,)`` fp32 tensor; None means
+            ones, which is cosine similarity. A `Scorer` is refused by a model it was not trained for.
+        budget: keep ratio of each sample. ``UniformBudget(1.0)`` leaves the model alone, bit for bit. None means the
+            scorer's own, or half the tokens where there is none.
         text: which tokens vision is scored against: ``"all"`` real tokens that are not vision; ``"user"``, the words of
             the user's turns, without special and template tokens, which `UserTurns` finds; or a ``(B, S)`` bool mask
             for calls of exactly that shape.
@@ -32,23 +37,26 @@ class VisionPruning:
         ValueError: naming the value found and the value wanted.
     """
 
-    scorer: torch.Tensor | None = None
-    budget: Budget = field(default_factory=lambda: UniformBudget(0.5))
+    scorer: Scorer | torch.Tensor | str | Path | None = None
+    budget: Budget = None  # type: ignore[assignment]  # a Budget once made
     text: str | UserTurns | torch.Tensor = "all"
     positions: str = "keep"
     per_image: bool = False
     processor: InitVar[Any] = None
 
     def __post_init__(self, processor: Any) -> None:
-        if self.scorer is not None and (
-            not isinstance(self.scorer, torch.Tensor) or self.scorer.ndim != 1 or self.scorer.dtype != torch.float32
-        ):
-            found = (
-                f"{tuple(self.scorer.shape)} {self.scorer.dtype}"
-                if isinstance(self.scorer, torch.Tensor)
-                else repr(self.scorer)
-            )
-            raise ValueError(f"scorer must be None or a (D,) float32 tensor, got {found}")
+        if isinstance(self.scorer, (str, Path)):
+            object.__setattr__(self, "scorer", Scorer.from_pretrained(self.scorer))
+        if isinstance(self.scorer, torch.Tensor):
+            if self.scorer.ndim != 1 or self.scorer.dtype != torch.float32:
+                raise ValueError(
+                    f"scorer must be a (D,) float32 tensor, got {tuple(self.scorer.shape)} {self.scorer.dtype}"
+                )
+        elif self.scorer is not None and not isinstance(self.scorer, Scorer):
+            raise ValueError(f"scorer must be a Scorer, its folder, a (D,) float32 tensor or None, got {self.scorer!r}")
+        if self.budget is None:
+            own = self.scorer.budget if isinstance(self.scorer, Scorer) else None
+            object.__setattr__(self, "budget", UniformBudget(0.5) if own is None else own)
         if not isinstance(self.budget, Budget):
             raise ValueError(f"budget must be one like UniformBudget(0.5), got {self.budget!r}")
         if isinstance(self.text, torch.Tensor):
@@ -69,6 +77,25 @@ class VisionPruning:
     def bypassed(self) -> bool:
         """True when nothing can be dropped, so the model is called untouched."""
         return isinstance(self.budget, UniformBudget) and self.budget.ratio == 1
+
+    @property
+    def weight(self) -> torch.Tensor | None:
+        """The learned weight, ``(D,)`` fp32; None where there is none."""
+        return self.scorer.weight if isinstance(self.scorer, Scorer) else self.scorer  # type: ignore[return-value]
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model that the scorer does not belong to.
+
+        Raises:
+            ValueError: naming what was found and what was wanted.
+        """
+        if isinstance(self.scorer, Scorer):
+            self.scorer.check_model(model)
+        elif self.weight is not None:
+            config: Any = model.config
+            width = config.get_text_config().hidden_size
+            if self.weight.shape != (width,):
+                raise ValueError(f"the scorer must have the model's width ({width},), got {tuple(self.weight.shape)}")
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ def prune_inputs(model: nn.Module, vision: VisionPruning | None = None, **inputs
     """
     vision = VisionPruning() if vision is None else vision
     adapter = adapter_for(model)
+    vision.check_model(model)
     if adapter.deepstack:
         raise NotImplementedError(
             f"prune_inputs cannot serve {adapter.model_type!r}: {type(model).__name__} takes no DeepStack features "
@@ -84,7 +85,7 @@ def prune_prompt(
         embeds,
         vision,
         text,
-        None if policy.scorer is None else policy.scorer.detach().to(embeds.device),
+        None if policy.weight is None else policy.weight.detach().to(embeds.device),
         policy.budget,
         protect=(real & ~vision) | structural,
         groups=groups,

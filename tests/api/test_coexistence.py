@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from checks import assert_kept_logits, uniform
+from evicted_reference import Masked
 from masked_reference import masked_forward, masked_greedy, select
+from test_text_eviction import windowed
 from tiny import make_batch
 
 import asymvlm
@@ -51,3 +54,17 @@ def test_modules_wrapped_by_accelerate(family, plain, model, where):
     assert_kept_logits(logits, masked_forward(plain, inputs, selection.keep), selection)
     assert torch.equal(ids, masked_greedy(plain, inputs, selection.keep, steps=4)[0])
     assert vars(module)["forward"] is wrapped
+
+
+def test_two_threads_that_evict():
+    model = copy.deepcopy(windowed("llava"))
+    batches, policy = [make_batch("llava", name, seed=3) for name in ("single", "left_padded")], dict(threshold=5)
+    expected = [Masked(model, inputs, retention=0.5, **policy).generate(14)[0] for inputs in batches]
+
+    def generate_often(inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        return [model.generate(**inputs, do_sample=False, max_new_tokens=14)[:, -14:] for _ in range(5)]
+
+    with asymvlm.patch(model, text=asymvlm.TextEviction(retention=0.5, **policy)), ThreadPoolExecutor(2) as threads:
+        answers = list(threads.map(generate_often, batches))
+    for found, ids in zip(answers, expected, strict=True):
+        assert all(torch.equal(answer, ids) for answer in found)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from checks import uniform
+from checks import GREEDY, assert_close, uniform
+from evicted_reference import Masked
+from test_text_eviction import windowed
 from tiny import make_batch
 from torch._dynamo.utils import counters
 from transformers import CompileConfig
@@ -38,3 +42,20 @@ def test_static_decode_over_three_keep_counts(family, model, on_cpu):
     breaks = dict(counters["graph_break"])
     if family != "gemma3":  # its windows by position read the length of the cache
         assert not breaks
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3"])
+def test_eviction_is_part_of_the_compiled_step(family, on_cpu):
+    on_cpu.fullgraph = True
+    model, inputs = copy.deepcopy(windowed(family)), make_batch(family, "one_image_each")
+    ids, logits = Masked(model, inputs, threshold=5, retention=0.5).generate(14)
+    with asymvlm.patch(model, text=asymvlm.TextEviction(5, 0.5)) as handle:
+        for _ in range(2):
+            found = model.generate(
+                **inputs, **GREEDY, max_new_tokens=14, cache_implementation="static", compile_config=on_cpu
+            )
+            assert torch.equal(found.sequences[:, -14:], ids)
+            assert_close(torch.stack(found.logits, 1), logits, atol=1e-4)
+            assert handle.last.eviction.evicted == [8, 8, 8]
+            assert 1 <= counters["stats"]["unique_graphs"] <= 2, "steps that evict compile again"
+    assert not counters["graph_break"]

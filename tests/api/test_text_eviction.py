@@ -90,3 +90,89 @@ def test_eager_attention(family, attention, cache):
         found = eager.generate(**inputs, **GREEDY, **cache, max_new_tokens=16)
     assert torch.equal(found.sequences[:, -16:], ids)
     assert_close(torch.stack(found.logits, 1), logits, atol=ATOL)
+
+
+@pytest.mark.every_family
+def test_every_family_beside_pruning(family, plain, model):
+    inputs, policy = tiny.make_batch(family, "left_padded"), dict(threshold=4, retention=0.5)
+    keep = select(plain, inputs, 0.5).keep
+    # a recurrent layer's state keeps what an evicted token wrote to it, and never saw a pruned one
+    pruned = not tiny.FAMILIES[family].recurrent
+    ids, logits = Masked(plain, inputs, keep if pruned else None, **policy).generate(10)
+    vision = {"vision": uniform(0.5)} if pruned else {}
+    with asymvlm.patch(model, text=TextEviction(**policy), **vision) as handle:
+        found = model.generate(**inputs, **GREEDY, max_new_tokens=10)
+    assert torch.equal(found.sequences[:, -10:], ids)
+    assert_close(torch.stack(found.logits, 1), logits, atol=ATOL)
+    assert handle.last.eviction.cache.held == [3] * len(ids)
+
+
+def turns(family, inputs, policy, options, vision=None, answer=12):
+    """Two turns and a third, patched and masked, each with the tokens that the decoder was fed."""
+    model = windowed(family)
+    keep = None if vision is None else select(model, inputs, vision).keep
+    reference = Masked(model, inputs, keep, **policy)
+    patched, fed = copy.deepcopy(model), []
+    pruning = {} if vision is None else {"vision": uniform(vision)}
+    names = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+    with asymvlm.patch(patched, text=TextEviction(**policy), **pruning) as handle:
+        patched.get_decoder().layers[0].register_forward_pre_hook(
+            lambda _, args, kwargs: fed.append((args[0] if args else kwargs["hidden_states"]).shape[1]),
+            with_kwargs=True,
+        )
+        sent, cache = dict(inputs), {}
+        for turn in range(3):
+            ids, logits = reference.generate(answer)
+            found = patched.generate(**sent, **cache, **options, **GREEDY, max_new_tokens=answer)
+            yield found, ids, logits, handle, reference, fed
+            fed.clear()
+            question = torch.randint(20, 60, (len(ids), 5), generator=torch.Generator().manual_seed(turn))
+            reference.append(question)
+            sent = {name: reference.inputs[name] for name in names if name in inputs}
+            cache, options = {"past_key_values": found.past_key_values}, {}
+
+
+@pytest.mark.parametrize("vision", [None, 0.5], ids=["whole", "pruned"])
+@pytest.mark.parametrize("family", FAMILIES, indirect=True)
+def test_later_turns_on_a_cache_with_evicted_tokens(family, vision):
+    """Trap: `generate` cuts the conversation by the cache's length; a physical one would feed old tokens again."""
+    inputs, policy = tiny.make_batch(family, "left_padded"), dict(threshold=6, retention=0.5, sliding="mask")
+    for turn, (found, ids, logits, handle, reference, fed) in enumerate(turns(family, inputs, policy, {}, vision)):
+        assert torch.equal(found.sequences[:, -12:], ids)
+        assert_close(torch.stack(found.logits, 1), logits, atol=ATOL)
+        if turn:
+            assert fed[0] == 6, "five tokens of a question and the last of the answer, which nobody fed yet"
+        assert handle.last.eviction.cache.evicted == [len(row) for row in reference.evicted]
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3"], indirect=True)
+def test_later_turns_on_a_static_cache(family):
+    inputs, policy = tiny.make_batch(family, "left_padded"), dict(threshold=6, retention=0.5)
+    cache = asymvlm.EvictionCache(windowed(family).config, capacity=120, static=True)
+    options = {"past_key_values": cache}
+    for found, ids, logits, *_ in turns(family, inputs, policy, options):
+        assert found.past_key_values is cache
+        assert torch.equal(found.sequences[:, -12:], ids)
+        assert_close(torch.stack(found.logits, 1), logits, atol=ATOL)
+
+
+def test_tokens_that_a_later_turn_masks():
+    """Rows of a batch that stopped early were padded by `generate`; the next turn's mask says so."""
+    model, policy = windowed("llava"), dict(threshold=6, retention=0.5)
+    inputs = tiny.make_batch("llava", "left_padded")
+    reference = Masked(model, inputs, **policy)
+    with asymvlm.patch(copy.deepcopy(model), text=TextEviction(**policy)) as handle:
+        first = handle.model.generate(**inputs, **GREEDY, max_new_tokens=5)
+        reference.generate(5)
+        question = torch.tensor([[21, 22, 23]] * 3)
+        reference.append(question)
+        mask = reference.inputs["attention_mask"]
+        mask[1, -6:-3] = 0  # row 1 had only two tokens of an answer
+        reference.position_ids = (mask.cumsum(-1) - 1).clamp(min=0)  # as `generate` counts
+        ids, logits = reference.generate(10)
+        found = handle.model.generate(
+            input_ids=reference.inputs["input_ids"][:, :-10], attention_mask=mask,
+            past_key_values=first.past_key_values, **GREEDY, max_new_tokens=10,
+        )  # fmt: skip
+    assert torch.equal(found.sequences[:, -10:], ids)
+    assert_close(torch.stack(found.logits, 1), logits, atol=ATOL)

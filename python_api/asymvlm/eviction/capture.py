@@ -41,7 +41,27 @@ class Scores:
         return self.found[0] if len(self.found) == 1 else torch.stack(self.found).mean(0)
 
 
-wanted: ContextVar[Scores | None] = ContextVar("asymvlm_scores", default=None)
+class Request:
+    """The scores that the running step wants, if any. Threads do not see each other's.
+
+    torch.compile cannot trace a context variable; while it traces, a plain attribute serves, None again by the end.
+    """
+
+    def __init__(self) -> None:
+        self._eager: ContextVar[Scores | None] = ContextVar("asymvlm_scores", default=None)
+        self._traced: Scores | None = None
+
+    def get(self) -> Scores | None:
+        return self._traced if torch.compiler.is_compiling() else self._eager.get()
+
+    def set(self, scores: Scores | None) -> None:
+        if torch.compiler.is_compiling():
+            self._traced = scores
+        else:
+            self._eager.set(scores)
+
+
+wanted = Request()
 
 
 def install(modules: Sequence[nn.Module]) -> None:
@@ -96,7 +116,9 @@ def score(query: torch.Tensor, key: torch.Tensor, step: Scores, scale: float, so
         logits = rows @ key.float().mT * scale
         logits = softcap * torch.tanh(logits / softcap) if softcap else logits
         visible = (step.slot_pos >= 0) & (step.slot_pos <= step.q_pos[:, None])
-        return logits.masked_fill(~visible[:, None, None], -torch.inf).softmax(-1).mean((1, 2))
+        hidden = ~visible[:, None, None]
+        # a row that sees nothing is NaN after softmax, and 0 after the second fill
+        return logits.masked_fill(hidden, -torch.inf).softmax(-1).masked_fill(hidden, 0.0).mean((1, 2))
     keys = key.transpose(1, 2)
     _, scores = flash_attn_with_kvcache(
         query.transpose(1, 2),

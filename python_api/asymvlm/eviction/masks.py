@@ -54,22 +54,23 @@ def slot_masks(config: Any, cache: EvictionCache, mask: Any, embeds: torch.Tenso
         embeds: ``(B, queries, any)``, for its shape, dtype and device.
         hide_in_sliding: whether sliding layers lose sight of evicted tokens.
     Raises:
-        NotImplementedError: for a dense mask that the caller made.
+        ValueError: for a dense mask of another width.
+        NotImplementedError: for a static cache under an attention that takes no dense masks.
     """
     table, queries, sliding = cache.table, embeds.shape[1], cache.sliding_index
     full: Any
     if isinstance(table, StaticSlots):
         full = _like(config, embeds, table.visible()[:, None])
     else:
-        if isinstance(mask, torch.Tensor) and mask.ndim != 2:
-            raise NotImplementedError(
-                f"a dense mask {tuple(mask.shape)} does not know which slots were evicted: pass the 2-D mask"
-            )
         visible = table.visible()
-        given = mask.get(FULL) if isinstance(mask, dict) else None
-        if queries > 1 and isinstance(given, torch.Tensor) and given.ndim == 4:
+        given = mask.get(FULL) if isinstance(mask, dict) else mask
+        if isinstance(given, torch.Tensor) and given.ndim == 4:
+            if given.shape[-1] != table.span:
+                raise ValueError(
+                    f"a dense mask must cover the {table.span} slots in use, got {tuple(given.shape)}: pass the 2-D one"
+                )
             # what the family's own code says about the new tokens among themselves stays: images see all of an image
-            full = _before(given, visible, embeds, table.span - queries)
+            full = _before(given, visible, embeds, table.span - queries if queries > 1 else table.span)
         elif not isinstance(mask, dict) and sliding is None:
             return visible  # the decoder makes the rest
         else:
@@ -99,14 +100,14 @@ def _sliding(config: Any, cache: EvictionCache, mask: Any, embeds: torch.Tensor,
 
 
 def _before(given: torch.Tensor, visible: torch.Tensor | None, embeds: torch.Tensor, old: int) -> torch.Tensor:
-    """``given`` ``(B, 1, queries, keys)`` with its last columns kept, and all slots before them by ``visible``."""
+    """``given`` ``(B, 1, queries, keys)`` with its first ``old`` columns replaced by what of them is ``visible``."""
     rows, queries = embeds.shape[:2]
     if visible is None:
         visible = torch.ones((rows, old), dtype=torch.bool, device=given.device)
     head = visible[:, None, None, :old].expand(-1, 1, queries, -1)
     if given.dtype != torch.bool:
         head = torch.where(head, 0.0, torch.finfo(given.dtype).min).to(given.dtype)
-    return torch.cat([head, given[..., -queries:].expand(rows, -1, -1, -1)], -1)
+    return torch.cat([head, given[..., old:].expand(rows, -1, -1, -1)], -1)
 
 
 def _like(config: Any, embeds: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:

@@ -140,7 +140,7 @@ class TextEvictor:
     # -- one forward pass of the decoder ----------------------------------------------------------------------------
 
     def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if merging():
+        if not torch.compiler.is_compiling() and merging():
             return None
         cache = kwargs.get("past_key_values")
         if cache is None and self._wants_cache(module, kwargs):

@@ -1,0 +1,184 @@
+"""The two passes of a frozen model that training compares: as it is, and under a bias on its vision keys."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from asymvlm.decoder import decoder_of
+from asymvlm.merge import merge_embeddings
+from asymvlm.models import adapter_for
+from asymvlm.models.adapter import Adapter
+from asymvlm.prompt import check_prompt
+from asymvlm.training.injection import INJECTIONS, KeyBias, biased, causal, own_attention
+from asymvlm.user_turns import UserTurns
+
+NOT_FOR_THE_PASS = ("past_key_values", "use_cache", "inputs_embeds", "attention_mask", "cache_position", "return_dict")
+OUR_INPUTS = ("text_mask",)
+
+
+@dataclass(frozen=True, eq=False)
+class MergedBatch:
+    """A batch just before decoder layer 0."""
+
+    embeds: torch.Tensor  # (B, S, D)
+    prunable: torch.Tensor  # (B, S) bool: vision tokens that may be dropped
+    text: torch.Tensor  # (B, S) bool: tokens that vision is scored against; no answer token
+    compared: torch.Tensor  # (B, S) bool: positions whose last hidden states are compared
+    trainable: torch.Tensor  # (B,) bool: rows with vision to prune and text to score it against
+    decoder: dict[str, Any]  # the decoder's other arguments
+
+
+class FrozenModel:
+    """A model whose parameters ask for no gradient, to be run twice on the same batch.
+
+    Everything it changes on the model it changes inside `frozen`, and takes back.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        injection: str = "auto",
+        checkpointing: bool = False,
+        turns: UserTurns | None = None,
+    ) -> None:
+        self.model = model
+        self.turns = turns  # None: vision is scored against all text
+        self.adapter: Adapter = adapter_for(model)
+        self.text = self.adapter.text_of(model)  # what is called
+        self.decoder = decoder_of(model)  # the same module in most families
+        self.checkpointing = checkpointing
+        if injection == "auto":
+            injection = "bias" if self.device.type == "cuda" else "mask"  # S x S numbers a layer are cheap on a CPU
+        if injection not in INJECTIONS:
+            raise ValueError(f"injection must be 'auto', {' or '.join(map(repr, INJECTIONS))}, got {injection!r}")
+        self.injection = injection
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def width(self) -> int:
+        config: Any = self.model.config
+        return int(config.get_text_config().hidden_size)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """No parameter asks for a gradient, dropout is off, the decoder attends by our function; all of it undone."""
+        wanted = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        training = [module for module in self.model.modules() if module.training]
+        try:
+            for parameter in wanted:
+                parameter.requires_grad_(False)
+            for module in training:
+                module.training = False
+            with own_attention(self.decoder), self._checkpointed():
+                yield
+        finally:
+            for parameter in wanted:
+                parameter.requires_grad_(True)
+            for module in training:
+                module.training = True
+
+    def merge(self, inputs: Mapping[str, Any]) -> MergedBatch:
+        """Vision tower, projector and embeddings of a batch, and the role of each of its tokens.
+
+        ``inputs`` are the model's, as its processor returns them. Tokens with a label (not -100) are the answer: they
+        are compared, and never scored against. ``text_mask`` ``(B, S)`` bool narrows the text that is scored against.
+        """
+        moved = {name: self._move(value) for name, value in inputs.items()}
+        extra = {name: moved.pop(name) for name in OUR_INPUTS if name in moved}
+        input_ids, mask = check_prompt(moved)
+        record = merge_embeddings(self.model, self.adapter, moved)
+        embeds = record["inputs_embeds"].detach()
+        real = mask.bool()
+        vision = self.adapter.vision_mask(self.model, input_ids) & real
+        structural = _last_token(real)
+        if self.adapter.protect:
+            structural = structural | self.adapter.protect(self.model, moved, embeds)
+        prunable = vision & ~structural
+        text = compared = real & ~vision
+        if moved.get("labels") is not None:
+            text = text & (moved["labels"] == -100)
+        if self.turns is not None:
+            text = text & self.turns.find(input_ids)[0]
+        if extra.get("text_mask") is not None:
+            text = text & extra["text_mask"].bool()
+        if not self.adapter.open_prompt:  # what stands before an image does not see it
+            compared = compared & (vision.flip(-1).cumsum(-1).flip(-1) == 0)
+        compared = torch.where(compared.any(-1, keepdim=True), compared, _last_token(real))
+        decoder = {name: value for name, value in record.items() if name not in NOT_FOR_THE_PASS}
+        # always a mask: without one, gapped positions are read as packed sequences
+        own = record.get("attention_mask")
+        decoder["attention_mask"] = mask if own is None or getattr(own, "ndim", 0) == 2 else own
+        return MergedBatch(embeds, prunable, text, compared, prunable.any(-1) & text.any(-1), decoder)
+
+    def hidden(self, batch: MergedBatch, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Last hidden states, after the final norm, of the compared positions: ``(positions, D)`` fp32.
+
+        ``bias`` is ``(B, S)`` fp32; None means zeros, which leaves the model's own output. Differentiable in ``bias``.
+        """
+        zeros = torch.zeros(batch.prunable.shape, device=batch.embeds.device)
+        key_bias = KeyBias(zeros if bias is None else bias, self.injection)
+        mask = batch.decoder["attention_mask"]
+        if isinstance(mask, dict):
+            mask = {kind: self._join(key_bias, own, batch) for kind, own in mask.items()}
+        elif mask.ndim == 4:
+            mask = self._join(key_bias, mask, batch)
+        with biased(key_bias):
+            output = self.text(inputs_embeds=batch.embeds, **{**batch.decoder, "attention_mask": mask}, use_cache=False)
+        hidden: torch.Tensor = output.last_hidden_state[batch.compared]
+        return hidden.to(exact_type(hidden))
+
+    @staticmethod
+    def _join(key_bias: KeyBias, mask: torch.Tensor | None, batch: MergedBatch) -> torch.Tensor:
+        """A mask that the composite made, with the bias on top. None is a causal one without padding."""
+        B, S, _ = batch.embeds.shape
+        if mask is None:
+            mask = causal(S, batch.embeds.device).expand(B, 1, S, S)
+        return key_bias.join(mask.expand(B, -1, -1, -1), batch.embeds.dtype)
+
+    @contextlib.contextmanager
+    def _checkpointed(self) -> Iterator[None]:
+        """Layers keep their inputs only and run again in the backward pass."""
+        if not self.checkpointing:
+            yield
+            return
+        layers = list(cast("Any", self.decoder).layers)
+        before = [layer.__dict__.get("forward") for layer in layers]
+        try:
+            for layer in layers:
+                layer.__dict__["forward"] = functools.partial(
+                    checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+                )
+            yield
+        finally:
+            for layer, forward in zip(layers, before, strict=True):
+                if forward is None:
+                    layer.__dict__.pop("forward", None)
+                else:
+                    layer.__dict__["forward"] = forward
+
+    def _move(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        dtype = getattr(self.model, "dtype", None) if value.is_floating_point() else None
+        return value.to(self.device, dtype)
+
+
+def exact_type(tensor: torch.Tensor) -> torch.dtype:
+    """Scores and losses are fp32; float64 for a float64 model."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _last_token(real: torch.Tensor) -> torch.Tensor:
+    return real & (real.long().flip(-1).cumsum(-1).flip(-1) == 1)
