@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+UNKNOWN = torch.iinfo(torch.int64).min  # the id of a token that only a cache has seen
 _ATTRIBUTE = "_asymvlm_state"
 
 
@@ -14,7 +15,8 @@ _ATTRIBUTE = "_asymvlm_state"
 class PromptState:
     """The shortened prompt as later steps see it. It lives and dies with the cache."""
 
-    original_ids: torch.Tensor  # (B, S)
+    original_ids: torch.Tensor  # (B, S), UNKNOWN for tokens of a loop by hand that a later image is behind
+    original_lengths: torch.Tensor  # (B,) real tokens among them
     index: torch.Tensor  # (B, S') int64, original place of each kept token, -1 = padding
     input_ids: torch.Tensor  # (B, S')
     attention_mask: torch.Tensor  # (B, S') int64

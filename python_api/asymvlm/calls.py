@@ -55,19 +55,27 @@ def feed_prompt(model: nn.Module, call: Call, kwargs: dict[str, Any]) -> dict[st
     prompt_length = call.prompt.state.length
     if input_ids is None or past >= prompt_length:
         return kwargs
+    cached = call.prompt.cached
+    if past < cached:
+        raise NotImplementedError(
+            f"the cache of {cached} tokens was given up (LongRoPE beyond its switch), and their embeddings are gone: "
+            "pass the whole conversation without a cache"
+        )
     end = past + input_ids.shape[1]
     repeats = input_ids.shape[0] // call.prompt.inputs["inputs_embeds"].shape[0]  # beams, num_return_sequences
     rows = {"inputs_embeds": cast("Any", model).get_input_embeddings()}
     rows |= {name: functools.partial(more, model) for name, more in call.prompt.decoder_rows.items()}
     embeds = {}
     for name, more in rows.items():
-        embeds[name] = call.prompt.inputs[name].repeat_interleave(repeats, 0)[:, past:end]
+        embeds[name] = call.prompt.inputs[name].repeat_interleave(repeats, 0)[:, past - cached : end - cached]
         if end > prompt_length:  # no cache, or drafted tokens behind the prompt
             generated = more(input_ids[:, prompt_length - past :])
             embeds[name] = torch.cat([embeds[name], generated.to(embeds[name].dtype)], 1)
     if cache is not None and end >= prompt_length:
         call.phase = "measure"
     fed = {name: value for name, value in kwargs.items() if name != "input_ids"}
+    for name in call.prompt.whole_rows:
+        fed[name] = call.prompt.inputs[name].repeat_interleave(repeats, 0)[:, :end]
     if cache is None and kwargs.get("attention_mask") is None:
         fed["attention_mask"] = torch.ones_like(input_ids)  # gapped positions without a mask are read as packed
     return {**fed, **{name: tensor.contiguous() for name, tensor in embeds.items()}}

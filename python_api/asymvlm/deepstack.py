@@ -23,14 +23,17 @@ class DeepStack:
     rows: list[torch.Tensor]  # one (kept vision tokens, D) for each layer that adds them
 
 
-def prune_deepstack(record: Mapping[str, Any], index: torch.Tensor) -> DeepStack | None:
-    """Thin out what the composite recorded by ``index`` ``(B, S')``; None for a family without DeepStack."""
+def prune_deepstack(record: Mapping[str, Any], index: torch.Tensor, first: int = 0) -> DeepStack | None:
+    """Thin out what the composite recorded by ``index`` ``(B, S')``, which counts from column ``first``.
+
+    None for a family without DeepStack.
+    """
     features = record.get("deepstack_visual_embeds")
     if features is None:
         return None
     mask = record["visual_pos_masks"]
-    place = mask.flatten().cumsum(0).view_as(mask) - 1
-    kept = gather_rows(place.masked_fill(~mask, -1), index, pad=-1)
+    place = (mask.flatten().cumsum(0).view_as(mask) - 1).masked_fill(~mask, -1)
+    kept = gather_rows(place[:, first:].contiguous(), index, pad=-1)
     rows = kept[kept >= 0]
     renumbered = (kept >= 0).flatten().cumsum(0).view_as(kept) - 1
     return DeepStack(renumbered.masked_fill(kept < 0, -1), [feature[rows] for feature in features])

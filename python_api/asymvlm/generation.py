@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from asymvlm.cache_state import PromptState, remember
+from asymvlm.cache_state import UNKNOWN, PromptState, remember
 from asymvlm.models.adapter import Adapter
 from asymvlm_kernels import gather_rows
 
@@ -100,33 +100,43 @@ def continue_call(adapter: Adapter, state: PromptState, call: Mapping[str, Any])
         The arguments to replace: ``input_ids``, ``attention_mask``, ``position_ids``, per-token inputs.
     Raises:
         ValueError: if ``input_ids`` do not start with the prompt of the cache.
-        NotImplementedError: if the new part has images of its own.
     """
-    input_ids, length = call["input_ids"], state.original_length
-    if input_ids.shape[0] != state.original_ids.shape[0] or not torch.equal(input_ids[:, :length], state.original_ids):
-        raise ValueError(
-            f"input_ids must go on from the prompt of the pruned cache, {tuple(state.original_ids.shape)}, got another "
-            f"conversation of shape {tuple(input_ids.shape)}"
-        )
-    mask = call["attention_mask"]
+    check_conversation(adapter, state, call)
+    input_ids, length, mask = call["input_ids"], state.original_length, call["attention_mask"]
     per_token = {name: call[name] for name in adapter.per_token if call.get(name) is not None}
-    for name, tensor in {"attention_mask": mask, **per_token}.items():
-        if tensor.shape != input_ids.shape:
-            raise ValueError(
-                f"{name} must have the shape of input_ids {tuple(input_ids.shape)}, got {tuple(tensor.shape)}"
-            )
-    offsets = torch.arange(input_ids.shape[1] - length, device=input_ids.device)
+    # as `generate` counts: masked tokens, after an answer that ended early, take no position
+    offsets = (mask[:, length:].long().cumsum(-1) - 1).clamp_min(0)
     changed: dict[str, Any] = {name: None for name in (*adapter.drop, *adapter.drop_when_pruned) if name in call}
     for name, tensor in per_token.items():
         if name not in adapter.drop_when_pruned:
             head = gather_rows(tensor[:, :length], state.index, pad=adapter.per_token[name])
             changed[name] = torch.cat([head, tensor[:, length:]], 1)
+    known = torch.where(state.index >= 0, gather_rows(input_ids[:, :length], state.index, pad=0), state.input_ids)
     return changed | {
-        "input_ids": torch.cat([state.input_ids, input_ids[:, length:]], 1),
+        "input_ids": torch.cat([known, input_ids[:, length:]], 1),
         "attention_mask": torch.cat([state.attention_mask.to(mask), mask[:, length:]], 1),
         # the model adds its first position itself
         "position_ids": torch.cat([state.position_ids, state.next_position + offsets], -1) - adapter.first_position,
     }
+
+
+def check_conversation(adapter: Adapter, state: PromptState, call: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless ``input_ids`` and their masks go on from the prompt of the cache."""
+    input_ids, length = call.get("input_ids"), state.original_length
+    if input_ids is None:
+        raise ValueError("a later turn on a pruned cache needs input_ids of the whole conversation, got none")
+    same = input_ids.shape[0] == state.original_ids.shape[0] and input_ids.shape[1] > length
+    if not same or not bool(((input_ids[:, :length] == state.original_ids) | (state.original_ids == UNKNOWN)).all()):
+        raise ValueError(
+            f"input_ids must go on from the prompt of the pruned cache, {tuple(state.original_ids.shape)}, got another "
+            f"conversation of shape {tuple(input_ids.shape)}"
+        )
+    per_token = {name: call[name] for name in adapter.per_token if call.get(name) is not None}
+    for name, tensor in {"attention_mask": call["attention_mask"], **per_token}.items():
+        if tensor.shape != input_ids.shape:
+            raise ValueError(
+                f"{name} must have the shape of input_ids {tuple(input_ids.shape)}, got {tuple(tensor.shape)}"
+            )
 
 
 def with_original_prompt(result: Any, state: PromptState) -> Any:

@@ -29,9 +29,10 @@ from asymvlm.generation import (
     restate_settings,
     with_original_prompt,
 )
+from asymvlm.later_images import brings_images, prune_later_images
 from asymvlm.models import adapter_for
 from asymvlm.policies import TextEviction, VisionPruning
-from asymvlm.prompt import check_prompt, has_images, prune_prompt, untouched_report
+from asymvlm.prompt import PrunedPrompt, check_prompt, has_images, prune_prompt, untouched_report
 from asymvlm.report import PruningReport
 from asymvlm.windows import sliding_window, tighten
 from asymvlm_kernels import UniformBudget
@@ -133,16 +134,16 @@ class PatchHandle:
             return original(*args, **kwargs)
         if call.get("attention_mask") is None and call.get("input_ids") is not None:
             call["attention_mask"] = infer_attention_mask(self.model, call)
-        if state is not None:
+        if state is not None and not brings_images(self.model, self.adapter, state, call):
             return self._continue(original, state, call)
-        if self.vision.bypassed:
+        if state is None and self.vision.bypassed:
             self.last = untouched_report(self.model, self.adapter, self.vision, call)
             with self._in_flight(Call(self, self.last, None, "measure")):
                 return original(*args, **kwargs)
-        _check_call(call)
+        _check_call(call, state)
         accepted = inspect.signature(type(self.model).forward).parameters
         inputs = {name: value for name, value in call.items() if name in accepted}
-        prompt = prune_prompt(self.model, self.adapter, self.vision, inputs, generating=True)
+        prompt = self._prune(inputs, state, generating=True)
         self.last = prompt.report
         shorter = {name: value for name, value in call.items() if name not in accepted}
         shorter |= {name: value for name, value in prompt.inputs.items() if value is not None}
@@ -167,13 +168,16 @@ class PatchHandle:
 
     def _continue(self, original: Callable[..., Any], state: PromptState, call: dict[str, Any]) -> Any:
         """A later turn on the cache of a pruned prompt: its images are in the cache already."""
-        new_ids = call["input_ids"][:, state.original_length :]
-        if bool(self.adapter.vision_mask(self.model, new_ids).any()):
-            raise NotImplementedError("new images on a pruned cache are not supported: pass the whole conversation")
         shorter = call | continue_call(self.adapter, state, call) | restate_settings(self.model, call, state)
         with in_flight(Call(self, None, None, "decode")):
             result = original(**{name: value for name, value in shorter.items() if value is not None})
         return with_original_prompt(result, state)
+
+    def _prune(self, inputs: dict[str, Any], state: PromptState | None, *, generating: bool) -> PrunedPrompt:
+        if state is None:
+            return prune_prompt(self.model, self.adapter, self.vision, inputs, generating=generating)
+        vision = self.vision if self.enabled else dataclasses.replace(self.vision, budget=UniformBudget(1.0))
+        return prune_later_images(self.model, self.adapter, vision, state, inputs, generating=generating)
 
     @contextlib.contextmanager
     def _in_flight(self, call: Call) -> Iterator[None]:
@@ -202,20 +206,18 @@ class PatchHandle:
             kwargs = _named(type(module).forward, module, args, kwargs)
             cache, images = kwargs.get("past_key_values"), has_images(self.adapter, kwargs)
         state = state_of(cache)
-        if state is not None and images:
-            raise NotImplementedError("new images on a pruned cache are not supported: pass the whole conversation")
-        if state is not None:
+        if state is not None and not images:
             return (), repair_step(state, kwargs)
-        if not self.enabled or not images:
+        if state is None and not (self.enabled and images):
             return (), kwargs
-        if self.vision.bypassed:
+        if state is None and self.vision.bypassed:
             self.last = untouched_report(self.model, self.adapter, self.vision, kwargs)
             self._expect(Call(self, self.last, None, "forward", outer=call))
             return (), kwargs
-        _check_call(kwargs)
-        if self.adapter.needs_fresh_cache and getattr(cache, "is_initialized", False):
+        _check_call(kwargs, state)
+        if state is None and self.adapter.needs_fresh_cache and getattr(cache, "is_initialized", False):
             raise NotImplementedError(f"{self.adapter.model_type} needs a new cache here, got one that was reset")
-        prompt = prune_prompt(self.model, self.adapter, self.vision, kwargs, generating=False)
+        prompt = self._prune(kwargs, state, generating=False)
         self.last = prompt.report
         self._expect(Call(self, prompt.report, prompt, "forward", outer=call))
         return (), prompt.inputs
@@ -237,7 +239,7 @@ class PatchHandle:
         past = 0 if cache is None else int(cache.get_seq_length())
         in_prompt = past < state.length
         if prompt is not None and prompt.deepstack is not None and in_prompt:
-            kwargs |= deepstack_inputs(prompt.deepstack, past, queries, batch)
+            kwargs |= deepstack_inputs(prompt.deepstack, past - prompt.cached, queries, batch)
         if self._window is not None and not (self.adapter.open_prompt and in_prompt):
             text_config = cast("Any", self.model.config).get_text_config()
             kwargs["attention_mask"] = tighten(text_config, kwargs, state.index, state.original_length)
@@ -276,9 +278,9 @@ def _named(function: Any, model: nn.Module, args: tuple[Any, ...], kwargs: dict[
     return {**bound, **bound.pop("kwargs", {})}
 
 
-def _check_call(call: dict[str, Any]) -> None:
+def _check_call(call: dict[str, Any], state: PromptState | None) -> None:
     cache = call.get("past_key_values")
-    if cache is not None and cache.get_seq_length() > 0:
+    if state is None and cache is not None and cache.get_seq_length() > 0:
         raise NotImplementedError(
             f"pruning needs an empty cache, got one of {cache.get_seq_length()} tokens: pass the whole conversation"
         )
@@ -286,7 +288,8 @@ def _check_call(call: dict[str, Any]) -> None:
         raise NotImplementedError("an assistant_model is not supported: it would see a prompt of another length")
     if isinstance(call.get("logits_to_keep"), torch.Tensor):
         raise NotImplementedError("logits_to_keep must be a number of last columns, got columns of the unpruned prompt")
-    check_prompt(call)
+    if state is None:
+        check_prompt(call)
 
 
 __all__ = ["PatchHandle", "patch"]

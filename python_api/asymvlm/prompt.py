@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,10 @@ from asymvlm.merge import merge_embeddings
 from asymvlm.models import adapter_for
 from asymvlm.models.adapter import Adapter, Grid, Inputs
 from asymvlm.policies import VisionPruning
+from asymvlm.positions import next_position, original_positions, renumbered
 from asymvlm.report import PruningReport
 from asymvlm.user_turns import UserTurns
-from asymvlm_kernels import gather_rows, prune_sequence
+from asymvlm_kernels import PrunedSequence, gather_rows, prune_sequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,8 @@ class PrunedPrompt:
     decoder_rows: Mapping[str, Callable[[nn.Module, torch.Tensor], torch.Tensor | None]]  # for generated ids
     state: PromptState
     report: PruningReport
+    cached: int = 0  # columns of the cache in front of these embeddings: the state has them, the inputs do not
+    whole_rows: tuple[str, ...] = ()  # inputs that have them after all, because masks are made from them
 
 
 def prune_inputs(model: nn.Module, vision: VisionPruning | None = None, **inputs: Any) -> dict[str, Any]:
@@ -63,24 +67,46 @@ def has_images(adapter: Adapter, inputs: Inputs) -> bool:
 
 
 def prune_prompt(
-    model: nn.Module, adapter: Adapter, policy: VisionPruning, inputs: Inputs, *, generating: bool
+    model: nn.Module,
+    adapter: Adapter,
+    policy: VisionPruning,
+    inputs: Inputs,
+    *,
+    generating: bool,
+    first: int = 0,
+    start: torch.Tensor | None = None,
 ) -> PrunedPrompt:
-    """Solve the vision side of a call. ``generating`` picks the positions `generate` would have made."""
+    """Solve the vision side of a call.
+
+    Args:
+        generating: make the positions `generate` would have made.
+        first: column of ``inputs`` where the prompt begins: those before it are in a cache, and only tell images and
+            positions. The result is told in columns from there on.
+        start: position of that column, where others are in a cache; not needed if ``inputs`` hold them all.
+    """
     input_ids, mask = check_prompt(inputs)
     real = mask.bool()
     vision = adapter.vision_mask(model, input_ids) & real
     record = merge_embeddings(model, adapter, inputs)
     embeds = record["inputs_embeds"].detach()
-    positions = _positions(adapter, inputs, record, mask, generating)
+    from_the_start = first > 0 and policy.positions == "keep"
+    positions = original_positions(
+        adapter, inputs, record, mask, generating=generating, start=None if from_the_start else start
+    )
     separators = torch.zeros_like(vision)
     if adapter.protect:
         separators = vision & adapter.protect(model, inputs, embeds)
     structural = separators | vision & _last_token(real)
     text = _text_mask(policy, input_ids, real, vision)
-    groups, image_grids = _images(model, adapter, policy, inputs, vision, separators)
+    groups, image_grids = _images(model, adapter, policy, inputs, vision, separators, first)
     config: Any = model.config
     text_config = config.get_text_config()
     per_token = {name: inputs[name] for name in adapter.per_token if inputs.get(name) is not None}
+    if first:
+        input_ids, real, vision, structural, text = (x[:, first:] for x in (input_ids, real, vision, structural, text))
+        embeds, positions = embeds[:, first:], positions[..., first:]
+        per_token = {name: tensor[:, first:] for name, tensor in per_token.items()}
+    carry_pad = {"input_ids": getattr(text_config, "pad_token_id", None) or 0, **adapter.per_token}
     pruned = prune_sequence(
         embeds,
         vision,
@@ -91,20 +117,23 @@ def prune_prompt(
         groups=groups,
         per_image=policy.per_image,
         carry={"input_ids": input_ids, "position_ids": positions, **per_token},
-        carry_pad={"input_ids": getattr(text_config, "pad_token_id", None) or 0, **adapter.per_token},
+        carry_pad=carry_pad,
         padding_side=_padding_side(real),
     )
+    if start is not None and len(real) > 1:
+        pruned = _pad_in_place(pruned, carry_pad, {name: x for name, x in per_token.items() if name != "labels"})
     kept = pruned.index >= 0
     carried = {name: tensor for name, tensor in pruned.carry.items() if name != "input_ids"}
-    next_position = _next_position(positions, real, adapter)
+    following = next_position(positions, real)
     if policy.positions == "compact":
-        carried["position_ids"] = _renumber(kept, positions, adapter, generating)
-        next_position = carried["position_ids"][..., -1:] + 1
+        carried["position_ids"] = renumbered(kept, positions, adapter, generating=generating, start=start)
+        following = carried["position_ids"][..., -1:] + 1
     # always a mask: gapped positions without one are read as packed sequences
     carried |= {"inputs_embeds": pruned.embeds, "attention_mask": kept.to(mask.dtype)}
     for name in adapter.decoder_rows:
         if record.get(name) is not None:
-            carried[name] = gather_rows(record[name].flatten(2), pruned.index).unflatten(-1, record[name].shape[2:])
+            rows = record[name][:, first:]
+            carried[name] = gather_rows(rows.flatten(2), pruned.index).unflatten(-1, rows.shape[2:])
     removed = {*adapter.drop, *adapter.drop_when_pruned, "input_ids"}
     forwarded = {name: value for name, value in {**inputs, **carried}.items() if name not in removed}
     prunable = vision & ~structural
@@ -123,15 +152,16 @@ def prune_prompt(
         image_grids=image_grids,
         vision_flops=adapter.vision_flops(model, inputs),
     )
-    deepstack = prune_deepstack(record, pruned.index)
+    deepstack = prune_deepstack(record, pruned.index, first)
     shift = adapter.first_position if generating else 0  # `generate` counts from 0, its model adds the rest
     state = PromptState(
         original_ids=input_ids,
+        original_lengths=real.sum(-1),
         index=pruned.index,
         input_ids=pruned.carry["input_ids"],
         attention_mask=carried["attention_mask"],
         position_ids=carried["position_ids"] + shift,
-        next_position=next_position + shift,
+        next_position=following + shift,
     )
     decoder_rows = {name: more for name, more in adapter.decoder_rows.items() if name in carried}
     return PrunedPrompt(forwarded, deepstack, decoder_rows, state, report)
@@ -187,10 +217,14 @@ def _images(
     inputs: Inputs,
     vision: torch.Tensor,
     separators: torch.Tensor,
+    first: int,
 ) -> tuple[torch.Tensor | None, list[list[Grid]] | None]:
-    """Image number of each vision token, None where no row has several images; grids of each row, None if unknown."""
+    """Of the columns from ``first`` on.
+
+    Image number of each vision token, None where no row has several images; grids of each row, None if unknown.
+    """
     token_ids, grids = adapter.token_ids(model), adapter.grids(model, inputs)
-    numbers = image_numbers(adapter.unify(inputs["input_ids"]), vision, separators, token_ids, grids)
+    numbers = image_numbers(adapter.unify(inputs["input_ids"]), vision, separators, token_ids, grids)[:, first:]
     rows = grids_by_row(numbers, inputs["input_ids"], token_ids, grids)
     # one image a row needs no floors, and the fused path serves it
     several = policy.per_image or rows is None or any(len(row) > adapter.views for row in rows)
@@ -223,35 +257,37 @@ def _text_mask(
     return text & policy.text.to(text.device)
 
 
+def _pad_in_place(
+    pruned: PrunedSequence, carry_pad: Mapping[str, int], types: Mapping[str, torch.Tensor]
+) -> PrunedSequence:
+    """Padding where tokens were dropped instead of on one side.
+
+    Behind an earlier turn no token may end up further from it than it was: a sliding cache would have let go of what
+    its window reaches. Token types ``(B, S)`` stay those of the dropped tokens, which hold an image's block together.
+    """
+    (batch, length), columns = pruned.index.shape, pruned.scores.shape[1]
+    kept = torch.zeros(batch, columns + 1, dtype=torch.bool, device=pruned.index.device)
+    kept = kept.scatter_(1, pruned.index.where(pruned.index >= 0, columns), True)[:, :columns]
+    spare = (~kept).cumsum(1) <= length - kept.sum(1, keepdim=True)
+    places = (~(kept | spare)).long().argsort(dim=1, stable=True)[:, :length]
+    is_real = kept.gather(1, places)
+    first = (pruned.index >= 0).long().argmax(1, keepdim=True)  # its padding is on one side
+    slots = torch.where(is_real, first + is_real.cumsum(1) - 1, -1)
+
+    def move(name: str, rows: torch.Tensor) -> torch.Tensor:
+        if name == "position_ids" and rows.ndim == 3:
+            return gather_rows(rows.permute(1, 2, 0), slots).permute(2, 0, 1).contiguous()
+        return gather_rows(rows, slots, pad=carry_pad.get(name, 0))
+
+    carry = {name: move(name, rows) for name, rows in pruned.carry.items() if name not in types}
+    return dataclasses.replace(
+        pruned,
+        embeds=gather_rows(pruned.embeds, slots),
+        index=gather_rows(pruned.index, slots, pad=-1),
+        carry=carry | {name: rows.gather(1, places) for name, rows in types.items()},
+    )
+
+
 def _padding_side(real: torch.Tensor) -> str:
     """Padding stays on the side the processor put it; an unpadded batch is padded left, as decoding wants it."""
     return "right" if bool(real[:, 0].all()) and not bool(real[:, -1].all()) else "left"
-
-
-def _positions(adapter: Adapter, inputs: Inputs, record: Inputs, mask: torch.Tensor, generating: bool) -> torch.Tensor:
-    """The positions the unpatched model would use: ``(B, S)``, or ``(R, B, S)`` for M-RoPE."""
-    B, S = mask.shape
-    positions = inputs.get("position_ids")
-    if positions is None and adapter.mrope:
-        positions = record.get("position_ids")
-    if positions is None and generating:
-        positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
-    if positions is None:
-        positions = torch.arange(S, device=mask.device)[None] + adapter.first_position
-    return positions.expand(*positions.shape[:-2], B, S)
-
-
-def _next_position(positions: torch.Tensor, real: torch.Tensor, adapter: Adapter) -> torch.Tensor:
-    if positions.ndim == 2:
-        return positions[:, -1:] + 1
-    # an image at the end leaves the three axes apart: text goes on from the largest
-    last = positions.masked_fill(~real, -1).amax(dim=(0, 2)) + 1
-    return last[None, :, None].expand(positions.shape[0], -1, -1)
-
-
-def _renumber(kept: torch.Tensor, positions: torch.Tensor, adapter: Adapter, generating: bool) -> torch.Tensor:
-    if generating or adapter.mrope:
-        compact = (kept.long().cumsum(-1) - 1).clamp_min(0)
-    else:
-        compact = torch.arange(kept.shape[1], device=kept.device).expand(kept.shape) + adapter.first_position
-    return compact.expand(*positions.shape[:-2], *kept.shape).contiguous()

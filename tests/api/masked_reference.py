@@ -187,18 +187,21 @@ def select(
     ratio: float | Callable[[float], float],
     weight: Tensor | None = None,
     text_mask: Tensor | None = None,
+    first: int = 0,
 ) -> Selection:
     """Rank each sample's vision tokens over all its images; ``ratio`` may be a function of the importance gap.
 
-    The last real token predicts the answer: where it is vision it is kept and takes no part in the count.
+    Images and text in columns before ``first`` take no part: an earlier turn's. The last real token predicts the
+    answer: where it is vision it is kept and takes no part in the count.
     """
     ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
     text = real & (ids != IMAGE) & (ids != VIDEO)
+    text[:, :first] = False
     text = text if text_mask is None else text_mask & text
     last = real & (real.flip(-1).cumsum(-1).flip(-1) == 1)
     images = [
         [[column for column in image if real[b, column] and not last[b, column]] for image in row]
-        for b, row in enumerate(vision_columns(model, ids))
+        for b, row in enumerate([image for image in row if image[0] >= first] for row in vision_columns(model, ids))
     ]
     embeds = merged_embeddings(model, inputs)
     keep, scores = real.clone(), torch.full(ids.shape, -torch.inf, dtype=torch.double)

@@ -63,6 +63,7 @@ class Adapter:
     merge: Callable[[nn.Module, Inputs], dict[str, Any]] | None = None
     # its forward makes the mask of a first step only for images or a cache never used, so not for one that was reset
     needs_fresh_cache: bool = False
+    recurrent: bool = False  # some layers carry a state of what they saw instead of K and V
     open_prompt: bool = False  # every prompt token sees every other, whatever the layer's window
     # decoder arguments of shape (B, S, ...) beside the embeddings -> (model, generated ids) to the rows of those
     decoder_rows: Mapping[str, Callable[[nn.Module, torch.Tensor], torch.Tensor | None]] = field(default_factory=dict)

@@ -18,6 +18,7 @@ def _grids(model: nn.Module, inputs: Inputs) -> Grids:
 ADAPTER = Adapter(
     model_type="lfm2_vl",
     drop=(*VISION_INPUTS, "spatial_shapes", "pixel_attention_mask"),
+    recurrent=True,
     per_token={"labels": -100},
     grids=_grids,
 )

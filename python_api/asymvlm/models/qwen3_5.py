@@ -10,4 +10,4 @@ import dataclasses
 
 from asymvlm.models import qwen2_vl
 
-ADAPTER = dataclasses.replace(qwen2_vl.ADAPTER, model_type="qwen3_5")
+ADAPTER = dataclasses.replace(qwen2_vl.ADAPTER, model_type="qwen3_5", recurrent=True)
