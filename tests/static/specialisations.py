@@ -10,7 +10,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import builds
+import cases_prefill as calls
 import torch
+from case import Case
 
 ARCH = 90
 BF16 = torch.bfloat16
@@ -19,18 +21,19 @@ BF16 = torch.bfloat16
 def describe(call: Callable[[], object]) -> list[dict[str, object]]:
     return [
         {
-            "kernel": build.kernel.fn.__name__,
+            "kernel": build.name,
             "divisible": build.divisible,
             "constants": {name: value for name, value in build.constexprs.items() if not callable(value)},
         }
-        for build in builds.record("", ARCH, call)
+        for build in builds.record(Case("", call), ARCH)
     ]
 
 
-def kinds(calls: list[Callable[[], object]]) -> int:
+def kinds(series_of_calls: list[Callable[[], object]]) -> int:
     """How many compilations a series of calls causes, for each kernel of a call."""
     return max(
-        len({build.key for build in series}) for series in zip(*(builds.record("", ARCH, call) for call in calls))
+        len({build.key for build in series})
+        for series in zip(*(builds.record(Case("", call), ARCH) for call in series_of_calls))
     )
 
 
@@ -38,23 +41,23 @@ lengths = [(1, 1, 1), (1, 2500, 30), (1, 2512, 32), (1, 2501, 31), (3, 2500, 30)
 print(
     json.dumps(
         {
-            "score": describe(builds.score_call(2500, 30, 3072, BF16)),
-            "score odd": describe(builds.score_call(2500, 30, 70, BF16)),
-            "gather": describe(builds.gather_call(2600, (3072,), BF16)),
-            "select": describe(builds.select_call(2500)),
-            "gap": describe(builds.gap_call(2500)),
-            "score_select": describe(builds.score_select_call(2530, 3072, BF16)),
-            "gather_sequence": describe(builds.gather_sequence_call(2530, 3072, BF16)),
+            "score": describe(calls.score_call(2500, 30, 3072, BF16)),
+            "score odd": describe(calls.score_call(2500, 30, 70, BF16)),
+            "gather": describe(calls.gather_call(2600, (3072,), BF16)),
+            "select": describe(calls.select_call(2500)),
+            "gap": describe(calls.gap_call(2500)),
+            "score_select": describe(calls.score_select_call(2530, 3072, BF16)),
+            "gather_sequence": describe(calls.gather_sequence_call(2530, 3072, BF16)),
             "kinds of score_select": kinds(
-                [builds.score_select_call(N + L, 3072, BF16, B=B, ratio=300_000 + N) for B, N, L in lengths[1:]]
+                [calls.score_select_call(N + L, 3072, BF16, B=B, ratio=300_000 + N) for B, N, L in lengths[1:]]
             ),
             "kinds of gather_sequence": kinds(
-                [builds.gather_sequence_call(N + L, 3072, BF16, B=B, K=N) for B, N, L in lengths]
+                [calls.gather_sequence_call(N + L, 3072, BF16, B=B, K=N) for B, N, L in lengths]
             ),
-            "kinds of score": kinds([builds.score_call(N, L, 3072, BF16, B=B) for B, N, L in lengths]),
-            "kinds of gather": kinds([builds.gather_call(N + L, (3072,), BF16, B=B, K=N) for B, N, L in lengths]),
-            "kinds of select": kinds([builds.select_call(N) for N in (2049, 2500, 2501, 4096)]),
-            "kinds of gap": kinds([builds.gap_call(N) for N in (2049, 2500, 2501, 4096)]),
+            "kinds of score": kinds([calls.score_call(N, L, 3072, BF16, B=B) for B, N, L in lengths]),
+            "kinds of gather": kinds([calls.gather_call(N + L, (3072,), BF16, B=B, K=N) for B, N, L in lengths]),
+            "kinds of select": kinds([calls.select_call(N) for N in (2049, 2500, 2501, 4096)]),
+            "kinds of gap": kinds([calls.gap_call(N) for N in (2049, 2500, 2501, 4096)]),
         }
     )
 )

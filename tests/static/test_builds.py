@@ -1,82 +1,79 @@
-"""Machine code of every shipped kernel for five architectures: spills, tensor cores, 128-bit access, shared memory."""
+"""Machine code of every shipped kernel for five architectures: rules for all, and nothing grows past the baseline."""
 
 from __future__ import annotations
 
-import re
+from importlib import metadata
 from typing import Any
 
+import gate
 import pytest
+import torch
+from case import Case, Kernel
 
-SHARED_MEMORY = {80: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # KB a block
-TENSOR_CORE = {80: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
-REGISTERS = 65536  # of one SM
-
-
-def count(build: dict[str, Any], pattern: str) -> int:
-    return sum(number for opcode, number in build["opcodes"].items() if re.match(pattern, opcode))
-
-
-def select(builds: list[dict[str, Any]], case: str, kernel: str = "") -> list[dict[str, Any]]:
-    found = [build for build in builds if re.search(case, build["case"]) and kernel in build["kernel"]]
-    assert {build["arch"] for build in found} == set(SHARED_MEMORY)
-    return found
-
-
-def failing(builds: list[dict[str, Any]]) -> list[str]:
-    return [f"{build['case']}: {build['kernel']} on sm_{build['arch']}" for build in builds]
+UPDATE = "PYTHONPATH=. python tests/static/baseline.py --update"
 
 
 def test_every_kernel_is_built_for_every_architecture(builds):
-    for kernel in (
-        "_fold_text_kernel",
-        "_score_tokens_kernel",
-        "_score_tokens_grad_kernel",
-        "_importance_gap_kernel",
-        "_select_tokens_kernel",
-        "_gather_rows_kernel",
-        "_score_select_kernel",
-        "_gather_sequence_kernel",
-    ):
-        select(builds, "", kernel)
+    built: dict[str, set[int]] = {}
+    for build in builds:
+        built.setdefault(build["kernel"], set()).add(build["arch"])
+    assert len(built) >= 8
+    assert not {kernel: arches for kernel, arches in built.items() if arches != set(gate.SHARED_MEMORY)}
 
 
-def test_nothing_spills(builds):
-    # ptxas reserves 8 bytes of stack around the subroutine of a division and never touches them
-    assert not failing([b for b in builds if count(b, "LDL|STL") or b["local"] or b["stack"] > 8])
+def test_machine_code_obeys_the_rules(builds):
+    complaints = [complaint for build in builds for complaint in gate.broken_rules(build)]
+    assert not complaints, "\n".join(complaints)
 
 
-def test_shared_memory_and_registers_fit(builds):
-    assert not failing([b for b in builds if b["shared"] > SHARED_MEMORY[b["arch"]] * 1024])
-    assert not failing([b for b in builds if b["registers"] * b["warps"] * 32 > REGISTERS])
+def test_nothing_grows_past_the_baseline(builds):
+    complaints = []
+    for group in sorted({build["group"] for build in builds}):
+        file = gate.baseline_file(metadata.version("triton"), group)
+        if not file.exists():
+            pytest.skip(
+                f"no baseline for this Triton: `PYTHONPATH=. python tests/static/baseline.py --update` writes {file}"
+            )
+        known = gate.load(file)
+        part = [build for build in builds if build["group"] == group]
+        complaints += [complaint for build in part for complaint in gate.growth(build, known)]
+        complaints += [f"{name}: no longer built" for name in known.keys() - {gate.name_of(build) for build in part}]
+    assert not complaints, "\n".join([*complaints, f"if that is meant: `{UPDATE}`, and commit what it changed"])
 
 
-def test_halves_are_multiplied_by_tensor_cores(builds):
-    scores = select(builds, "^score (b?float16)", "_score_tokens_k") + select(builds, "b?float16", "_score_select")
-    assert not failing([b for b in scores if not count(b, TENSOR_CORE[b["arch"]])])
+def build(**values: Any) -> dict[str, Any]:
+    plain = {"case": "copy", "kernel": "_copy_kernel", "arch": 90, "rules": [], "warps": 4, "stack": 0, "local": 0}
+    sizes = {"registers": 100, "shared": 1000, "instructions": 1000, "opcodes": {"LDG.E.128": 4, "STG.E": 2}}
+    return plain | sizes | values
 
 
-def test_fp32_is_not_rounded_to_tf32(builds):
-    scores = select(builds, "^score float32", "_score_tokens_k") + select(builds, "float32", "_score_select")
-    assert not failing([b for b in scores if count(b, "HMMA|HGMMA|UTC.*MMA") or not count(b, "FFMA")])
+def test_growth_is_measured_with_a_margin():
+    known = {gate.name_of(build()): list(gate.figures(build()).values())}
+    assert known == {"copy | _copy_kernel | sm_90": [100, 1000, 1000, 2]}
+    assert not gate.growth(build(registers=108, instructions=1030), known)
+    assert not gate.growth(build(registers=10, shared=0, instructions=1), known)
+    worse = {"registers": 109, "shared": 1001, "instructions": 1031, "opcodes": {"LDG.E.128": 4, "STG.E": 3}}
+    for name, value in worse.items():
+        (complaint,) = gate.growth(build(**{name: value}), known)
+        assert "was" in complaint
+    assert "not in the baseline" in gate.growth(build(case="new"), known)[0]
 
 
-@pytest.mark.parametrize(
-    "kernel", ["_fold_text", "_score_tokens_k", "_score_tokens_g", "_gather_rows", "_score_select", "_gather_sequence"]
-)
-def test_wide_rows_move_16_bytes_at_a_time(builds, kernel):
-    wide = select(builds, "wide", kernel)
-    assert not failing([b for b in wide if not count(b, r"LDG(STS)?\.(.*\.)?128")])
-    if not kernel.startswith("_score_tokens"):  # which write one number a row, one row a hundred
-        assert not failing([b for b in wide if not count(b, r"STG\.(.*\.)?128")])
+def test_an_update_says_what_it_changes(tmp_path):
+    file = tmp_path / "triton-9.9" / "copies.json"
+    gate.save(file, [build(), build(arch=80)])
+    known = gate.load(file)
+    assert not gate.diff([build(), build(arch=80)], known)
+    assert gate.diff([build(registers=90), build(case="new")], known) == [
+        "~ copy | _copy_kernel | sm_90: registers 100 -> 90",
+        "+ new | _copy_kernel | sm_90: {'registers': 100, 'shared': 1000, 'instructions': 1000, 'narrow': 2}",
+        "- copy | _copy_kernel | sm_80",
+    ]
 
 
-def test_a_copy_has_no_narrow_load_of_rows(builds):
-    # all loads of a wide gather are 128 bits, but the 64-bit ones of the index
-    wide = select(builds, "gather .* wide")
-    assert not failing([b for b in wide if count(b, r"LDG(?!\.(.*\.)?(128|64))")])
-
-
-def test_no_fused_budget_is_contracted(builds):
-    # float64 of Method B: PyTorch rounds the product, then the sum
-    fused = select(builds, "", "_score_select")
-    assert not failing([b for b in fused if count(b, "DFMA") or not count(b, "DMUL")])
+def test_rules_follow_from_the_kernel_and_the_case():
+    kernel = Kernel(wide_loads=True, wide_stores=True, multiplies=True)
+    cases = [Case("", print, dtype, wide) for dtype in (torch.float16, torch.float32) for wide in (True, False)]
+    wide = ["wide_loads", "wide_stores"]
+    products = ["tensor_cores"], ["no_tensor_cores"]
+    assert [kernel.rules(case) for case in cases] == [wide + products[0], products[0], wide + products[1], products[1]]

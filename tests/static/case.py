@@ -1,0 +1,40 @@
+"""What a file of cases is made of: kernels with what they must do, and calls that launch them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A launcher with its arguments: CPU tensors of real shapes, which nothing reads."""
+
+    name: str
+    call: Callable[[], object]
+    operands: torch.dtype | None = None  # of matrix products: halves use tensor cores, fp32 must not become TF32
+    wide: bool = False  # rows are whole multiples of 16 bytes and must move that many at a time
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What the machine code of a kernel must show. Rules are functions of `gate`."""
+
+    wide_loads: bool = False  # has a 128-bit load in wide cases
+    wide_stores: bool = False
+    only_wide_loads: bool = False  # no narrower load of rows at all
+    multiplies: bool = False
+    rounds_float64_twice: bool = False  # no fused multiply-add in float64
+
+    def rules(self, case: Case) -> list[str]:
+        """The names of the rules for one case."""
+        found = ["rounds_float64_twice"] * self.rounds_float64_twice
+        if case.wide:
+            found += [name for name in ("wide_loads", "wide_stores", "only_wide_loads") if getattr(self, name)]
+        if self.multiplies and case.operands is not None:
+            found.append("tensor_cores" if case.operands in HALVES else "no_tensor_cores")
+        return found
