@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from asymvlm_kernels.budget import Budget, LinearBudget, ThresholdBudget, UniformBudget, keep_counts
+from asymvlm_kernels.budget import (
+    Budget,
+    LinearBudget,
+    RelativeThresholdBudget,
+    ScoreBudget,
+    ThresholdBudget,
+    UniformBudget,
+    keep_counts,
+)
 from asymvlm_kernels.decode.flash import flash_attn_func, flash_attn_with_kvcache
 from asymvlm_kernels.decode.moves import move_slots_, plan_moves
 from asymvlm_kernels.decode.score import score_from_lse
@@ -25,6 +33,8 @@ __all__ = [
     "Budget",
     "LinearBudget",
     "PrunedSequence",
+    "RelativeThresholdBudget",
+    "ScoreBudget",
     "ThresholdBudget",
     "UniformBudget",
     "flash_attn_func",

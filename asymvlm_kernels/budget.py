@@ -1,9 +1,10 @@
-"""How many vision tokens a sample keeps: importance gap -> keep ratio -> count.
+"""How many vision tokens a sample keeps: importance gap -> keep ratio -> count, or the sample's own scores -> count.
 
 A ratio is carried as an integer number of millionths, so that ``K = N * millionths // 1_000_000`` is exact. A floating
 ``floor(N * r)`` is off by one for pairs as plain as N = 90, r = 0.7.
 
-Every budget answers ``millionths(gap)`` on the device of ``gap``, without synchronising. A gap of NaN (no token, no
+Every `Budget` answers ``millionths(gap)`` on the device of ``gap``, without synchronising; a `ScoreBudget` answers
+``counts(scores, mask)``. A gap of NaN (no token, no
 text, or a non-finite score at a quartile) says nothing about the sample, so the largest ratio of the budget is used.
 
 Source: AsymVLM section 3.3 (arXiv:2605.29535).
@@ -36,6 +37,20 @@ class Budget(Protocol):
 
     def keep_ratio(self, gap: torch.Tensor) -> torch.Tensor:
         """``(B,)`` fp32 gaps -> ``(B,)`` float64 keep ratios."""
+        ...
+
+
+@runtime_checkable
+class ScoreBudget(Protocol):
+    """A budget that looks at all scores of a sample, not only at their gap."""
+
+    @property
+    def max_ratio(self) -> float:
+        """Largest share of the tokens this budget can keep, in (0, 1]."""
+        ...
+
+    def counts(self, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """``(B, N)`` fp32 scores and bool mask (True = prunable) -> ``(B,)`` int32, K of each sample."""
         ...
 
 
@@ -134,6 +149,48 @@ class LinearBudget(_KeepRatio):
         ratio = self.target + self.slope * (gap.to(torch.float64) - self.mean_gap)
         ratio = ratio.nan_to_num(nan=self.maximum).clamp(self.minimum, self.maximum)
         return (ratio * MILLION).round().to(torch.int64)
+
+
+@dataclass(frozen=True)
+class RelativeThresholdBudget:
+    """Keep the tokens whose score exceeds ``q05 + beta * (q98 - q05)``, quantiles of the sample's own scores.
+
+    A threshold on the scale of the sample: a page with much to read keeps more of it. ``q05`` and ``q98`` are order
+    statistics of the N prunable tokens, number ``p * (N - 1) // 100`` in ascending order from 0, without interpolation.
+    K is clamped to the shares ``minimum`` and ``maximum`` of N, and to at least one token. Ours, not the paper's.
+
+    ``beta`` belongs to one (model, weight) pair. A ``beta`` below 0 keeps more than the top 95 %, above 1 next to none.
+    """
+
+    beta: float
+    minimum: float = 0.05
+    maximum: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_finite("beta", self.beta)
+        for name in ("minimum", "maximum"):
+            _check_ratio(name, getattr(self, name))
+        if self.minimum > self.maximum:
+            raise ValueError(f"minimum must not exceed maximum, got {self.minimum} and {self.maximum}")
+
+    @property
+    def max_ratio(self) -> float:
+        return self.maximum
+
+    def counts(self, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """``(B, N)`` fp32 scores, bool mask -> ``(B,)`` int32; 0 where N is 0, the largest where a quantile is NaN."""
+        from asymvlm_kernels.prefill.relative import relative_counts  # which needs the dispatch, and that no budget
+
+        return relative_counts(scores, mask, self.beta, self.minimum, self.maximum)
+
+
+def budget_counts(
+    budget: Budget | ScoreBudget, scores: torch.Tensor, gap: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """K of each sample under any budget, ``(B,)`` int32. Scores and mask are ``(B, N)``, gaps ``(B,)``."""
+    if isinstance(budget, ScoreBudget):
+        return budget.counts(scores, mask)
+    return keep_counts(gap, mask.sum(-1), budget)
 
 
 def keep_counts(gap: torch.Tensor, num_tokens: torch.Tensor | int, budget: Budget) -> torch.Tensor:

@@ -14,7 +14,15 @@ from collections.abc import Sequence
 import torch
 
 from asymvlm_kernels._triton import triton
-from asymvlm_kernels.budget import Budget, LinearBudget, ThresholdBudget, UniformBudget, keep_counts, to_millionths
+from asymvlm_kernels.budget import (
+    Budget,
+    LinearBudget,
+    ScoreBudget,
+    ThresholdBudget,
+    UniformBudget,
+    keep_counts,
+    to_millionths,
+)
 from asymvlm_kernels.dispatch import define_op
 from asymvlm_kernels.prefill import reference
 from asymvlm_kernels.prefill.fused_gather import _gather_sequence_kernel, encoded
@@ -32,7 +40,7 @@ ScoreSelect = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torc
 GatherSequence = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]
 
 
-def encode_budget(budget: Budget) -> tuple[list[int], list[float]] | None:
+def encode_budget(budget: Budget | ScoreBudget) -> tuple[list[int], list[float]] | None:
     """Three ratios in millionths and two gaps, or the five numbers of a linear budget; None for any other."""
     if type(budget) is UniformBudget:
         return [to_millionths(budget.ratio)] * 3, [0.0, 0.0]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from asymvlm_kernels._checks import FLOATS, check_device, check_dtype, check_mask, check_no_grad, check_shape
-from asymvlm_kernels.budget import Budget, UniformBudget, keep_counts
+from asymvlm_kernels.budget import MILLION, Budget, ScoreBudget, UniformBudget, budget_counts
 from asymvlm_kernels.prefill.fused import LONGEST, MOST_CARRIES, encode_budget, gather_sequence, score_select
 from asymvlm_kernels.prefill.gather import WORDS, gather_rows
 from asymvlm_kernels.prefill.groups import guaranteed_tokens
@@ -47,7 +47,7 @@ def prune_sequence(
     vision_mask: torch.Tensor,
     text_mask: torch.Tensor,
     weight: torch.Tensor | None = None,
-    budget: Budget | None = None,
+    budget: Budget | ScoreBudget | None = None,
     *,
     protect: torch.Tensor | None = None,
     groups: torch.Tensor | None = None,
@@ -68,7 +68,7 @@ def prune_sequence(
         vision_mask: ``(B, S)`` bool: vision tokens. A token in both masks is a vision token.
         text_mask: ``(B, S)`` bool: tokens that vision is scored against.
         weight: ``(D,)`` fp32 learned weight; None means ones.
-        budget: how many to keep; None means ``UniformBudget(0.5)``.
+        budget: how many to keep; None means ``UniformBudget(0.5)``. A `ScoreBudget` goes step by step.
         protect: ``(B, S)`` bool: kept whatever the score, outside N, K and the gap (separators, template tokens).
         groups: ``(B, S)`` integer: number of the image each vision token belongs to. In a row with two images or more,
             each keeps at least ``max(8, N_image // 16)`` tokens, or all it has; K grows where these floors exceed it.
@@ -140,7 +140,7 @@ def _step_by_step(
     text_mask: torch.Tensor,
     protect: torch.Tensor | None,
     weight: torch.Tensor | None,
-    budget: Budget,
+    budget: Budget | ScoreBudget,
     groups: torch.Tensor | None,
     per_image: bool,
     static: bool,
@@ -156,10 +156,14 @@ def _step_by_step(
     )
     gap = importance_gap(scores, prunable)
     num_tokens = prunable.sum(-1)
-    counts = torch.where(text_lengths > 0, keep_counts(gap, num_tokens, budget), num_tokens.to(torch.int32))
+    wanted = budget_counts(budget, scores, gap, prunable)
+    counts = torch.where(text_lengths > 0, wanted, num_tokens.to(torch.int32))
     rank = scores.clamp_max(torch.finfo(torch.float32).max).masked_fill(kept_anyway, float("inf"))
     if groups is not None:
-        image_ratio = budget.millionths(gap) if per_image else None
+        image_ratio = None
+        if per_image:  # a count of the row as a share of it, rounded up: no image loses a token to the rounding
+            shares = -(-wanted.long() * MILLION // num_tokens.clamp_min(1))
+            image_ratio = shares if isinstance(budget, ScoreBudget) else budget.millionths(gap)
         sure = guaranteed_tokens(scores, prunable, groups, image_ratio)
         rank = rank.masked_fill(sure, float("inf"))
         sure_counts = sure.sum(-1).to(torch.int32)

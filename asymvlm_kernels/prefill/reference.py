@@ -183,3 +183,27 @@ def gather_rows(rows: torch.Tensor, index: torch.Tensor, pad: float) -> torch.Te
         out.flatten(0, 1).index_fill_(0, missing.flatten().nonzero()[:, 0], pad)
         return out
     return out.masked_fill_(missing.view(*index.shape, *(1,) * (rows.ndim - 2)), pad)
+
+
+def relative_counts(
+    scores: torch.Tensor, mask: torch.Tensor, beta: float, minimum: int, maximum: int, low: int, high: int
+) -> torch.Tensor:
+    """How many scores exceed ``q_low + beta * (q_high - q_low)``, clamped to shares of N given in millionths.
+
+    The quantiles are percentages; the sums are float64, in the order written.
+    """
+    B, N = scores.shape
+    if N == 0:
+        return torch.zeros(B, dtype=torch.int32, device=scores.device)
+    ascending = order_key(scores, mask).argsort(dim=-1, stable=True)  # masked tokens come first
+    ranked = scores.gather(-1, ascending).double()
+    count = mask.sum(-1, keepdim=True)
+    q_low, q_high = (
+        ranked.gather(-1, (N - count + percent * (count - 1).clamp_min(0) // 100).clamp_max(N - 1))
+        for percent in (low, high)
+    )
+    threshold = q_low + beta * (q_high - q_low)
+    above = ((scores.double() > threshold) & mask).sum(-1, keepdim=True)
+    least, most = ((count * share // 1_000_000).clamp_min(1) for share in (minimum, maximum))
+    counts = torch.where(threshold.isfinite(), above.clamp(least, most), most)
+    return counts.minimum(count).squeeze(-1).to(torch.int32)

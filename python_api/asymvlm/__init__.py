@@ -18,7 +18,7 @@ from asymvlm.report import PruningReport
 from asymvlm.scorer import Scorer
 from asymvlm.training import TrainingSettings, train_scorer
 from asymvlm.user_turns import UserTurns
-from asymvlm_kernels import LinearBudget, ThresholdBudget, UniformBudget, __version__
+from asymvlm_kernels import LinearBudget, RelativeThresholdBudget, ThresholdBudget, UniformBudget, __version__
 
 __all__ = [
     "CacheStats",
@@ -27,6 +27,7 @@ __all__ = [
     "LinearBudget",
     "PatchHandle",
     "PruningReport",
+    "RelativeThresholdBudget",
     "Scorer",
     "TextEviction",
     "ThresholdBudget",

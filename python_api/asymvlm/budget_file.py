@@ -8,15 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from asymvlm_kernels import LinearBudget, ThresholdBudget, UniformBudget
+from asymvlm_kernels import LinearBudget, RelativeThresholdBudget, ThresholdBudget, UniformBudget
 
-BudgetClass = type[UniformBudget] | type[ThresholdBudget] | type[LinearBudget]
-AnyBudget = UniformBudget | ThresholdBudget | LinearBudget
+BudgetClass = type[UniformBudget] | type[ThresholdBudget] | type[LinearBudget] | type[RelativeThresholdBudget]
+AnyBudget = UniformBudget | ThresholdBudget | LinearBudget | RelativeThresholdBudget
 
 BUDGET_TYPES: dict[str, BudgetClass] = {
     "uniform": UniformBudget,
     "threshold": ThresholdBudget,
     "linear": LinearBudget,
+    "relative": RelativeThresholdBudget,
 }
 
 

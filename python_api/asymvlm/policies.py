@@ -11,7 +11,7 @@ from torch import nn
 
 from asymvlm.scorer import Scorer
 from asymvlm.user_turns import UserTurns
-from asymvlm_kernels import Budget, UniformBudget
+from asymvlm_kernels import Budget, ScoreBudget, UniformBudget
 
 POSITIONS = ("keep", "compact")
 MILLION = 1_000_000  # ratios are carried in millionths, so that floor(r * count) is exact
@@ -38,7 +38,7 @@ class VisionPruning:
     """
 
     scorer: Scorer | torch.Tensor | str | Path | None = None
-    budget: Budget = None  # type: ignore[assignment]  # a Budget once made
+    budget: Budget | ScoreBudget = None  # type: ignore[assignment]  # a Budget once made
     text: str | UserTurns | torch.Tensor = "all"
     positions: str = "keep"
     per_image: bool = False
@@ -57,7 +57,7 @@ class VisionPruning:
         if self.budget is None:
             own = self.scorer.budget if isinstance(self.scorer, Scorer) else None
             object.__setattr__(self, "budget", UniformBudget(0.5) if own is None else own)
-        if not isinstance(self.budget, Budget):
+        if not isinstance(self.budget, (Budget, ScoreBudget)):
             raise ValueError(f"budget must be one like UniformBudget(0.5), got {self.budget!r}")
         if isinstance(self.text, torch.Tensor):
             if self.text.ndim != 2 or self.text.dtype != torch.bool:

@@ -13,7 +13,7 @@ from asymvlm.eviction.report import EvictionReport
 from asymvlm.flops import cache_bytes, decoder_flops, unpruned_cache_bytes
 from asymvlm.models.adapter import Grid
 from asymvlm.windows import sliding_window
-from asymvlm_kernels import Budget, ThresholdBudget
+from asymvlm_kernels import Budget, ScoreBudget, ThresholdBudget
 from asymvlm_kernels.budget import TIERS
 
 
@@ -31,7 +31,7 @@ class PruningReport:
     gaps: torch.Tensor  # (B,) fp32
     scores: torch.Tensor | None  # (B, S) fp32, -inf outside the prunable vision tokens; None where pruning was bypassed
     index: torch.Tensor  # (B, S') int64, original place of each kept token, -1 = padding
-    budget: Budget
+    budget: Budget | ScoreBudget
     text_config: Any = field(repr=False)
     has_text: torch.Tensor = field(repr=False)  # (B,) bool
     columns_before: int  # S, padding included
@@ -69,7 +69,9 @@ class PruningReport:
 
     @cached_property
     def keep_ratio(self) -> list[float]:
-        """The ratio the budget asked for, before counts are rounded down."""
+        """The ratio the budget asked for, before counts are rounded down; a `ScoreBudget` asks for a count."""
+        if isinstance(self.budget, ScoreBudget):
+            return [kept / n if n else 1.0 for kept, n in zip(self.kept, self.vision_tokens, strict=True)]
         return self.budget.keep_ratio(self.gaps).tolist()
 
     @cached_property

@@ -23,7 +23,7 @@ from torch import nn
 import asymvlm_kernels
 from asymvlm.budget_file import budget_from_dict, budget_to_dict
 from asymvlm.identity import ModelIdentity, identify
-from asymvlm_kernels import Budget, UniformBudget
+from asymvlm_kernels import Budget, ScoreBudget, UniformBudget
 
 WEIGHT_FILE, CONFIG_FILE = "scorer.safetensors", "config.json"
 FORMAT = 1  # of the config; raised when an older reader would misread it
@@ -74,7 +74,7 @@ class Scorer(
         self,
         weight: torch.Tensor,
         base: ModelIdentity | None = None,
-        budget: Budget | None = None,
+        budget: Budget | ScoreBudget | None = None,
         gaps: GapStatistics | None = None,
         training: Mapping[str, Any] | None = None,
         calibration: Mapping[str, Any] | None = None,

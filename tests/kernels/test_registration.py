@@ -36,6 +36,7 @@ def arguments(device) -> dict[str, tuple]:
         "importance_gap bare": (scores, None),
         "select_tokens": (scores, counts, mask, 9),
         "select_tokens bare": (scores, counts, None, 20),
+        "relative_counts": (scores, mask, 0.4, 50_000, 1_000_000),
         "gather_rows": (vision, torch.tensor([[0, 5, -1], [1, 2, 3]], device=device), 0),
         "gather_rows pad": (mask, torch.tensor([[0], [-1]], device=device), True),
     }
