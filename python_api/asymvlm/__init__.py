@@ -9,6 +9,7 @@ handle.remove()                   # as if nothing had been
 from __future__ import annotations
 
 from asymvlm.cache import CacheStats, EvictionCache
+from asymvlm.calibration import Calibration, calibrate_budget
 from asymvlm.eviction.report import EvictionReport
 from asymvlm.models import supported_models
 from asymvlm.patch import PatchHandle, patch
@@ -22,6 +23,7 @@ from asymvlm_kernels import LinearBudget, RelativeThresholdBudget, ThresholdBudg
 
 __all__ = [
     "CacheStats",
+    "Calibration",
     "EvictionCache",
     "EvictionReport",
     "LinearBudget",
@@ -37,6 +39,7 @@ __all__ = [
     "UserTurns",
     "VisionPruning",
     "__version__",
+    "calibrate_budget",
     "patch",
     "prune_inputs",
     "supported_models",

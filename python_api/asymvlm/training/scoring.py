@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from asymvlm.training.passes import FrozenModel, MergedBatch, exact_type
+from asymvlm.training.passes import FrozenModel, MergedBatch
 from asymvlm.training.settings import TrainingSettings
-from asymvlm_kernels import UniformBudget, importance_gap, keep_counts
+from asymvlm_kernels import UniformBudget, gather_rows, importance_gap, keep_counts, score_tokens
+from asymvlm_kernels._checks import FLOATS
+from asymvlm_kernels.prefill.reference import compact
 from asymvlm_kernels.training.soft_mask import soft_mask
 
 
 def weighted_scores(batch: MergedBatch, weight: torch.Tensor) -> torch.Tensor:
     """Eq. 1 for the whole sequence: ``(B, S)`` fp32, -inf outside the prunable tokens; differentiable in ``weight``."""
-    vision = torch.nn.functional.normalize(batch.embeds.to(exact_type(batch.embeds)), dim=-1, eps=1e-12)
-    length = int(batch.text.sum(-1).max()) if batch.text.numel() else 0
-    if length == 0:
-        return torch.full(batch.prunable.shape, float("-inf"), device=batch.embeds.device)
-    places = batch.text.long().argsort(dim=-1, descending=True, stable=True)[:, :length]
-    text = vision.gather(1, places[..., None].expand(-1, -1, vision.shape[-1])) * weight
-    similarity = vision @ text.mT  # (B, S, L)
-    similarity = similarity.masked_fill(~batch.text.gather(1, places)[:, None], float("-inf"))
-    return similarity.max(-1).values.masked_fill(~batch.prunable, float("-inf"))
+    index = compact(batch.text, int(batch.text.sum(-1).max()) if batch.text.numel() else 0)
+    embeds = batch.embeds if batch.embeds.dtype in FLOATS else batch.embeds.float()
+    text = gather_rows(embeds, index)
+    return score_tokens(embeds, text, weight.float(), vision_mask=batch.prunable, text_mask=index >= 0)
 
 
 def penalty(batch: MergedBatch, weight: torch.Tensor, ratio: float, settings: TrainingSettings) -> torch.Tensor:
@@ -57,5 +54,5 @@ def row_losses(
 @torch.no_grad()
 def batch_gaps(batch: MergedBatch, weight: torch.Tensor) -> torch.Tensor:
     """Importance gap of each row, ``(B,)`` fp32; NaN where there is nothing to score."""
-    gaps = importance_gap(weighted_scores(batch, weight).float(), batch.prunable)
+    gaps = importance_gap(weighted_scores(batch, weight), batch.prunable)
     return gaps.masked_fill(~batch.trainable, float("nan"))

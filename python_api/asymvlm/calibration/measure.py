@@ -1,0 +1,128 @@
+"""What calibration measures: scores and gaps of every row, and the task metric under budgets, kept on disk if asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from asymvlm.budget_file import AnyBudget, budget_to_dict
+from asymvlm.patch import PatchHandle, patch
+from asymvlm.policies import VisionPruning
+from asymvlm.scorer import Scorer
+from asymvlm.training.passes import FrozenModel
+from asymvlm.training.scoring import weighted_scores
+from asymvlm.user_turns import UserTurns
+
+Metric = Callable[[Any, Any], Any]  # (model, sample) -> a number, or one for each row of the sample
+FILE = "measurements.jsonl"
+
+
+class Rows:
+    """Rows of all samples that have something to prune, in order. Everything is on the CPU."""
+
+    def __init__(self) -> None:
+        self.scores: list[torch.Tensor] = []  # (N,) fp32, of the prunable tokens
+        self.gaps: list[float] = []
+        self.usable: list[list[bool]] = []  # by sample and row
+
+    @property
+    def num_tokens(self) -> torch.Tensor:
+        """``(n,)`` int64."""
+        return torch.tensor([len(scores) for scores in self.scores])
+
+    def padded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores ``(n, N)`` and mask ``(n, N)``."""
+        scores = torch.nn.utils.rnn.pad_sequence(self.scores, batch_first=True)
+        return scores, torch.arange(scores.shape[1]) < self.num_tokens[:, None]
+
+
+class Measurer:
+    """Runs the metric on a pruned model, once for each pair of sample and budget."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        scorer: Scorer,
+        samples: Sequence[Mapping[str, Any]],
+        metric: Metric,
+        text: UserTurns | None,
+        folder: Path | None,
+    ) -> None:
+        self.model, self.scorer, self.samples, self.metric = model, scorer, samples, metric
+        self.frozen = FrozenModel(model, turns=text)
+        self.text: UserTurns | str = "all" if text is None else text
+        self.file = None if folder is None else folder / FILE
+        self.known: dict[tuple[int, str], list[float]] = {}
+        self.rows = Rows()
+        self._read()
+
+    def _header(self) -> dict[str, Any]:
+        weight = [float(self.scorer.weight.sum()), float(self.scorer.weight.square().sum())]
+        return {
+            "model": self.scorer.base.fingerprint,
+            "weight": weight,
+            "samples": len(self.samples),
+            "text": "all" if isinstance(self.text, str) else "user",
+        }
+
+    def _read(self) -> None:
+        if self.file is None:
+            return
+        if not self.file.is_file():
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.write_text(json.dumps(self._header()) + "\n", encoding="utf-8")
+            return
+        header, *lines = self.file.read_text(encoding="utf-8").splitlines()
+        if json.loads(header) != self._header():
+            raise ValueError(f"{self.file} holds measurements of another run: {header} found, {self._header()} wanted")
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:  # cut short when the process ended; what follows it is measured again
+                break
+            self.known[record["sample"], record["budget"]] = record["values"]
+
+    def look(self) -> Iterator[int]:
+        """Scores and gaps of every sample; yields the number of each."""
+        weight = self.scorer.weight.to(self.frozen.device)
+        for number, sample in enumerate(self.samples):
+            batch = self.frozen.merge(sample)
+            with torch.no_grad():
+                scores = weighted_scores(batch, weight)
+            self.rows.usable.append(batch.trainable.tolist())
+            for row, usable in enumerate(self.rows.usable[-1]):
+                if usable:
+                    self.rows.scores.append(scores[row, batch.prunable[row]].cpu())
+            yield number
+
+    def measure(self, budget: AnyBudget) -> Iterator[list[float]]:
+        """The metric of the usable rows of each sample, in order."""
+        name = json.dumps(budget_to_dict(budget))
+        with patch(self.model, VisionPruning(scorer=self.scorer, budget=budget, text=self.text)) as handle:
+            for number, sample in enumerate(self.samples):
+                values = self.known.get((number, name))
+                if values is None:
+                    values = self._run(handle, budget, sample, len(self.rows.usable[number]))
+                    self.known[number, name] = values
+                    if self.file is not None:
+                        with self.file.open("a", encoding="utf-8") as file:
+                            file.write(json.dumps({"sample": number, "budget": name, "values": values}) + "\n")
+                yield [value for value, usable in zip(values, self.rows.usable[number], strict=True) if usable]
+
+    @torch.no_grad()
+    def _run(self, handle: PatchHandle, budget: AnyBudget, sample: Mapping[str, Any], rows: int) -> list[float]:
+        if sample.get("labels") is not None or sample.get("text_mask") is not None:
+            # a teacher-forced answer is not scored against, in calibration as in training
+            text = self.frozen.merge(sample).text
+            handle.vision = VisionPruning(scorer=self.scorer, budget=budget, text=text)
+        found = self.metric(self.model, sample)
+        values = found.tolist() if isinstance(found, torch.Tensor) else found
+        values = [float(value) for value in (values if isinstance(values, (list, tuple)) else [values])]
+        if len(values) != rows or not all(abs(value) < float("inf") for value in values):
+            raise ValueError(f"the metric must give one finite number for each of the {rows} rows, got {values}")
+        return values
