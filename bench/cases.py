@@ -38,7 +38,7 @@ class Case:
     """One op at one size. ``make(generator)`` gives inputs, ``check(inputs, output, tolerance)`` the largest error."""
 
     op: str
-    shape: Shape
+    shape: Any  # a Shape, or a DecodeShape
     dtype: torch.dtype
     make: Callable[[torch.Generator], Inputs]
     check: Callable[[Inputs, Any, float], float]

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from bench import environment, results
-from bench.cases import prepare
+from bench.cases import CASES
+from bench.decode_cases import DECODE_CASES
 from bench.measure import make_sets, measure
-from bench.shapes import Shape
 from bench.timing import copy_ceiling
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -25,14 +25,14 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 @pytest.fixture
-def compare(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> Callable[[str, Shape, torch.dtype], None]:
+def compare(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> Callable[[str, Any, torch.dtype], None]:
     """``compare(op, shape, dtype)``: fails on a wrong answer, else prints and records every variant.
 
     The table of pytest-benchmark shows ours from call to result; the variants are in ``extra_info``.
     """
 
-    def run(op: str, shape: Shape, dtype: torch.dtype) -> None:
-        case = prepare(op, shape, dtype, DEVICE)
+    def run(op: str, shape: Any, dtype: torch.dtype) -> None:
+        case = (CASES | DECODE_CASES)[op](shape, dtype, DEVICE)
         with torch.no_grad():
             if not benchmark.disabled:
                 record = measure(case, DEVICE, SECONDS[DEVICE])

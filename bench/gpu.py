@@ -75,6 +75,11 @@ def prefill(options: argparse.Namespace, file: Path, limit: int) -> list[str]:
     return [*command, "--seconds", str(limit - 40)]  # no case takes as long as the rest
 
 
+def decode(options: argparse.Namespace, file: Path, limit: int) -> list[str]:
+    """Attention with and without scores and the hole-fill, in the dtype of models."""
+    return [*prefill(options, file, limit), "--phase", "decode", "--compiled", "with", "--dtype", "bfloat16"]
+
+
 def compiled(options: argparse.Namespace, file: Path, limit: int) -> list[str]:
     """The cases with a ``torch.compile`` peer once more, with it: autotuning takes longer than all the rest."""
     if options.device != "cuda":
@@ -95,6 +100,7 @@ PARTS = {
     "correctness": Part(120, correctness),
     "sanitizer": Part(60, sanitizer),
     "prefill": Part(110, prefill),
+    "decode": Part(90, decode),
     "generate": Part(80, generate),
     "compiled": Part(100, compiled),
 }
@@ -113,7 +119,7 @@ def main(args: list[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("bench/gpu.py: torch sees no CUDA device here (--device cpu measures the CPU)", file=sys.stderr)
         return 2
-    names = options.only or (list(PARTS) if options.device == "cuda" or options.smoke else ["prefill"])
+    names = options.only or (list(PARTS) if options.device == "cuda" or options.smoke else ["prefill", "decode"])
     file = options.results.resolve() / environment.device_slug(options.device) / f"{datetime.now(UTC):%Y-%m-%d}.json"
     statuses = [run_part(name, options, file) for name in names]
     print(tables.summary(results.load(file)), flush=True)

@@ -10,18 +10,25 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import environment, floors, results
-from bench.cases import CASES, Case, Inputs, Variant, WrongAnswer, prepare
+from bench import decode_floors, environment, floors, results
+from bench.cases import CASES, Case, Inputs, Variant, WrongAnswer
+from bench.decode_cases import DECODE_CASES
+from bench.decode_shapes import decode_shapes_for
 from bench.shapes import FIRST, shapes_for
 from bench.timing import CapturedCalls, copy_ceiling, cpu_rounds, cuda_rounds, interleave, set_count
 
+# what a phase measures, at which sizes, and those of a GPU that are measured in fp32 too
+PHASES: dict[str, tuple[dict[str, Any], Callable[..., tuple[Any, ...]], tuple[Any, ...]]] = {
+    "prefill": (CASES, shapes_for, (FIRST,)),
+    "decode": (DECODE_CASES, decode_shapes_for, ()),
+}
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 PRIMARY = ("device_us", "cpu_us", "wall_us", "stream_us")  # the first one there is stands for the variant
 POISON = -12345
@@ -51,7 +58,9 @@ def measure(case: Case, device: str, seconds: float) -> dict[str, Any]:
             if name == "ours":
                 raise
             entry["failed"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
-    traffic = floors.traffic(case.op, case.shape, case.dtype.itemsize)
+    decode = case.op in DECODE_CASES
+    model: Any = decode_floors.decode_traffic if decode else floors.traffic
+    traffic = model(case.op, case.shape, case.dtype.itemsize)
     record["bytes"] = traffic.minimal
     for name, metrics in interleave(rounds).items():
         record["variants"][name] |= metrics
@@ -125,21 +134,26 @@ def _bind(variant: Variant, inputs: Inputs) -> Any:
 
 
 def _copied(case: Case) -> int:
-    """Bytes that the plain copy of a case reads and writes."""
+    """Bytes that the plain copy of a case, or a plain decode step, reads and writes."""
+    if case.op in DECODE_CASES:
+        return decode_floors.decode_traffic("attend", case.shape, case.dtype.itemsize).minimal
     rows = case.shape.N if case.op == "score_tokens" else case.shape.K
     return 2 * case.shape.B * rows * case.shape.D * case.dtype.itemsize
 
 
-def wanted(device: str, smoke: bool, ops: list[str], names: list[str], dtypes: list[str]) -> list[Case]:
+def wanted(
+    phase: str, device: str, smoke: bool, ops: list[str] | None, names: list[str], dtypes: list[str]
+) -> list[Case]:
     """The cases to measure, most telling first: one size after the other, bf16 before fp32."""
+    cases, shapes, in_fp32 = PHASES[phase]
     found = []
-    for shape in shapes_for(device, smoke):
+    for shape in shapes(device, smoke):
         for dtype in dtypes:
             # on a GPU fp32 runs on other units and is no model's type: one size shows it
-            skipped = device == "cuda" and dtype == "float32" and shape != FIRST
+            skipped = device == "cuda" and dtype == "float32" and shape not in in_fp32
             if skipped or (names and shape.name not in names):
                 continue
-            found += [prepare(op, shape, DTYPES[dtype], device) for op in ops]
+            found += [cases[op](shape, DTYPES[dtype], device) for op in cases if op in (ops or cases)]
     return list({case.key: case for case in found}.values())  # select has no dtype of its own
 
 
@@ -157,7 +171,8 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--file", type=Path, required=True, help="results file, merged into")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, few calls: tests the harness")
     parser.add_argument("--resume", action="store_true", help="skip what this source has measured already")
-    parser.add_argument("--op", nargs="+", choices=tuple(CASES), default=list(CASES))
+    parser.add_argument("--phase", choices=tuple(PHASES), default="prefill")
+    parser.add_argument("--op", nargs="+", choices=(*CASES, *DECODE_CASES), help="of the phase; all by default")
     parser.add_argument("--shape", nargs="+", default=[], help="names from bench/shapes.py; all by default")
     parser.add_argument("--dtype", nargs="+", choices=tuple(DTYPES), default=list(DTYPES))
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
@@ -180,7 +195,7 @@ def run(options: argparse.Namespace) -> int:
     seconds = 0.0 if options.smoke else 0.4 if options.device == "cpu" else 0.05
     failures = 0
     outcome: dict[str, Any]
-    cases = wanted(options.device, options.smoke, options.op, options.shape, options.dtype)
+    cases = wanted(options.phase, options.device, options.smoke, options.op, options.shape, options.dtype)
     cases = [case for case in (choose(case, options.compiled) for case in cases) if case.variants]
     for case in cases:
         key = case.key if options.device == "cuda" else f"{case.key}@{torch.get_num_threads()}"

@@ -35,12 +35,13 @@ def blocks(content: dict[str, Any]) -> str:
 
 
 def block(content: dict[str, Any], cases: Cases) -> str:
-    """Caption, the two ops that read V (on a GPU prune_sequence in eager calls), the two that do not."""
+    """Caption; the two ops that read V (on a GPU prune_sequence in eager calls), the two that do not; decode."""
     run = content["runs"][next(iter(cases.values()))["run"]]
     gpu = run["environment"]["type"] == "cuda"
     scale, unit = (1.0, "us") if gpu else (1e-3, "ms")
-    parts = [caption(content, cases, unit), scoring_table(cases, scale), moving_table(cases, scale)]
-    return "\n\n".join(parts + [caller_table(cases)] if gpu else parts)
+    tables = [scoring_table(cases, scale), moving_table(cases, scale), *decode_tables(cases, scale)]
+    tables += [caller_table(cases)] if gpu else []
+    return "\n\n".join([caption(content, cases, unit), *(table for table in tables if table.count("\n") > 1)])
 
 
 def caption(content: dict[str, Any], cases: Cases, unit: str) -> str:
@@ -88,6 +89,25 @@ def moving_table(cases: Cases, scale: float) -> str:
             row += [cell(select, name, scale) for name in ("ours", "topk and sort", "stable sort")]
             rows.append([*row, noise(select)])
     return markdown(head, rows)
+
+
+def decode_tables(cases: Cases, scale: float) -> list[str]:
+    """One step's attention without and with scores; the eviction of a quarter of the slots in all layers."""
+    plain = ("ours", "ours, any slots", "SDPA flash", "SDPA flash, packed", "SDPA cuDNN", "SDPA cuDNN, packed",
+             "SDPA math", "FlexAttention", "flash-attn")  # fmt: skip
+    scored = ("ours", "ours, no scores", "ours, any slots", "ours, from lse", "eager")
+    moved = ("ours", "hole-fill by layer", "gathers")
+    tables = []
+    columns: dict[str, tuple[str, ...]] = {"attend": plain, "attend_scores": scored, "move_slots": moved}
+    for op, known in columns.items():
+        found = {key: case for key, case in cases.items() if key.split("/")[0] == op}
+        names = tuple(name for name in known if any(name in case["variants"] for case in found.values()))
+        rows = []
+        for key, case in found.items():
+            cells = [cell(case, name, scale) for name in names]
+            rows.append([*key.split("/")[1:], *cells, noise(case), str(case["variants"]["ours"]["gbs"])])
+        tables.append(markdown((f"{op}: size", "dtype", *names, "noise", "GB/s"), rows))
+    return tables
 
 
 def caller_table(cases: Cases) -> str:

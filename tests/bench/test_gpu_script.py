@@ -83,8 +83,8 @@ def test_a_machine_that_refuses_the_sanitizer_is_no_failure(tmp_path, monkeypatc
     assert gpu.run_part("sanitizer", options(tmp_path), tmp_path / "day.json") == "skipped"
 
 
-def test_parts_stay_below_eight_minutes_in_all():
-    assert sum(part.limit for part in gpu.PARTS.values()) < 8 * 60
+def test_parts_stay_below_ten_minutes_in_all():
+    assert sum(part.limit for part in gpu.PARTS.values()) < 10 * 60
 
 
 def test_the_sanitizers_job_agrees_with_the_reference(capsys):
