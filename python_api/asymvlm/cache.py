@@ -17,6 +17,7 @@ from transformers.cache_utils import (
 
 from asymvlm.eviction.layers import SlotLayer
 from asymvlm.eviction.slots import Slots, StaticSlots
+from asymvlm.eviction.turns import Dialogue
 from asymvlm.windows import sliding_window
 
 
@@ -91,6 +92,7 @@ class EvictionCache(Cache):
             )
         if isinstance(self.table, Slots):
             self.table.storages = self._storages
+        self.dialogue = Dialogue()
         super().__init__(layers=layers)
 
     @property
@@ -116,6 +118,7 @@ class EvictionCache(Cache):
 
     def reset(self) -> None:
         self.table.reset()
+        self.dialogue = Dialogue()
         super().reset()
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
@@ -144,7 +147,7 @@ class EvictionCache(Cache):
         """Counts and bytes, measured on the tensors. Of a static cache this copies counts to the host."""
         counters = self.table.counters()
         kv = [tensor for layer in self.layers for tensor in _held(layer)]
-        others = self.table.tensors()
+        others = [*self.table.tensors(), *self.dialogue.tensors()]
         slot_bytes = sum(
             tensor.nbytes // tensor.shape[2] for layer in self.slot_layers for tensor in (layer.keys, layer.values)
             if tensor is not None

@@ -22,6 +22,7 @@ from asymvlm.cache_state import PromptState, find_cache, remember, repair_step, 
 from asymvlm.calls import Call, current_call, feed_prompt, in_flight, set_call
 from asymvlm.deepstack import deepstack_inputs
 from asymvlm.eviction.text import TextEvictor
+from asymvlm.eviction.turns import TurnEvictor
 from asymvlm.generation import (
     StaticLength,
     continue_call,
@@ -31,7 +32,7 @@ from asymvlm.generation import (
 )
 from asymvlm.later_images import brings_images, prune_later_images
 from asymvlm.models import adapter_for
-from asymvlm.policies import TextEviction, VisionPruning
+from asymvlm.policies import TextEviction, TurnEviction, VisionPruning
 from asymvlm.prompt import PrunedPrompt, check_prompt, has_images, prune_prompt, untouched_report
 from asymvlm.report import PruningReport
 from asymvlm.windows import sliding_window, tighten
@@ -40,7 +41,12 @@ from asymvlm_kernels import UniformBudget
 HANDLE = "_asymvlm_handle"  # where a patched model keeps its handle
 
 
-def patch(model: nn.Module, vision: VisionPruning | None = None, text: TextEviction | None = None) -> PatchHandle:
+def patch(
+    model: nn.Module,
+    vision: VisionPruning | None = None,
+    text: TextEviction | None = None,
+    turns: TurnEviction | None = None,
+) -> PatchHandle:
     """Prune the vision tokens, and evict generated ones, in every later call of this model instance.
 
     ``generate``, ``model(**inputs)`` and pipelines then work on the shortened sequence. Returned sequences start with
@@ -52,6 +58,7 @@ def patch(model: nn.Module, vision: VisionPruning | None = None, text: TextEvict
         vision: settings. None means ``VisionPruning()``, half the vision tokens by cosine similarity, where nothing
             else is asked for, and no pruning beside eviction.
         text: evict generated tokens while decoding; None leaves them.
+        turns: evict whole earlier answers when a turn of a dialogue begins; None leaves them.
     Returns:
         `PatchHandle`, also a context manager that removes the patch on exit.
     Raises:
@@ -59,8 +66,8 @@ def patch(model: nn.Module, vision: VisionPruning | None = None, text: TextEvict
         RuntimeError: if the model is patched already.
     """
     if vision is None:
-        vision = VisionPruning() if text is None else VisionPruning(budget=UniformBudget(1.0))
-    return PatchHandle(model, vision, text)
+        vision = VisionPruning() if text is None and turns is None else VisionPruning(budget=UniformBudget(1.0))
+    return PatchHandle(model, vision, text, turns)
 
 
 class PatchHandle:
@@ -70,7 +77,13 @@ class PatchHandle:
     ``enabled = False`` lets calls through untouched, and ``remove()`` or leaving the ``with`` block restores the model.
     """
 
-    def __init__(self, model: nn.Module, vision: VisionPruning, text: TextEviction | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        vision: VisionPruning,
+        text: TextEviction | None = None,
+        turns: TurnEviction | None = None,
+    ) -> None:
         self.adapter = adapter_for(model)
         if HANDLE in model.__dict__:
             raise RuntimeError(f"{type(model).__name__} is patched already: remove the first handle to patch again")
@@ -78,6 +91,7 @@ class PatchHandle:
         self.model = model
         self.vision = vision
         self.text = text
+        self.turns = turns
         self.enabled = True
         self.last: PruningReport | None = None
         self._static_length = StaticLength()
@@ -90,8 +104,9 @@ class PatchHandle:
         text_config = cast("Any", model.config).get_text_config()
         # before our own decoder hook: that one narrows the windows of masks that evicted tokens are gone from
         self._evictor = None
-        if text is not None:
-            self._evictor = TextEvictor(self, self.adapter.text_of(model), text_config, text)
+        if text is not None or turns is not None:
+            turn_evictor = None if turns is None else TurnEvictor(self.adapter, turns)
+            self._evictor = TextEvictor(self, self.adapter.text_of(model), text_config, text, turn_evictor)
         tightened = vision.positions == "keep" and not vision.bypassed
         self._window = sliding_window(text_config) if tightened else None
         if self._window is not None or self.adapter.deepstack:
@@ -162,6 +177,7 @@ class PatchHandle:
             call["input_ids"] = call.pop("inputs")
         with evictor.call(self.model, call) as prepared:
             result = original(**prepared.arguments)
+            prepared.sequences = result if torch.is_tensor(result) else result.sequences
         report = untouched_report(self.model, self.adapter, self.vision, call) if self.last is None else self.last
         self.last = report and dataclasses.replace(report, eviction=prepared.report())
         return result

@@ -65,12 +65,11 @@ def slot_masks(config: Any, cache: EvictionCache, mask: Any, embeds: torch.Tenso
         visible = table.visible()
         given = mask.get(FULL) if isinstance(mask, dict) else mask
         if isinstance(given, torch.Tensor) and given.ndim == 4:
-            if given.shape[-1] != table.span:
+            if queries == 1 and given.shape[-1] != table.span:
                 raise ValueError(
                     f"a dense mask must cover the {table.span} slots in use, got {tuple(given.shape)}: pass the 2-D one"
                 )
-            # what the family's own code says about the new tokens among themselves stays: images see all of an image
-            full = _before(given, visible, embeds, table.span - queries if queries > 1 else table.span)
+            full = _remade(given, visible, table.span, queries)
         elif not isinstance(mask, dict) and sliding is None:
             return visible  # the decoder makes the rest
         else:
@@ -99,15 +98,21 @@ def _sliding(config: Any, cache: EvictionCache, mask: Any, embeds: torch.Tensor,
     return given.masked_fill(~alive, False if given.dtype == torch.bool else torch.finfo(given.dtype).min)
 
 
-def _before(given: torch.Tensor, visible: torch.Tensor | None, embeds: torch.Tensor, old: int) -> torch.Tensor:
-    """``given`` ``(B, 1, queries, keys)`` with its first ``old`` columns replaced by what of them is ``visible``."""
-    rows, queries = embeds.shape[:2]
+def _remade(given: torch.Tensor, visible: torch.Tensor | None, slots: int, queries: int) -> torch.Tensor:
+    """A dense mask ``(B, 1, queries, slots)`` in the form of ``given``, which was made by column.
+
+    All slots before the step by what is ``visible``. New tokens see the new ones before them, and those behind them
+    that ``given`` lets them see: the family's own code says that a token of an image sees all of it.
+    """
+    allowed = given if given.dtype == torch.bool else given == 0
     if visible is None:
-        visible = torch.ones((rows, old), dtype=torch.bool, device=given.device)
-    head = visible[:, None, None, :old].expand(-1, 1, queries, -1)
-    if given.dtype != torch.bool:
-        head = torch.where(head, 0.0, torch.finfo(given.dtype).min).to(given.dtype)
-    return torch.cat([head, given[..., old:].expand(rows, -1, -1, -1)], -1)
+        visible = torch.ones((len(given), slots), dtype=torch.bool, device=given.device)
+    mask = visible[:, None, None].repeat(1, 1, queries, 1)
+    if queries > 1:
+        mask[..., -queries:] &= allowed[..., -queries:] | allowed.new_ones((queries, queries)).tril()
+    if given.dtype == torch.bool:
+        return mask
+    return torch.where(mask, 0.0, torch.finfo(given.dtype).min).to(given.dtype)
 
 
 def _like(config: Any, embeds: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:

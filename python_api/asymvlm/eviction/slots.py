@@ -7,7 +7,7 @@ steps that run eagerly; `StaticSlots` on the device alone, for steps that are co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,10 +53,14 @@ class Table:
 
     def hide(self, mask: torch.Tensor) -> None:
         """Tokens that the caller now masks are padding from here on. ``mask`` ``(B, columns)`` bool."""
+        known = torch.ones_like(mask)
+        self.slot_pos.masked_fill_(self._marked(known) & ~self._marked(mask), PADDING)
+
+    def _marked(self, columns: torch.Tensor) -> torch.Tensor:
+        """``(B, S)`` bool: slots whose token is in a marked column, ``(B, columns)`` bool."""
         column = self.slot_pos.long()
-        known = (column >= 0) & (column < mask.shape[1])
-        hidden = known & ~mask.gather(1, column.clamp(0, mask.shape[1] - 1))
-        self.slot_pos.masked_fill_(hidden, PADDING)
+        inside = (column >= 0) & (column < columns.shape[1])
+        return inside & columns.gather(1, column.clamp(0, columns.shape[1] - 1))
 
     def alive(self, start: int, width: int) -> torch.Tensor:
         """``(B, width)`` bool: which of the columns from ``start`` on are still held."""
@@ -182,20 +186,21 @@ class Slots(Table):
         candidates = self.evictable[:, : self.span] & (position < self.length - policy.guard)
         # one number for all rows is no copy to the device
         count = excess[0] if len({*excess}) == 1 else torch.tensor(excess, device=position.device)
-        self._free(lowest(scores, candidates, position, count), excess)
+        self._free(lowest(scores, candidates, position, count), excess, excess)
 
-    def evict_columns(self, drop: torch.Tensor, counts: Sequence[int]) -> None:
-        """Free the slots of given columns: ``drop`` ``(B, columns)`` bool, ``counts`` of them held in each row."""
-        column = self.slot_pos[:, : self.span].long()
-        inside = (column >= 0) & (column < drop.shape[1])
-        self._free(inside & drop.gather(1, column.clamp(0, drop.shape[1] - 1)), list(counts))
+    def evict_columns(self, drop: torch.Tensor) -> None:
+        """Free the slots of given columns, ``drop`` ``(B, columns)`` bool. Counts them, so it synchronises."""
+        freed = self._marked(drop)[:, : self.span]
+        held = freed & self.evictable[:, : self.span]
+        counts, evictable = torch.stack([freed.sum(1), held.sum(1)]).tolist()
+        self._free(freed, counts, evictable)
 
-    def _free(self, drop: torch.Tensor, counts: list[int]) -> None:
-        """``drop`` ``(B, span)``: evictable slots, ``counts`` in each row."""
+    def _free(self, drop: torch.Tensor, counts: list[int], evictable: list[int]) -> None:
+        """``drop`` ``(B, span)``: ``counts`` slots of each row, ``evictable`` of them generated tokens."""
         self.slot_pos[:, : self.span].masked_fill_(drop, FREE)
         self.evictable[:, : self.span].masked_fill_(drop, False)
         self.live = [live - count for live, count in zip(self.live, counts)]
-        self.held = [held - count for held, count in zip(self.held, counts)]
+        self.held = [held - count for held, count in zip(self.held, evictable)]
         self.evicted = [evicted + count for evicted, count in zip(self.evicted, counts)]
         self.remapped = True
         if max(counts) > 1:  # a single hole is filled by the next token, without a copy
@@ -319,13 +324,11 @@ class StaticSlots(Table):
         self.evictable.masked_fill_(drop, False)
         self.evicted.add_(excess)
 
-    def evict_columns(self, drop: torch.Tensor, counts: Sequence[int]) -> None:
-        column = self.slot_pos.long()
-        inside = (column >= 0) & (column < drop.shape[1])
-        freed = inside & drop.gather(1, column.clamp(0, drop.shape[1] - 1))
+    def evict_columns(self, drop: torch.Tensor) -> None:
+        freed = self._marked(drop)
         self.slot_pos.masked_fill_(freed, FREE)
         self.evictable.masked_fill_(freed, False)
-        self.evicted.add_(torch.tensor(list(counts), device=drop.device))
+        self.evicted.add_(freed.sum(1))
 
     def reset(self) -> None:
         if self.rows:

@@ -16,32 +16,39 @@ from asymvlm.eviction import capture
 from asymvlm.eviction.masks import FULL, real_tokens, slot_masks
 from asymvlm.eviction.report import EvictionReport
 from asymvlm.eviction.slots import Slots, StaticSlots
+from asymvlm.eviction.turns import TurnEvictor
 from asymvlm.generation import infer_attention_mask, setting
 from asymvlm.merge import merging
 from asymvlm.policies import TextEviction
+from asymvlm.prompt import has_images
 
 STATIC = ("static", "hybrid", "sliding_window", "hybrid_chunked")  # names transformers gave its static caches
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class EvictingCall:
     """A call of `generate` and the cache that it evicts from."""
 
     arguments: dict[str, Any]
     cache: EvictionCache
     evicted_before: list[int]  # empty for a new cache
+    sequences: torch.Tensor | None = None  # what the call returned, once it has
 
     def report(self) -> EvictionReport:
         stats = self.cache.stats()
         before = self.evicted_before or [0] * len(stats.evicted)
-        return EvictionReport([now - then for now, then in zip(stats.evicted, before)], [], stats)
+        evicted = [now - then for now, then in zip(stats.evicted, before)]
+        return EvictionReport(evicted, [sorted(row) for row in self.cache.dialogue.dropped], stats)
 
 
 class TextEvictor:
     """Hooks of one decoder. ``policy`` None keeps the slots of a cache and evicts nothing by score."""
 
-    def __init__(self, owner: Any, decoder: nn.Module, config: Any, policy: TextEviction | None) -> None:
-        self.owner = owner  # the handle, for its `enabled`
+    def __init__(
+        self, owner: Any, decoder: nn.Module, config: Any, policy: TextEviction | None, turns: TurnEvictor | None
+    ) -> None:
+        self.owner = owner  # the handle, for its `enabled` and its model
+        self.turns = turns
         self.config = config
         self.policy = policy
         EvictionCache(config)  # refuses a decoder it does not know
@@ -70,10 +77,16 @@ class TextEvictor:
         arguments = self.prepare(model, call)
         cache: EvictionCache = arguments["past_key_values"]
         running = EvictingCall(arguments, cache, cache.table.counters()["evicted"])
+        repeats = setting(model, call, "num_return_sequences") or 1
         try:
+            if self.turns is not None:
+                self.turns.begin(model, arguments, cache, repeats)
             yield running
+            if self.turns is not None and running.sequences is not None:
+                self.turns.end(model, arguments, cache, running.sequences)
         finally:
             cache.table.prompt_end = cache.table.prompt_mask = None
+            cache.dialogue.vision = cache.dialogue.merged = None
 
     def prepare(self, model: nn.Module, call: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a `generate` call with a cache to evict from. ``call`` is left as it is.
@@ -104,7 +117,10 @@ class TextEvictor:
         cache = call.get("past_key_values")
         if cache is None:
             cache = self._new_cache(model, call, columns)
-        elif not isinstance(cache, EvictionCache):
+        elif isinstance(cache, EvictionCache):
+            if cache.is_static and cache.table.rows and has_images(self.owner.adapter, call):
+                raise NotImplementedError("new images on a static cache with text eviction are not supported")
+        else:
             raise NotImplementedError(
                 f"text eviction needs its own cache, got a {type(cache).__name__}: leave past_key_values out, or pass "
                 "the one that an earlier call returned"
@@ -155,6 +171,9 @@ class TextEvictor:
         fresh = not table.rows
         if queries > 1 and not fresh and isinstance(mask, torch.Tensor) and mask.ndim == 2:
             table.hide(mask.bool())
+        if self.turns is not None and self.owner.enabled and cache.dialogue.vision is not None:
+            embeds = tokens if tokens.ndim == 3 else _shape_of(tokens, module)
+            self.turns.before_prompt(self.owner.model, cache, embeds, queries)
         table.begin(rows, queries, tokens.device, real)
         if table.remapped and not fresh:
             embeds = tokens if tokens.ndim == 3 else _shape_of(tokens, module)
