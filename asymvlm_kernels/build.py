@@ -107,7 +107,7 @@ def build(output: Path | None = None, *, emulator: bool = False, log: Path | Non
         raise BuildError("no CUDA sources: csrc/ is neither beside the package nor inside it")
     in_cache = cached(EMULATOR if emulator else NAME)
     assert in_cache is not None
-    target = in_cache if output is None else output
+    target = in_cache if output is None else output.resolve()  # the compiler runs in another folder
     if output is None and target.exists():
         return target
     compiler = (os.environ.get("CXX") or shutil.which("g++")) if emulator else nvcc()

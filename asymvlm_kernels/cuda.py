@@ -68,6 +68,29 @@ class Plan(ctypes.Structure):
     ]
 
 
+class Merge(ctypes.Structure):
+    """``AsymvlmMerge``."""
+
+    _fields_ = [
+        *((name, Pointer) for name in ("partial", "sums", "logits", "seqlens", "leftpad", "out", "lse", "scores")),
+        *((name, Long) for name in ("left", "right")),
+        *(
+            (name, Int)
+            for name in ("B", "H", "Q", "S", "D", "parts", "scored", "dtype", "wide_seqlens", "wide_leftpad")
+        ),
+    ]
+
+
+class Moves(ctypes.Structure):
+    """``AsymvlmMoves``."""
+
+    _fields_ = [
+        *((name, Pointer) for name in ("table", "origin", "source", "target")),
+        *((name, Long) for name in ("source_b", "source_m", "target_b", "target_m")),
+        *((name, Int) for name in ("B", "M", "entries", "rows", "word", "access")),
+    ]
+
+
 def find() -> Path | None:
     """The library's file, or None where there is none."""
     named = os.environ.get(ENVIRONMENT_VARIABLE)
@@ -131,13 +154,15 @@ def load(path: str) -> ctypes.CDLL:
     found = loaded.asymvlm_interface()
     if found != INTERFACE:
         raise ImportError(f"its interface is {found}, {INTERFACE} wanted: build it again")
-    for number, struct in enumerate((Prune, Plan)):
+    for number, struct in enumerate((Prune, Plan, Merge, Moves)):
         size = loaded.asymvlm_struct_size(number)
         if size != ctypes.sizeof(struct):
             raise ImportError(f"{struct.__name__} has {size} bytes there and {ctypes.sizeof(struct)} here")
     loaded.asymvlm_error_string.restype = ctypes.c_char_p
     loaded.asymvlm_prune.argtypes = [ctypes.POINTER(Prune), ctypes.POINTER(Plan), Pointer]
     loaded.asymvlm_prune_plan.argtypes = [ctypes.POINTER(Prune), ctypes.POINTER(Plan)]
+    loaded.asymvlm_merge.argtypes = [ctypes.POINTER(Merge), Pointer]
+    loaded.asymvlm_move_slots.argtypes = [ctypes.POINTER(Moves), Pointer]
     loaded.asymvlm_select.argtypes = [Pointer, Pointer, Pointer, Int, Pointer, Pointer, Int, Int, Int, Pointer]
     return loaded
 

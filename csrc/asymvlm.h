@@ -66,9 +66,34 @@ typedef struct {
   int32_t resident;          // blocks that the device holds at once: the most that may be launched
 } AsymvlmPlan;
 
+// The parts of split attention become output, logsumexp and scores. All fp32 and contiguous but for `out`.
+typedef struct {
+  const float* partial;  // (B, H, Q, parts, D)
+  const float* sums;     // (B, H, Q, parts): logsumexps, base 2
+  const float* logits;   // (B, H * scored, S), base 2; 0 without scores
+  const void* seqlens;   // (B) or 0
+  const void* leftpad;   // (B) or 0
+  void* out;             // (B, Q, H, D)
+  float* lse;            // (B, H, Q) or 0
+  float* scores;         // (B, S) or 0
+  int64_t left, right;   // window of a row, in slots
+  int32_t B, H, Q, S, D, parts, scored, dtype, wide_seqlens, wide_leftpad;
+} AsymvlmMerge;
+
+// Rows that move within their tensors. `table` holds 6 numbers an entry, in words: offset from `origin`, strides of
+// sample, slot and row, number of rows, length of a row.
+typedef struct {
+  const int64_t* table;
+  void* origin;
+  const int64_t* source;  // (B, M)
+  const int64_t* target;  // (B, M), -1 behind the last move
+  int64_t source_b, source_m, target_b, target_m;
+  int32_t B, M, entries, rows, word, access;  // bytes of a word, and of what is moved at once
+} AsymvlmMoves;
+
 ASYMVLM_API int asymvlm_interface(void);
 ASYMVLM_API int asymvlm_emulated(void);  // 1 in the build that runs on a CPU
-ASYMVLM_API int asymvlm_struct_size(int which);  // 0: AsymvlmPrune, 1: AsymvlmPlan
+ASYMVLM_API int asymvlm_struct_size(int which);  // of Prune, Plan, Merge, Moves
 ASYMVLM_API const char* asymvlm_error_string(int code);
 ASYMVLM_API int asymvlm_probe(void);  // 0 if a kernel of this library can run on the current device
 
@@ -79,3 +104,6 @@ ASYMVLM_API int asymvlm_prune(const AsymvlmPrune* call, const AsymvlmPlan* plan,
 // counts are int64 where wide_counts, else int32. counts == 0 writes gap (B) instead.
 ASYMVLM_API int asymvlm_select(const float* scores, const uint8_t* mask, const void* counts, int wide_counts,
                                int64_t* index, float* gap, int B, int N, int capacity, void* stream);
+
+ASYMVLM_API int asymvlm_merge(const AsymvlmMerge* call, void* stream);
+ASYMVLM_API int asymvlm_move_slots(const AsymvlmMoves* call, void* stream);

@@ -13,7 +13,8 @@ using namespace asymvlm;
 ASYMVLM_API int asymvlm_interface(void) { return ASYMVLM_INTERFACE; }
 
 ASYMVLM_API int asymvlm_struct_size(int which) {
-  return which == 0 ? (int)sizeof(AsymvlmPrune) : which == 1 ? (int)sizeof(AsymvlmPlan) : -1;
+  const int sizes[] = {sizeof(AsymvlmPrune), sizeof(AsymvlmPlan), sizeof(AsymvlmMerge), sizeof(AsymvlmMoves)};
+  return which >= 0 && which < 4 ? sizes[which] : -1;
 }
 
 ASYMVLM_API int asymvlm_probe(void) {

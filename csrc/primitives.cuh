@@ -82,6 +82,8 @@ DEVICE float bits_float(uint32_t bits) { return __uint_as_float(bits); }
 DEVICE uint32_t float_bits(float value) { return __float_as_uint(value); }
 DEVICE float root(float value) { return __fsqrt_rn(value); }
 DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
+DEVICE float power_2(float value) { return exp2f(value); }
+DEVICE float logarithm_2(float value) { return log2f(value); }
 // never fused into a multiply-add: PyTorch rounds twice
 DEVICE double multiply_f64(double a, double b) { return __dmul_rn(a, b); }
 DEVICE double add_f64(double a, double b) { return __dadd_rn(a, b); }

@@ -158,6 +158,7 @@ def _attend_slots_triton(
     num_splits: int,
     with_lse: bool,
     score_rows: int,
+    merge: Callable[..., None] = merge_parts,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     B, Q, H, D = q.shape
     S, G = k.shape[1:3]
@@ -214,7 +215,7 @@ def _attend_slots_triton(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
-    merge_parts(partial, sums, logits, lengths, leftpads, bounds if slot_pos is None else NO_BOUNDS, out, lse, scores)
+    merge(partial, sums, logits, lengths, leftpads, bounds if slot_pos is None else NO_BOUNDS, out, lse, scores)
     return out, lse, scores
 
 

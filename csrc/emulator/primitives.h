@@ -144,6 +144,8 @@ DEVICE uint32_t float_bits(float value) {
 }
 DEVICE float root(float value) { return sqrtf(value); }
 DEVICE float divide(float a, float b) { return a / b; }
+DEVICE float power_2(float value) { return exp2f(value); }
+DEVICE float logarithm_2(float value) { return log2f(value); }
 DEVICE double multiply_f64(double a, double b) { return a * b; }
 DEVICE double add_f64(double a, double b) { return a + b; }
 DEVICE long long nearest_integer(double value) { return llrint(value); }

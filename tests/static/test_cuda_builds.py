@@ -77,6 +77,11 @@ def kernels(found: dict[tuple[str, str], object], name: str, architectures: set[
     return chosen
 
 
+def plain(kernel: str) -> str:
+    """Name without the mangling around it."""
+    return next((word for word in re.findall(r"[a-z]+_kernel", kernel)), kernel)
+
+
 def count(instructions: collections.Counter[str], pattern: str) -> int:
     return sum(number for opcode, number in instructions.items() if re.match(pattern, opcode))
 
@@ -84,6 +89,7 @@ def count(instructions: collections.Counter[str], pattern: str) -> int:
 def test_every_kernel_is_compiled_for_every_architecture(resources):
     names = {kernel for kernel, _ in resources}
     assert sum("prune_kernel" in name for name in names) == 3  # one a dtype
+    assert {"select_kernel", "merge_kernel", "move_kernel", "probe_kernel"} <= {plain(name) for name in names}
     assert {(name, arch) for name in names for arch in ARCHITECTURES} == set(resources)
 
 
