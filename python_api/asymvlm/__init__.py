@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from asymvlm.cache import CacheStats, EvictionCache
 from asymvlm.calibration import Calibration, calibrate_budget
+from asymvlm.conversation import Conversation, Reply
 from asymvlm.eviction.report import EvictionReport
 from asymvlm.models import supported_models
 from asymvlm.patch import PatchHandle, patch
@@ -23,6 +24,7 @@ from asymvlm_kernels import LinearBudget, RelativeThresholdBudget, ThresholdBudg
 
 __all__ = [
     "CacheStats",
+    "Conversation",
     "Calibration",
     "EvictionCache",
     "EvictionReport",
@@ -30,6 +32,7 @@ __all__ = [
     "PatchHandle",
     "PruningReport",
     "RelativeThresholdBudget",
+    "Reply",
     "Scorer",
     "TextEviction",
     "ThresholdBudget",
