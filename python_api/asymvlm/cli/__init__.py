@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from asymvlm.cli import console, doctor, heatmap, run
+from asymvlm.cli import chat, console, doctor, heatmap, run
 
 app = typer.Typer(
     name="asymvlm",
@@ -17,6 +17,7 @@ app = typer.Typer(
     invoke_without_command=True,
 )
 app.command()(run.run)
+app.command()(chat.chat)
 app.command()(heatmap.heatmap)
 app.command()(doctor.doctor)
 

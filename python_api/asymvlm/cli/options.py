@@ -10,10 +10,12 @@ from PIL.Image import Image
 
 from asymvlm.budget_file import AnyBudget, load_budget
 from asymvlm.loading import Device, Dtype, open_image
+from asymvlm.policies import TextEviction, TurnEviction
 from asymvlm.session import InputError
 from asymvlm_kernels import UniformBudget
 
 DEFAULT_KEEP = 0.5
+DEFAULT_RETENTION = 0.5
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Folder written by save_pretrained, or a hub id.")]
 QuestionOption = Annotated[str, typer.Option("--question", "-q", help="What to ask about the image.")]
@@ -38,6 +40,18 @@ TextOption = Annotated[
     ScoredText,
     typer.Option("--text", help="What vision is scored against: all text tokens, or the words of the user's turns."),
 ]
+TextThresholdOption = Annotated[
+    int | None, typer.Option("--text-threshold", help="Generated tokens that are held before any is evicted.")
+]
+TextRetentionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--text-retention",
+        metavar="RATIO",
+        help="Share of the threshold that remains after an eviction, in (0, 1].",
+        show_default=str(DEFAULT_RETENTION),
+    ),
+]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Weights' type; auto is the checkpoint's own.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="auto is CUDA where there is one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
@@ -60,6 +74,40 @@ def parse_budget(keep: str | None, file: Path | None) -> AnyBudget:
         return UniformBudget(DEFAULT_KEEP if keep is None else float(keep))
     except ValueError as error:
         raise InputError(f"--keep: {keep} found, wanted a ratio in (0, 1]") from error
+
+
+def parse_text_eviction(threshold: int | None, retention: str | None) -> TextEviction | None:
+    """The policy that ``--text-threshold`` and ``--text-retention`` ask for; None without a threshold.
+
+    Raises:
+        InputError: if they do not fit each other, or a retention comes alone.
+    """
+    if threshold is None and retention is not None:
+        raise InputError(f"--text-retention {retention} found without --text-threshold, wanted both")
+    if threshold is None:
+        return None
+    try:
+        return TextEviction(threshold, _retention("--text-retention", retention))
+    except ValueError as error:
+        raise error if isinstance(error, InputError) else InputError(f"--text-threshold: {error}") from error
+
+
+def parse_turn_eviction(threshold: int, retention: str | None) -> TurnEviction:
+    """The policy of a dialogue. Raises InputError on values out of range."""
+    try:
+        return TurnEviction(threshold, _retention("--turn-retention", retention))
+    except ValueError as error:
+        raise error if isinstance(error, InputError) else InputError(f"--turn-threshold: {error}") from error
+
+
+def _retention(option: str, value: str | None) -> float:
+    try:
+        ratio = DEFAULT_RETENTION if value is None else float(value)
+    except ValueError as error:
+        raise InputError(f"{option}: {value} found, wanted a ratio in (0, 1]") from error
+    if not 0 < ratio <= 1:
+        raise InputError(f"{option}: {value} found, wanted a ratio in (0, 1]")
+    return ratio
 
 
 def parse_question(question: str) -> str:

@@ -12,6 +12,7 @@ import asymvlm
 from asymvlm.budget_file import AnyBudget, budget_to_dict
 from asymvlm.cli import console, options, tables
 from asymvlm.loading import load
+from asymvlm.policies import TextEviction
 from asymvlm.session import FirstToken, Generation, InputError, Session
 
 
@@ -32,6 +33,8 @@ def run(
     keep: options.KeepOption = None,
     budget: options.BudgetOption = None,
     scored: options.TextOption = "all",
+    text_threshold: options.TextThresholdOption = None,
+    text_retention: options.TextRetentionOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     dtype: options.DtypeOption = "auto",
     device: options.DeviceOption = "auto",
@@ -41,11 +44,21 @@ def run(
     """Ask a question about images with pruned vision tokens, and show what was saved."""
     chosen = options.parse_budget(keep, budget)
     text = options.parse_question(question)
+    eviction = options.parse_text_eviction(text_threshold, text_retention)
     images = options.read_images(image)
     with console.stdout_reserved(as_json):
         console.hush_transformers(progress=not as_json)
         session = load(model, dtype=dtype, device=device)
-        outcome = ask(session, images, text, chosen, scored=scored, max_new_tokens=max_new_tokens, compare=compare)
+        outcome = ask(
+            session,
+            images,
+            text,
+            chosen,
+            scored=scored,
+            eviction=eviction,
+            max_new_tokens=max_new_tokens,
+            compare=compare,
+        )
     if as_json:
         console.print_json(to_record(session, outcome, text, chosen))
     else:
@@ -61,6 +74,7 @@ def ask(
     max_new_tokens: int,
     compare: bool,
     scored: options.ScoredText = "all",
+    eviction: TextEviction | None = None,
     runs: int = 5,
 ) -> Outcome:
     """Generate with pruning and, to compare, without; then time both to the first token, ``runs`` times each.
@@ -72,7 +86,7 @@ def ask(
     inputs = session.prepare(images, question)
     try:
         vision = asymvlm.VisionPruning(budget=budget, text=scored, processor=session.processor)
-        handle = asymvlm.patch(session.model, vision=vision)
+        handle = asymvlm.patch(session.model, vision=vision, text=eviction)
     except ValueError as error:
         raise InputError(f"cannot prune {session.name}: {error}") from error
     with handle:
@@ -101,6 +115,8 @@ def show(session: Session, outcome: Outcome) -> None:
     console.out.print()
     console.out.print(table)
     console.out.print(tables.decision_line(outcome.report))
+    if outcome.report.eviction is not None:
+        console.out.print(tables.eviction_line(outcome.report.eviction))
     for note in outcome.report.notes:
         console.out.print(f"note: {note}", markup=False)
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from asymvlm.session import FirstToken
 
 if TYPE_CHECKING:
+    from asymvlm.eviction.report import EvictionReport
     from asymvlm.report import PruningReport
 
 
@@ -33,7 +34,7 @@ def report_table(report: PruningReport, *, first_token: FirstToken | None = None
     if first_token is not None:
         full_bytes, pruned_bytes, name = first_token.full_kv_bytes, first_token.pruned_kv_bytes, f"{name}, measured"
     if full_bytes is not None and pruned_bytes is not None:
-        table.add_row(name, _bytes(full_bytes), _bytes(pruned_bytes), _saved(full_bytes, pruned_bytes))
+        table.add_row(name, bytes_in_words(full_bytes), bytes_in_words(pruned_bytes), _saved(full_bytes, pruned_bytes))
     flops, fewer = report.flops_before[0], report.flops_after[0]
     table.add_row("language model FLOPs, prefill", _flops(flops), _flops(fewer), _saved(flops, fewer))
     if report.vision_flops is not None:
@@ -60,7 +61,16 @@ def _saved(before: float, after: float) -> str:
     return f"{1 - after / before:.1%}" if before else "-"
 
 
-def _bytes(count: int) -> str:
+def eviction_line(report: EvictionReport) -> str:
+    """What text eviction did to row 0, in one line."""
+    stats = report.cache
+    return (
+        f"text eviction: {report.evicted[0]:,} of {report.evicted[0] + stats.held[0]:,} generated tokens evicted, "
+        f"{stats.physical:,} slots in use, K/V {bytes_in_words(stats.kv_bytes)}"
+    )
+
+
+def bytes_in_words(count: int) -> str:
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= scale:
             return f"{count / scale:,.2f} {unit}"
