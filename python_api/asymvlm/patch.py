@@ -23,6 +23,7 @@ from asymvlm.calls import Call, current_call, feed_prompt, in_flight, set_call
 from asymvlm.deepstack import deepstack_inputs
 from asymvlm.eviction.text import TextEvictor
 from asymvlm.eviction.turns import TurnEvictor
+from asymvlm.flash import one_sequence, uses_flash
 from asymvlm.generation import (
     StaticLength,
     continue_call,
@@ -36,6 +37,7 @@ from asymvlm.policies import TextEviction, TurnEviction, VisionPruning
 from asymvlm.prompt import PrunedPrompt, check_prompt, has_images, prune_prompt, untouched_report
 from asymvlm.report import PruningReport
 from asymvlm.windows import sliding_window, tighten
+from asymvlm.wrappers import unwrapped
 from asymvlm_kernels import UniformBudget
 
 HANDLE = "_asymvlm_handle"  # where a patched model keeps its handle
@@ -54,7 +56,8 @@ def patch(
     Gradients into the vision tower and the embeddings are not supported through a patched model.
 
     Args:
-        model: a supported Hugging Face vision-language model (see `supported_models`).
+        model: a supported Hugging Face vision-language model (see `supported_models`), or a PEFT model around one,
+            which is then patched itself.
         vision: settings. None means ``VisionPruning()``, half the vision tokens by cosine similarity, where nothing
             else is asked for, and no pruning beside eviction.
         text: evict generated tokens while decoding; None leaves them.
@@ -67,7 +70,7 @@ def patch(
     """
     if vision is None:
         vision = VisionPruning() if text is None and turns is None else VisionPruning(budget=UniformBudget(1.0))
-    return PatchHandle(model, vision, text, turns)
+    return PatchHandle(unwrapped(model), vision, text, turns)
 
 
 class PatchHandle:
@@ -109,9 +112,8 @@ class PatchHandle:
             self._evictor = TextEvictor(self, self.adapter.text_of(model), text_config, text, turn_evictor)
         tightened = vision.positions == "keep" and not vision.bypassed
         self._window = sliding_window(text_config) if tightened else None
-        if self._window is not None or self.adapter.deepstack:
-            decoder = self.adapter.text_of(model)
-            self._hooks.append(decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
+        decoder = self.adapter.text_of(model)
+        self._hooks.append(decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
         model.__dict__["generate"] = functools.update_wrapper(_Generate(self), cast("Any", model).generate)
         model.__dict__[HANDLE] = self
 
@@ -243,7 +245,10 @@ class PatchHandle:
         set_call(call)
 
     def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Hand the decoder what its composite cannot: thinned DeepStack rows, windows as wide as they were."""
+        """Hand the decoder what its composite cannot: thinned DeepStack rows, windows as wide as they were.
+
+        FlashAttention is told, too, that a row is one sequence.
+        """
         if not self._pending and self._window is None:
             return None
         call, cache = current_call(), kwargs.get("past_key_values")
@@ -256,8 +261,10 @@ class PatchHandle:
         in_prompt = past < state.length
         if prompt is not None and prompt.deepstack is not None and in_prompt:
             kwargs |= deepstack_inputs(prompt.deepstack, past - prompt.cached, queries, batch)
+        text_config = cast("Any", self.model.config).get_text_config()
+        if in_prompt and batch == 1 < queries and uses_flash(text_config):
+            kwargs |= one_sequence(module, queries, past, kwargs["inputs_embeds"].device)
         if self._window is not None and not (self.adapter.open_prompt and in_prompt):
-            text_config = cast("Any", self.model.config).get_text_config()
             kwargs["attention_mask"] = tighten(text_config, kwargs, state.index, state.original_length)
         return args, kwargs
 

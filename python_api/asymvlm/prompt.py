@@ -20,6 +20,7 @@ from asymvlm.policies import VisionPruning
 from asymvlm.positions import next_position, original_positions, renumbered
 from asymvlm.report import PruningReport
 from asymvlm.user_turns import UserTurns
+from asymvlm.wrappers import unwrapped
 from asymvlm_kernels import PrunedSequence, gather_rows, prune_sequence
 
 
@@ -40,7 +41,7 @@ def prune_inputs(model: nn.Module, vision: VisionPruning | None = None, **inputs
     """Prune the inputs of one call, for people with loops of their own. The model is left as it was.
 
     Args:
-        model: a supported Hugging Face vision-language model.
+        model: a supported Hugging Face vision-language model, or a PEFT model around one.
         vision: settings; None means ``VisionPruning()``.
         inputs: what ``model(**inputs)`` takes: ``input_ids`` ``(B, S)``, ``pixel_values``, 2-D ``attention_mask``, ...
     Returns:
@@ -52,6 +53,7 @@ def prune_inputs(model: nn.Module, vision: VisionPruning | None = None, **inputs
         NotImplementedError: if the family's decoder needs more than the model's own call can carry (DeepStack).
     """
     vision = VisionPruning() if vision is None else vision
+    model = unwrapped(model)
     adapter = adapter_for(model)
     vision.check_model(model)
     if adapter.deepstack:

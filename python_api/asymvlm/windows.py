@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.masking_utils import create_masks_for_generate
+
+from asymvlm.flash import uses_flash
 
 SLIDING = "sliding_attention"
 
@@ -30,13 +33,13 @@ def tighten(text_config: Any, inputs: Mapping[str, Any], index: torch.Tensor, or
     Args:
         text_config: the decoder's, with sliding layers.
         inputs: the decoder's arguments. Its masks are made here as transformers does, unless they are given by layer
-            kind or dense: None (causal), bool or additive ``(B, 1, queries, keys)``.
+            kind or dense: None (causal), bool or additive ``(B, 1, queries, keys)``, or a `BlockMask`.
         index: ``(B, S')`` int64 original places of the kept prompt tokens, -1 = padding.
         original_length: S; the t-th token after the prompt has place S + t.
     Returns:
         The ``attention_mask`` for the decoder.
     Raises:
-        NotImplementedError: for a mask of another form (FlashAttention, FlexAttention).
+        NotImplementedError: for FlashAttention, whose windows go by index.
     """
     masks, embeds, cache = inputs.get("attention_mask"), inputs["inputs_embeds"], inputs.get("past_key_values")
     window, queries = text_config.sliding_window, embeds.shape[1]
@@ -44,14 +47,16 @@ def tighten(text_config: Any, inputs: Mapping[str, Any], index: torch.Tensor, or
     length = index.shape[1]
     if original_length + past + queries - length <= window:
         return masks  # nothing is out of reach yet
+    if uses_flash(text_config):
+        raise NotImplementedError(
+            f"FlashAttention cannot window {original_length + past + queries - length} tokens by original position "
+            f"(window {window}): use attn_implementation 'sdpa', 'eager' or 'flex_attention', or positions='compact'"
+        )
     if masks is None or (isinstance(masks, torch.Tensor) and masks.ndim == 2):
         masks = create_masks_for_generate(text_config, embeds, masks, cache, None)
     mask = masks.get(SLIDING) if isinstance(masks, dict) else masks
-    if not (mask is None or (isinstance(mask, torch.Tensor) and mask.ndim == 4)):
-        raise NotImplementedError(
-            "windows by original position need dense masks (attn_implementation 'sdpa' or 'eager'), got "
-            f"{type(mask).__name__}"
-        )
+    if not (mask is None or isinstance(mask, BlockMask) or (isinstance(mask, torch.Tensor) and mask.ndim == 4)):
+        raise NotImplementedError(f"windows by original position need dense or block masks, got {type(mask).__name__}")
     keys, offset = queries, 0
     if cache is not None:
         kinds = getattr(cache, "is_sliding", [])
@@ -67,9 +72,22 @@ def tighten(text_config: Any, inputs: Mapping[str, Any], index: torch.Tensor, or
     else:
         if near.shape[0] != mask.shape[0]:  # beams, num_return_sequences
             near = near.repeat_interleave(mask.shape[0] // near.shape[0], 0)
+        if isinstance(mask, BlockMask):
+            mask = _both(mask, near[:, 0])
+            return {**masks, SLIDING: mask} if isinstance(masks, dict) else mask
         closed = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         mask = mask.masked_fill(~near, closed)
     return {**masks, SLIDING: mask} if isinstance(masks, dict) else mask
+
+
+def _both(mask: BlockMask, near: torch.Tensor) -> BlockMask:
+    """A block mask closed where ``near`` ``(B, queries, keys)`` is False."""
+
+    def near_too(row: Any, head: Any, query: Any, key: Any) -> Any:
+        return mask.mask_mod(row, head, query, key) & near[row, query, key]
+
+    batch, _, queries, keys = mask.shape
+    return create_block_mask(near_too, batch, None, queries, keys, device=str(near.device), BLOCK_SIZE=mask.BLOCK_SIZE)
 
 
 def _places(index: torch.Tensor, original_length: int, length: int) -> torch.Tensor:
