@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 import asymvlm_kernels as ak
+from asymvlm_kernels import cuda
 from asymvlm_kernels.prefill import reference
 from bench import peers
 from bench.shapes import COMPILED, SMOKE, Shape
@@ -96,6 +97,7 @@ def select_case(shape: Shape, dtype: torch.dtype, device: str) -> Case:
         "topk and sort": Variant(lambda scores, counts: peers.topk_select(scores, K)),
         "stable sort": Variant(lambda scores, counts: peers.sort_select(scores, K)),
     }
+    variants |= by_cuda(variants["ours"], device)
     return Case("select_tokens", shape, torch.float32, make, check, variants)
 
 
@@ -131,7 +133,7 @@ def prune_case(shape: Shape, dtype: torch.dtype, device: str) -> Case:
 
     def ours(static: bool) -> Callable[..., Any]:
         def prune(e: torch.Tensor, v: torch.Tensor, t: torch.Tensor, w: torch.Tensor) -> Inputs:
-            out = ak.prune_sequence(e, v, t, w, budget, static=static)
+            out = ak.prune_sequence(e, v, t, w, budget, static=static, capacity=S - N + K if static else None)
             return out.embeds, out.index
 
         return prune
@@ -146,7 +148,20 @@ def prune_case(shape: Shape, dtype: torch.dtype, device: str) -> Case:
     }
     if device == "cuda":
         variants["ours static"] = Variant(ours(static=True))
+    variants |= by_cuda(Variant(ours(static=True)), device)
     return Case("prune_sequence", shape, dtype, make, check, variants)
+
+
+def by_cuda(variant: Variant, device: str) -> dict[str, Variant]:
+    """The same by the CUDA library, where it can run: on a CPU where the emulator was asked for."""
+    if cuda.why_not(torch.device(device)):
+        return {}
+
+    def function(*inputs: Any) -> Any:
+        with ak.use_backend("cuda"):
+            return variant.function(*inputs)
+
+    return {"ours, cuda": replace(variant, function=function)}
 
 
 CASES: dict[str, Callable[[Shape, torch.dtype, str], Case]] = {

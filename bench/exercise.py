@@ -16,27 +16,29 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
-    device = parser.parse_args(args).device
+    parser.add_argument("--backend", default="auto", help="what is compared with the reference")
+    options = parser.parse_args(args)
+    device, backend = options.device, options.backend
     for B, N, D, L in SIZES:
         for dtype in DTYPES:
-            exercise(B, N, D, L, dtype, device)
-            exercise_decode(B, N, D, dtype, device)
+            exercise(B, N, D, L, dtype, device, backend)
+            exercise_decode(B, N, D, dtype, device, backend)
     if device == "cuda":
         torch.cuda.synchronize()
     print(f"{len(SIZES) * len(DTYPES)} combinations agree with the reference on {device}", flush=True)
     return 0
 
 
-def exercise(B: int, N: int, D: int, L: int, dtype: torch.dtype, device: str) -> None:
-    """Raises AssertionError where the default backend and the reference differ."""
+def exercise(B: int, N: int, D: int, L: int, dtype: torch.dtype, device: str, backend: str = "auto") -> None:
+    """Raises AssertionError where ``backend`` and the reference differ."""
     generator = torch.Generator().manual_seed(B * N + D)
     vision, text = (torch.randn(B, rows, D, generator=generator).to(device, dtype) for rows in (N, L))
     weight = (torch.rand(D, generator=generator) + 0.5).to(device)
     mask = (torch.rand(B, N, generator=generator) > 0.2).to(device)
     counts = torch.full((B,), max(N // 2, 1), device=device)
     scores, gap, index, rows = [], [], [], []
-    for backend in ("reference", "auto"):
-        with ak.use_backend(backend):
+    for name in ("reference", backend):
+        with ak.use_backend(name):
             scores.append(ak.score_tokens(vision, text, weight, vision_mask=mask))
             gap.append(ak.importance_gap(scores[0], mask))
             index.append(ak.select_tokens(scores[0], counts, mask=mask, capacity=N))
@@ -51,7 +53,7 @@ def exercise(B: int, N: int, D: int, L: int, dtype: torch.dtype, device: str) ->
     torch.testing.assert_close(rows[1], rows[0], rtol=0, atol=0)
 
 
-def exercise_decode(B: int, S: int, D: int, dtype: torch.dtype, device: str) -> None:
+def exercise_decode(B: int, S: int, D: int, dtype: torch.dtype, device: str, backend: str = "auto") -> None:
     """The same for the ops of a decode step: S slots in any order with holes, two key heads with three query heads."""
     generator = torch.Generator().manual_seed(S + D)
     q, k, v = (torch.randn(B, n, h, D, generator=generator).to(device, dtype) for n, h in ((2, 6), (S, 2), (S, 2)))
@@ -59,8 +61,8 @@ def exercise_decode(B: int, S: int, D: int, dtype: torch.dtype, device: str) -> 
     place = place.masked_fill(torch.rand(B, S, generator=generator) < 0.2, -1).to(device)
     slots: dict[str, Any] = {"slot_pos": place, "q_pos": torch.full((B,), S, device=device), "window_size": (S // 2, 0)}
     found = []
-    for backend in ("reference", "auto"):
-        with ak.use_backend(backend):
+    for name in ("reference", backend):
+        with ak.use_backend(name):
             out, lse, scores = ak.flash_attn_with_kvcache(
                 q, k, v, softcap=20.0, return_softmax_lse=True, return_scores=True, score_rows=2, **slots
             )

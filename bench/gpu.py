@@ -28,7 +28,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "python_api")]
 
 import torch  # noqa: E402
 
-from bench import environment, results, tables  # noqa: E402
+from asymvlm_kernels.build import nvcc  # noqa: E402
+from asymvlm_kernels.cuda import find  # noqa: E402
+from bench import check_cuda, environment, results, tables  # noqa: E402
 
 API_TESTS = ("tests/api/test_pruned_equals_masked.py", "tests/api/test_prune_inputs.py")  # the quick ones that say most
 SANITIZER = ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")
@@ -96,6 +98,16 @@ def generate(options: argparse.Namespace, file: Path, limit: int) -> list[str]:
     return [*command, *(["--size", "tiny", "--batch", "1"] if options.smoke else [])]
 
 
+def cuda(options: argparse.Namespace, file: Path, limit: int) -> list[str]:
+    """The optional CUDA library: tests, sanitizer, times. Its path may be given by ASYMVLM_CUDA_LIBRARY."""
+    if options.device != "cuda":
+        raise Skip("no CUDA device")
+    if find() is None and not check_cuda.CARRIED.exists() and nvcc() is None:
+        raise Skip("no CUDA library (ASYMVLM_CUDA_LIBRARY, build/) and no nvcc to build it")
+    command = [sys.executable, "-m", "bench.check_cuda", "--file", str(file)]
+    return [*command, *["--smoke"] * options.smoke]
+
+
 PARTS = {
     "correctness": Part(120, correctness),
     "sanitizer": Part(60, sanitizer),
@@ -103,6 +115,7 @@ PARTS = {
     "decode": Part(90, decode),
     "generate": Part(80, generate),
     "compiled": Part(100, compiled),
+    "cuda": Part(240, cuda),
 }
 
 
