@@ -110,14 +110,12 @@ int make_plan(const AsymvlmPrune& call, AsymvlmPlan* plan) {
   plan->teams = items < most ? (int)items : most;
   const int64_t own = (items + plan->teams - 1) / plan->teams * plan->groups;  // groups of one team
 
-  auto ring_beside_keys = [&](bool keys) {  // groups that fit, at most what the team needs
+  auto ring_beside_keys = [&](bool keys) {  // groups that fit, at most what the team needs; 0 if none does
     plan->keys_in_shared = keys;
-    plan->ring = 1;
-    while (plan->ring < MOST_GROUPS && plan->ring < own) {
-      ++plan->ring;
-      if (shared_map(*plan, call.S, sizeof(T)).total > device.shared) return --plan->ring;
+    for (plan->ring = 1; shared_map(*plan, call.S, sizeof(T)).total <= device.shared; ++plan->ring) {
+      if (plan->ring == MOST_GROUPS || plan->ring >= own) return plan->ring;
     }
-    return shared_map(*plan, call.S, sizeof(T)).total > device.shared ? 0 : plan->ring;
+    return --plan->ring;
   };
   const int without = ring_beside_keys(false), with = ring_beside_keys(true);
   if (without == 0) return INVALID_VALUE;
