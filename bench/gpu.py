@@ -108,12 +108,21 @@ def cuda(options: argparse.Namespace, file: Path, limit: int) -> list[str]:
     return [*command, *["--smoke"] * options.smoke]
 
 
+def eviction(options: argparse.Namespace, file: Path, limit: int) -> list[str]:
+    """Bytes and time a step of a cache that evicts, beside caches that do not."""
+    command = [sys.executable, "-m", "bench.bench_eviction", "--device", options.device]
+    command += ["--file", str(file.with_name(f"{file.stem}-eviction.json"))]
+    smoke = ["--size", "tiny", "--tokens", "40", "--threshold", "8", "--rounds", "1"]
+    return [*command, *(smoke if options.smoke else ["--tokens", "192", "--threshold", "64", "--rounds", "1"])]
+
+
 PARTS = {
     "correctness": Part(120, correctness),
     "sanitizer": Part(60, sanitizer),
     "prefill": Part(110, prefill),
     "decode": Part(90, decode),
     "generate": Part(80, generate),
+    "eviction": Part(39, eviction),
     "compiled": Part(100, compiled),
     "cuda": Part(240, cuda),
 }
