@@ -173,10 +173,20 @@ def test_rows_without_text_or_vision(device):
     check(case, UniformBudget(0.25))
 
 
-def test_more_text_than_is_listed_at_once(device):
-    case = sequence(1, 700, 8, torch.bfloat16, text=0.85, device=device)
-    assert int((case.text_mask & ~case.vision_mask).sum()) > 512
+@pytest.mark.parametrize("B", [1, 2])
+def test_no_text_token_is_lost_where_they_are_listed_in_windows(B, device):
+    case = sequence(B, 700, 8, torch.bfloat16, text=0.85, padding=0, protected=0, device=device)
+    texts = [row.nonzero()[:, 0] for row in case.text_mask & ~case.vision_mask]
+    assert min(map(len, texts)) > 544  # a window of 512, and more than a block of 32 behind it
     check(case, UniformBudget(0.5))
+    case.embeds.zero_()
+    for b, places in enumerate(texts):  # six text tokens along an axis each, the others zero
+        told = places[[0, 31, 32, 511, 512, len(places) - 1]]
+        case.embeds[b, told, range(6)] = 1
+        vision = (case.vision_mask[b] & ~case.protect[b]).nonzero()[:, 0]
+        case.embeds[b, vision, torch.arange(len(vision), device=device) % 6] = 1
+    scores = select(case, UniformBudget(0.5))[0]
+    assert bool((scores[case.vision_mask & ~case.protect] >= 0.5).all())  # the weights are 0.5, 1 and 2
 
 
 @pytest.mark.parametrize("capacity", [0, 3, 20, 60, 90])

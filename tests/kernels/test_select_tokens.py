@@ -97,6 +97,14 @@ def test_equal_scores_keep_the_first_and_write_no_more(N, device):
     check(torch.ones(2, N, device=device), torch.tensor([40, 40], device=device), capacity=40)
 
 
+def test_outliers_do_not_blur_the_others(device):
+    torch.manual_seed(0)
+    scores = torch.randn(3, 2000, device=device).mul(0.01)  # all but one fall into one bin of a histogram
+    scores[0, 7], scores[1, 9], scores[2, 11] = 1e30, -1e30, INF
+    for count in (1, 500, 1301, 1999):
+        check(scores, torch.full((3,), count, device=device))
+
+
 def test_signed_zeros_tie(device):
     scores = torch.tensor([[-0.0, 0.0, -0.0, 0.0, -1e-45, 1e-45]], device=device)
     for count in range(7):
