@@ -18,12 +18,15 @@ from asymvlm.policies import TextEviction, TurnEviction, VisionPruning
 from asymvlm.prompt import prune_inputs
 from asymvlm.report import PruningReport
 from asymvlm.scorer import Scorer
+from asymvlm.strategy import AutoStrategy, Choice
 from asymvlm.training import TrainingSettings, train_scorer
 from asymvlm.user_turns import UserTurns
 from asymvlm_kernels import LinearBudget, RelativeThresholdBudget, ThresholdBudget, UniformBudget, __version__
 
 __all__ = [
+    "AutoStrategy",
     "CacheStats",
+    "Choice",
     "Conversation",
     "Calibration",
     "EvictionCache",

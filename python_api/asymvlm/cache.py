@@ -93,6 +93,7 @@ class EvictionCache(Cache):
         if isinstance(self.table, Slots):
             self.table.storages = self._storages
         self.dialogue = Dialogue()
+        self.evicts = True  # False where a call chose not to
         super().__init__(layers=layers)
 
     @property

@@ -36,6 +36,7 @@ from asymvlm.models import adapter_for
 from asymvlm.policies import TextEviction, TurnEviction, VisionPruning
 from asymvlm.prompt import PrunedPrompt, check_prompt, has_images, prune_prompt, untouched_report
 from asymvlm.report import PruningReport
+from asymvlm.strategy import AutoStrategy, Choice
 from asymvlm.windows import sliding_window, tighten
 from asymvlm.wrappers import unwrapped
 from asymvlm_kernels import UniformBudget
@@ -48,6 +49,8 @@ def patch(
     vision: VisionPruning | None = None,
     text: TextEviction | None = None,
     turns: TurnEviction | None = None,
+    *,
+    strategy: str | None = None,
 ) -> PatchHandle:
     """Prune the vision tokens, and evict generated ones, in every later call of this model instance.
 
@@ -62,12 +65,20 @@ def patch(
             else is asked for, and no pruning beside eviction.
         text: evict generated tokens while decoding; None leaves them.
         turns: evict whole earlier answers when a turn of a dialogue begins; None leaves them.
+        strategy: ``"auto"`` prunes vision in calls where vision tokens dominate and evicts text in the others, as
+            `AutoStrategy` says; settings that are None are its own. ``handle.last.strategy`` explains the choice.
     Returns:
         `PatchHandle`, also a context manager that removes the patch on exit.
     Raises:
-        ValueError: if the family is unknown; the message lists the known ones.
+        ValueError: if the family is unknown, and the message lists the known ones; for another strategy.
         RuntimeError: if the model is patched already.
     """
+    if strategy not in (None, "auto"):
+        raise ValueError(f"strategy must be None or 'auto', got {strategy!r}")
+    if strategy is not None:
+        given = {"vision": vision, "text": text, "turns": turns}
+        auto = AutoStrategy(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+        return PatchHandle(unwrapped(model), auto.vision, auto.text, auto.turns, auto)
     if vision is None:
         vision = VisionPruning() if text is None and turns is None else VisionPruning(budget=UniformBudget(1.0))
     return PatchHandle(unwrapped(model), vision, text, turns)
@@ -86,6 +97,7 @@ class PatchHandle:
         vision: VisionPruning,
         text: TextEviction | None = None,
         turns: TurnEviction | None = None,
+        strategy: AutoStrategy | None = None,
     ) -> None:
         self.adapter = adapter_for(model)
         if HANDLE in model.__dict__:
@@ -95,6 +107,7 @@ class PatchHandle:
         self.vision = vision
         self.text = text
         self.turns = turns
+        self.strategy = strategy
         self.enabled = True
         self.last: PruningReport | None = None
         self._static_length = StaticLength()
@@ -141,26 +154,28 @@ class PatchHandle:
         """`GenerationMixin.generate` on the shortened prompt; the returned sequences start with the original one."""
         model_class: Any = type(self.model)
         original = self._previous_generate or functools.partial(model_class.generate, self.model)
-        if self._evictor is not None and self.enabled:
-            original = functools.partial(self._evicting, self._evictor, original)
         call = _named(model_class.generate, self.model, args, kwargs)
         if call.get("inputs") is not None and call.get("input_ids") is None:
             call["input_ids"] = call.pop("inputs")
         state = state_of(call.get("past_key_values"))
+        choice = self._choose(call, generating=True)
+        vision = self._chosen_vision(choice, call)
+        if self._evictor is not None and self.enabled:
+            original = functools.partial(self._evicting, self._evictor, choice, original)
         if state is None and not (self.enabled and has_images(self.adapter, call)):
             return original(*args, **kwargs)
         if call.get("attention_mask") is None and call.get("input_ids") is not None:
             call["attention_mask"] = infer_attention_mask(self.model, call)
         if state is not None and not brings_images(self.model, self.adapter, state, call):
             return self._continue(original, state, call)
-        if state is None and self.vision.bypassed:
-            self.last = untouched_report(self.model, self.adapter, self.vision, call)
+        if state is None and vision.bypassed:
+            self.last = untouched_report(self.model, self.adapter, vision, call)
             with self._in_flight(Call(self, self.last, None, "measure")):
                 return original(*args, **kwargs)
         _check_call(call, state)
         accepted = inspect.signature(type(self.model).forward).parameters
         inputs = {name: value for name, value in call.items() if name in accepted}
-        prompt = self._prune(inputs, state, generating=True)
+        prompt = self._prune(vision, inputs, state, generating=True)
         self.last = prompt.report
         shorter = {name: value for name, value in call.items() if name not in accepted}
         shorter |= {name: value for name, value in prompt.inputs.items() if value is not None}
@@ -171,17 +186,35 @@ class PatchHandle:
             result = original(**shorter)
         return with_original_prompt(result, prompt.state)
 
-    def _evicting(self, evictor: TextEvictor, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _choose(self, call: dict[str, Any], *, generating: bool) -> Choice | None:
+        """What the strategy says about a call; None without one."""
+        if self.strategy is None or not self.enabled:
+            return None
+        return self.strategy.choose(self.model, self.adapter, call, generating=generating)
+
+    def _chosen_vision(self, choice: Choice | None, call: dict[str, Any]) -> VisionPruning:
+        if choice is None:
+            return self.vision
+        cache = call.get("past_key_values")
+        unpruned = cache is not None and state_of(cache) is None and int(cache.get_seq_length()) > 0
+        if choice.prunes_vision and not unpruned:  # a cache that holds whole images goes on with whole images
+            return self.vision
+        return dataclasses.replace(self.vision, budget=UniformBudget(1.0))
+
+    def _evicting(
+        self, evictor: TextEvictor, choice: Choice | None, original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         """`original` on a cache to evict from."""
         model_class: Any = type(self.model)
         call = _named(model_class.generate, self.model, args, kwargs)
         if call.get("inputs") is not None and call.get("input_ids") is None:
             call["input_ids"] = call.pop("inputs")
-        with evictor.call(self.model, call) as prepared:
+        evicts = choice is None or not choice.prunes_vision
+        with evictor.call(self.model, call, evicts) as prepared:
             result = original(**prepared.arguments)
             prepared.sequences = result if torch.is_tensor(result) else result.sequences
         report = untouched_report(self.model, self.adapter, self.vision, call) if self.last is None else self.last
-        self.last = report and dataclasses.replace(report, eviction=prepared.report())
+        self.last = report and dataclasses.replace(report, eviction=prepared.report(), strategy=choice)
         return result
 
     def _continue(self, original: Callable[..., Any], state: PromptState, call: dict[str, Any]) -> Any:
@@ -191,10 +224,12 @@ class PatchHandle:
             result = original(**{name: value for name, value in shorter.items() if value is not None})
         return with_original_prompt(result, state)
 
-    def _prune(self, inputs: dict[str, Any], state: PromptState | None, *, generating: bool) -> PrunedPrompt:
+    def _prune(
+        self, vision: VisionPruning, inputs: dict[str, Any], state: PromptState | None, *, generating: bool
+    ) -> PrunedPrompt:
         if state is None:
-            return prune_prompt(self.model, self.adapter, self.vision, inputs, generating=generating)
-        vision = self.vision if self.enabled else dataclasses.replace(self.vision, budget=UniformBudget(1.0))
+            return prune_prompt(self.model, self.adapter, vision, inputs, generating=generating)
+        vision = vision if self.enabled else dataclasses.replace(vision, budget=UniformBudget(1.0))
         return prune_later_images(self.model, self.adapter, vision, state, inputs, generating=generating)
 
     @contextlib.contextmanager
@@ -228,14 +263,19 @@ class PatchHandle:
             return (), repair_step(state, kwargs)
         if state is None and not (self.enabled and images):
             return (), kwargs
-        if state is None and self.vision.bypassed:
-            self.last = untouched_report(self.model, self.adapter, self.vision, kwargs)
+        choice = self._choose(kwargs, generating=False)
+        vision = self._chosen_vision(choice, kwargs)
+        if state is None and vision.bypassed:
+            self.last = untouched_report(self.model, self.adapter, vision, kwargs)
+            if self.last is not None:
+                self.last.strategy = choice
             self._expect(Call(self, self.last, None, "forward", outer=call))
             return (), kwargs
         _check_call(kwargs, state)
         if state is None and self.adapter.needs_fresh_cache and getattr(cache, "is_initialized", False):
             raise NotImplementedError(f"{self.adapter.model_type} needs a new cache here, got one that was reset")
-        prompt = self._prune(kwargs, state, generating=False)
+        prompt = self._prune(vision, kwargs, state, generating=False)
+        prompt.report.strategy = choice
         self.last = prompt.report
         self._expect(Call(self, prompt.report, prompt, "forward", outer=call))
         return (), prompt.inputs

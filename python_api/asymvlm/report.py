@@ -12,6 +12,7 @@ import torch
 from asymvlm.eviction.report import EvictionReport
 from asymvlm.flops import cache_bytes, decoder_flops, unpruned_cache_bytes
 from asymvlm.models.adapter import Grid
+from asymvlm.strategy import Choice
 from asymvlm.windows import sliding_window
 from asymvlm_kernels import Budget, ScoreBudget, ThresholdBudget
 from asymvlm_kernels.budget import TIERS
@@ -39,6 +40,7 @@ class PruningReport:
     vision_flops: int | None = None  # the vision tower's work, which pruning does not save; None where unknown
     kv_bytes: int | None = None  # K and V as the cache held them after prefill
     kv_bytes_before: int | None = None  # what the same cache would hold for the unpruned prompt
+    strategy: Choice | None = None  # what ``strategy="auto"`` chose for the call, and why
     eviction: EvictionReport | None = None  # of the last call of `generate`, where text or turns are evicted
 
     def measure(self, cache: Any) -> None:
@@ -99,6 +101,8 @@ class PruningReport:
     def notes(self) -> list[str]:
         """What a reader should know about a row, in words."""
         notes = []
+        if self.strategy is not None:
+            notes.append(self.strategy.reason)
         if self.scores is None:
             notes.append("keep ratio 1: the model was called untouched")
         for row, (n, text) in enumerate(zip(self.vision_tokens, self.has_text.tolist(), strict=True)):
@@ -127,5 +131,6 @@ class PruningReport:
             "kept_index": [[i for i in row if i >= 0] for row in self.index.tolist()],
             "image_grids": self.image_grids and [[list(grid) for grid in row] for row in self.image_grids],
             "notes": self.notes,
+            "strategy": self.strategy and self.strategy.to_dict(),
             "eviction": self.eviction and self.eviction.to_dict(),
         }

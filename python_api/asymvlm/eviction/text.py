@@ -15,7 +15,7 @@ from asymvlm.cache import EvictionCache
 from asymvlm.eviction import capture
 from asymvlm.eviction.masks import FULL, real_tokens, slot_masks
 from asymvlm.eviction.report import EvictionReport
-from asymvlm.eviction.slots import Slots, StaticSlots
+from asymvlm.eviction.slots import StaticSlots
 from asymvlm.eviction.turns import TurnEvictor
 from asymvlm.generation import infer_attention_mask, setting
 from asymvlm.merge import merging
@@ -72,10 +72,11 @@ class TextEvictor:
     # -- calls of generate ------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def call(self, model: nn.Module, call: Mapping[str, Any]) -> Iterator[EvictingCall]:
-        """One call of `generate`, with a cache to evict from. Arguments and errors as in `prepare`."""
-        arguments = self.prepare(model, call)
+    def call(self, model: nn.Module, call: Mapping[str, Any], evicts: bool = True) -> Iterator[EvictingCall]:
+        """One call of `generate`, with a cache to evict from if it ``evicts``. Arguments and errors as in `prepare`."""
+        arguments = self.prepare(model, call, evicts)
         cache: EvictionCache = arguments["past_key_values"]
+        cache.evicts = evicts
         running = EvictingCall(arguments, cache, cache.table.counters()["evicted"])
         repeats = setting(model, call, "num_return_sequences") or 1
         try:
@@ -88,7 +89,7 @@ class TextEvictor:
             cache.table.prompt_end = cache.table.prompt_mask = None
             cache.dialogue.vision = cache.dialogue.merged = None
 
-    def prepare(self, model: nn.Module, call: Mapping[str, Any]) -> dict[str, Any]:
+    def prepare(self, model: nn.Module, call: Mapping[str, Any], evicts: bool = True) -> dict[str, Any]:
         """The arguments of a `generate` call with a cache to evict from. ``call`` is left as it is.
 
         Raises:
@@ -116,7 +117,7 @@ class TextEvictor:
         repeats = max(setting(model, call, "num_beams") or 1, setting(model, call, "num_return_sequences") or 1)
         cache = call.get("past_key_values")
         if cache is None:
-            cache = self._new_cache(model, call, columns)
+            cache = self._new_cache(model, call, columns, evicts)
         elif isinstance(cache, EvictionCache):
             if cache.is_static and cache.table.rows and has_images(self.owner.adapter, call):
                 raise NotImplementedError("new images on a static cache with text eviction are not supported")
@@ -139,14 +140,14 @@ class TextEvictor:
                 cache.table.hide(real)
         return call
 
-    def _new_cache(self, model: nn.Module, call: Mapping[str, Any], columns: int) -> EvictionCache:
+    def _new_cache(self, model: nn.Module, call: Mapping[str, Any], columns: int, evicts: bool) -> EvictionCache:
         name = setting(model, call, "cache_implementation")
         if name not in (None, "dynamic", *STATIC):
             raise NotImplementedError(f"text eviction works with cache_implementation None or 'static', got {name!r}")
         new = setting(model, call, "max_new_tokens")
         total = setting(model, call, "max_length") if new is None else columns + new
         most = None if total is None else max(total - columns, 0)
-        held = most if self.policy is None else self.policy.most_held(most)
+        held = most if self.policy is None or not evicts else self.policy.most_held(most)
         if name not in STATIC:
             return EvictionCache(model.config, capacity=None if held is None else columns + held)
         if total is None or held is None:
@@ -179,7 +180,7 @@ class TextEvictor:
             embeds = tokens if tokens.ndim == 3 else _shape_of(tokens, module)
             hide = self.policy is not None and self.policy.sliding == "mask"
             kwargs["attention_mask"] = slot_masks(self.config, cache, mask, embeds, hide)
-        self._arm(table, queries)
+        self._arm(cache, queries)
         return args, kwargs
 
     def _wants_cache(self, module: nn.Module, kwargs: Mapping[str, Any]) -> bool:
@@ -188,9 +189,10 @@ class TextEvictor:
         use = self.config.use_cache if use is None else use
         return bool(use) and self.owner.enabled and not torch.is_grad_enabled()
 
-    def _arm(self, table: Slots | StaticSlots, queries: int) -> None:
+    def _arm(self, cache: EvictionCache, queries: int) -> None:
+        table = cache.table
         capture.wanted.set(None)
-        if self.policy is None or not self.owner.enabled or queries != 1:
+        if self.policy is None or not cache.evicts or not self.owner.enabled or queries != 1:
             return
         if isinstance(table, StaticSlots):  # the count is on the device: every step scores, the last layer only
             capture.wanted.set(capture.Scores(table.slot_pos, table.column))

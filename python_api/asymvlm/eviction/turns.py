@@ -90,7 +90,7 @@ class TurnEvictor:
         vision = dialogue.vision[:, past : past + queries]
         rows = dialogue.merged[:, past : past + queries] if dialogue.merged is not None else embeds
         new = [_gather(rows, vision)] if bool(vision.any()) and rows.shape[-1] else []
-        if dialogue.answers and not any(dialogue.dropped):
+        if cache.evicts and dialogue.answers and not any(dialogue.dropped):
             self._evict(model, cache, new or dialogue.images)
         dialogue.images += new
         if past + queries >= dialogue.vision.shape[1]:
