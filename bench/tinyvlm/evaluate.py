@@ -84,21 +84,36 @@ def exact_match(
 
     Args:
         vision: `features` of the samples, computed where missing.
-        keep: ``(B, 144)`` bool, the vision tokens that stay (the others are masked in every layer, which equals
-            removal at kept positions); None keeps all.
+        keep: ``(B, 144)`` bool, the vision tokens that stay (the others are removed at kept positions,
+            which equals masking them in every layer); None keeps all.
     """
     vision = features(model, samples) if vision is None else vision
-    embed = model.get_input_embeddings()
-    right = []
-    for rows in torch.arange(len(samples)).split(ROWS):
-        text, labels = samples.text[rows], samples.labels[rows]
-        begin = embed.weight[BOS].expand(len(rows), 1, -1)
-        hidden = torch.cat([begin, vision[rows], embed(text)], 1)
-        positions = torch.arange(hidden.shape[1]).expand(len(rows), -1)
-        hidden, _ = decode(model, hidden, positions, None if keep is None else keep[rows])
-        predicted = model.lm_head(hidden[:, NUM_VISION:-1]).argmax(-1)
-        right.append(((predicted == labels) | (labels == IGNORED)).all(-1))
+    keep = torch.ones(vision.shape[:2], dtype=torch.bool) if keep is None else keep
+    right = [
+        _right(model, samples.text[rows], samples.labels[rows], vision[rows], keep[rows])
+        for rows in torch.arange(len(samples)).split(ROWS)
+    ]
     return torch.cat(right)
+
+
+def _right(
+    model: Any, text: torch.Tensor, labels: torch.Tensor, vision: torch.Tensor, keep: torch.Tensor
+) -> torch.Tensor:
+    """``(B,)`` bool. Tokens beyond the fullest row's number are removed; in the other rows the rest is masked."""
+    width = int(keep.sum(1).max())
+    index = keep.sort(dim=1, descending=True, stable=True).indices[:, :width].sort(dim=1).values  # (B, K)
+    length = int((labels >= 0).any(0).nonzero().max()) + 1  # answers of other kinds may be longer
+    begin = model.get_input_embeddings()(torch.full((len(text), 1), BOS))
+    rows = vision.gather(1, index[..., None].expand(-1, -1, vision.shape[-1]))
+    hidden = torch.cat([begin, rows, model.get_input_embeddings()(text[:, :length])], 1)
+    after = torch.arange(1 + NUM_VISION, 1 + NUM_VISION + length).expand(len(text), -1)
+    positions = torch.cat([torch.zeros(len(text), 1, dtype=torch.int64), 1 + index, after], 1)
+    seen = torch.ones(hidden.shape[:2], dtype=torch.bool)
+    seen[:, 1 : 1 + width] = keep.gather(1, index)
+    hidden, _ = decode(model, hidden, positions, seen[:, None])
+    predicted = model.lm_head(hidden[:, width:-1]).argmax(-1)
+    labels = labels[:, :length]
+    return ((predicted == labels) | (labels == IGNORED)).all(-1)
 
 
 def exact_match_by_kind(model: Any, samples: Samples, **kept: Any) -> dict[str, float]:

@@ -75,11 +75,11 @@ def all_losses(model: Any, extra: Supervision, batch: Batch) -> Losses:
 
 
 def decode(
-    model: Any, embeddings: torch.Tensor, positions: torch.Tensor, kept: torch.Tensor | None = None
+    model: Any, embeddings: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The decoder over ``(B, S, D)`` rows: last hidden states, and the probabilities ``(B, S, S)`` of the shown head.
 
-    ``kept`` ``(B, N)`` bool closes the columns of vision tokens (rows 1 to N) that are not kept, in every layer.
+    ``visible`` bool, ``(B, S, S)`` or what expands to it: the columns that a row may see, beside the causal rule.
 
     The layers are called one by one with an explicit mask: the decoder itself would take gaps in ``positions`` for
     packed sequences and cut attention there.
@@ -87,10 +87,8 @@ def decode(
     decoder = model.model.language_model
     length = embeddings.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=embeddings.device).tril()[None, None]
-    if kept is not None:
-        seen = torch.ones(len(kept), length, dtype=torch.bool, device=kept.device)
-        seen[:, 1 : 1 + kept.shape[1]] = kept
-        causal = causal & seen[:, None, None]
+    if visible is not None:
+        causal = causal & visible[:, None]
     rotary = decoder.rotary_emb(embeddings, positions)
     hidden, look = embeddings, embeddings.new_zeros(())
     for number, layer in enumerate(decoder.layers):

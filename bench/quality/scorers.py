@@ -1,0 +1,106 @@
+"""The learned scorers that the bench compares: ``python -m bench.quality.scorers --model DIR --out DIR``.
+
+Trained by `asymvlm.training.train_scorer` on pages of the ``scorer`` split, which neither the model, the calibration
+nor the test has seen. One folder for each preset and seed; those there already are left alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from asymvlm.cli import console
+from asymvlm.scorer import Scorer
+from asymvlm.session import InputError
+from asymvlm.training import TrainingSettings, train_scorer
+from bench.tinyvlm.evaluate import Samples, make_samples
+from bench.tinyvlm.glyphs import BOS, IMAGE
+from bench.tinyvlm.model import CHECKPOINT, NUM_VISION, to_model_pixels
+
+SAMPLES = 1500  # as many as the paper takes
+SCORERS = Path(__file__).parent / "scorers"  # of the committed checkpoint
+PRESETS = ("paper", "default")
+SEEDS = (0, 1, 2)
+
+
+def model_inputs(samples: Samples, rows: Sequence[int], *, answers: bool = True) -> dict[str, torch.Tensor]:
+    """What ``model(**inputs)`` takes for some samples, padded on the right; the answer is labelled, or left out."""
+    chosen = torch.as_tensor(rows)
+    text, labels = samples.text[chosen], samples.labels[chosen]
+    real = samples.question[chosen] | (labels >= 0) if answers else samples.question[chosen]
+    length = int(real.sum(1).max())
+    count = len(rows)
+    head = torch.cat([torch.full((count, 1), BOS), torch.full((count, NUM_VISION), IMAGE)], 1)
+    inputs = {
+        "input_ids": torch.cat([head, text[:, :length]], 1),
+        "attention_mask": torch.cat([torch.ones_like(head), real[:, :length].long()], 1),
+        "pixel_values": to_model_pixels(samples.pages.pixels[chosen.numpy()]),
+    }
+    if answers:
+        inputs["labels"] = torch.cat([torch.full_like(head, -100), labels[:, :length]], 1)
+    return inputs
+
+
+def train_one(
+    model: Any, settings: TrainingSettings, *, answers: bool = False, samples: int = SAMPLES, **options: Any
+) -> Scorer:
+    """One scorer; its data differ with the seed of ``settings``, as three runs of a user would."""
+    data = make_samples("scorer", samples, seed=settings.seed)
+    size = min(8, settings.batch_size)
+    return train_scorer(
+        model,
+        range(samples),
+        settings,
+        collate=lambda rows: model_inputs(data, rows, answers=answers),
+        micro_batch_size=size,
+        data=f"bench.tinyvlm pages, split scorer, seed {settings.seed}, {'with' if answers else 'without'} answers",
+        **options,
+    )
+
+
+def load_model(folder: Path) -> Any:
+    """The model in evaluation mode, on the CPU, in fp32."""
+    from transformers import AutoModelForImageTextToText
+
+    if not (folder / "config.json").is_file():
+        raise InputError(f"--model: {folder} holds no checkpoint, wanted a folder of bench.tinyvlm.train")
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    model: Annotated[Path, typer.Option(help="Checkpoint to train for.")] = CHECKPOINT,
+    out: Annotated[Path, typer.Option(help="Folder of the scorers.")] = SCORERS,
+    preset: Annotated[list[str] | None, typer.Option(help="Preset to train, both by default; repeatable.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seed to train, three by default; repeatable.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Training samples.")] = SAMPLES,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 leaves its own choice.")] = 0,
+) -> None:
+    """Train the scorers that are missing."""
+    console.hush_transformers(progress=False)
+    if threads:
+        torch.set_num_threads(threads)
+    network = load_model(model)
+    for name in preset or PRESETS:
+        for number in SEEDS if seed is None else seed:
+            folder = out / f"{name}-{number}"
+            if (folder / "config.json").exists():
+                continue
+            try:
+                settings = TrainingSettings.named(name, seed=number)
+            except ValueError as error:
+                raise InputError(f"--preset: {error}") from error
+            train_one(network, settings, samples=samples).save_pretrained(folder)
+            console.out.print(f"wrote {folder}", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(console.run_app(app, None, name="python -m bench.quality.scorers"))

@@ -1,0 +1,101 @@
+"""One model, one set of test samples, and which answers every method gets right on exactly those."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from asymvlm_kernels import Budget, UniformBudget
+from bench.quality.selection import CONTROLS, control_scores, kept_tokens, similarity
+from bench.quality.statistics import paired, rate, record
+from bench.tinyvlm.evaluate import Samples, exact_match, features
+
+RATIOS = (0.75, 0.65, 0.5, 0.4, 0.3, 0.25, 0.15)
+FULL = "full"
+
+
+@dataclass
+class Study:
+    """Right answers by method and budget, ``(runs, n)`` bool: a run is a seed of a scorer or of random choice.
+
+    ``weights`` maps a learned method to the ``(D,)`` weight of each of its seeds.
+    """
+
+    model: Any
+    samples: Samples
+    weights: dict[str, Sequence[torch.Tensor]]
+    seeds: int = 3  # of random choice
+    right: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.vision = features(self.model, self.samples)
+        self.right[FULL] = exact_match(self.model, self.samples, self.vision).numpy()[None]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return (*CONTROLS, "cosine", *self.weights)
+
+    def scores(self, method: str) -> list[torch.Tensor]:
+        """``(B, 144)`` of every run of ``method``."""
+        if method in self.weights:
+            return [similarity(self.model, self.samples, self.vision, weight) for weight in self.weights[method]]
+        if method == "cosine":
+            return [similarity(self.model, self.samples, self.vision)]
+        seeds = range(self.seeds if method == "random" else 1)
+        return [control_scores(method, len(self.samples), seed=seed) for seed in seeds]
+
+    def measure(self, name: str, kept: Sequence[torch.Tensor]) -> np.ndarray:
+        """Right answers under ``name``, with the ``(B, 144)`` tokens that each run keeps."""
+        runs = [exact_match(self.model, self.samples, self.vision, mask).numpy() for mask in kept]
+        self.right[name] = np.stack(runs)
+        return self.right[name]
+
+    def budgeted(self, method: str, budget: Budget | None = None, ratio: float | None = None) -> np.ndarray:
+        """Right answers of a method under a budget, measured once."""
+        name = key(method, ratio) if budget is None else f"{method}/{budget}"
+        if name not in self.right:
+            chosen = UniformBudget(ratio) if budget is None and ratio is not None else budget
+            assert chosen is not None
+            self.measure(name, [kept_tokens(scores, chosen) for scores in self.scores(method)])
+        return self.right[name]
+
+    def summary(self, name: str) -> dict[str, Any]:
+        """Rate over all samples, by kind of question, and of every run."""
+        right, kinds = self.right[name], self.samples.kinds
+        by_kind = {str(kind): record(rate(right[:, kinds == kind])) for kind in sorted(set(kinds))}
+        return {**record(rate(right)), "runs": [round(float(run.mean()), 4) for run in right], "kinds": by_kind}
+
+    def compare(self, first: str, second: str) -> dict[str, Any]:
+        return {"first": first, "second": second, **record(paired(self.right[first], self.right[second]))}
+
+
+def key(method: str, ratio: float) -> str:
+    """Name of a method at a uniform ratio."""
+    return f"{method}/{ratio:g}"
+
+
+def uniform(study: Study, ratios: Sequence[float] = RATIOS) -> dict[str, Any]:
+    """Table 4 in shape: every method at every ratio, and the comparisons that a claim rests on."""
+    for method in study.methods:
+        for ratio in ratios:
+            study.budgeted(method, ratio=ratio)
+    pairs = [("cosine", "spiral"), ("cosine", "random"), *((name, "cosine") for name in study.weights)]
+    learned = list(study.weights)
+    pairs += [(second, first) for first, second in itertools.pairwise(learned)]
+    compared = [study.compare(key(one, ratio), key(two, ratio)) for one, two in pairs for ratio in ratios]
+    compared += [study.compare(key(name, ratio), FULL) for name in learned for ratio in ratios]
+    return {
+        "full": study.summary(FULL),
+        "rates": {
+            method: {f"{ratio:g}": study.summary(key(method, ratio)) for ratio in ratios} for method in study.methods
+        },
+        "paired": compared,
+    }
+
+
+__all__ = ["FULL", "RATIOS", "Study", "key", "uniform"]
