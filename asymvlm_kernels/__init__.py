@@ -26,6 +26,7 @@ from asymvlm_kernels.prefill.gather import gather_rows
 from asymvlm_kernels.prefill.prune import PrunedSequence, prune_sequence
 from asymvlm_kernels.prefill.score import score_tokens
 from asymvlm_kernels.prefill.select import importance_gap, select_tokens
+from asymvlm_kernels.prefill.spread import Spread
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "PrunedSequence",
     "RelativeThresholdBudget",
     "ScoreBudget",
+    "Spread",
     "ThresholdBudget",
     "UniformBudget",
     "flash_attn_func",

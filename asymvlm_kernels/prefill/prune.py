@@ -22,6 +22,7 @@ from asymvlm_kernels.prefill.groups import guaranteed_tokens
 from asymvlm_kernels.prefill.reference import compact, token_roles
 from asymvlm_kernels.prefill.score import score_tokens
 from asymvlm_kernels.prefill.select import importance_gap, select_tokens
+from asymvlm_kernels.prefill.spread import Spread
 from asymvlm_kernels.prefill.whole import prune_static
 
 PADDING_SIDES = ("left", "right")
@@ -52,6 +53,8 @@ def prune_sequence(
     protect: torch.Tensor | None = None,
     groups: torch.Tensor | None = None,
     per_image: bool = False,
+    spread: Spread | None = None,
+    lines: torch.Tensor | None = None,
     carry: Mapping[str, torch.Tensor] | None = None,
     carry_pad: Mapping[str, float] | None = None,
     static: bool = False,
@@ -73,6 +76,8 @@ def prune_sequence(
         groups: ``(B, S)`` integer: number of the image each vision token belongs to. In a row with two images or more,
             each keeps at least ``max(8, N_image // 16)`` tokens, or all it has; K grows where these floors exceed it.
         per_image: rank each image of ``groups`` by itself, with the row's ratio, instead of all together.
+        spread: hand scores on along the lines of an image before anything is read off them.
+        lines: ``(B, S)`` integer, for ``spread``: the line that each vision token lies on, negative for none.
         carry: per-token tensors gathered along, ``(B, S, ...)`` or ``(R, B, S)`` (M-RoPE positions).
         carry_pad: value for padding in the tensor of that name; 0 where none is given.
         static: True gives S' = ``capacity`` and no synchronisation. False trims S' to the longest row, which takes one
@@ -82,8 +87,9 @@ def prune_sequence(
     Returns:
         `PrunedSequence`.
     Raises:
-        ValueError: on rank, size, dtype or device mismatch, an unknown side, ``per_image`` without ``groups``, a
-            ``capacity`` that is negative or not static, or an input that requires grad in grad mode.
+        ValueError: on rank, size, dtype or device mismatch, an unknown side, ``per_image`` without ``groups``,
+            ``spread`` without ``lines``, a ``capacity`` that is negative or not static, or an input that requires grad
+            in grad mode.
 
     The kept index is the same on every backend, ties included (see `select_tokens`). Source: sections 3.2 and 3.3 of
     arXiv:2605.29535.
@@ -95,11 +101,17 @@ def prune_sequence(
     if capacity is not None and (capacity < 0 or not static):
         raise ValueError(f"capacity must be 0 or more and goes with static=True, got {capacity} and static={static}")
     B, S, _ = embeds.shape
+    spreading = None if spread is None or lines is None else (spread, lines)
+    if spread is not None and lines is None:
+        raise ValueError("spread needs lines, got None")
     most = S if capacity is None else capacity
-    encoded = encode_budget(budget) if groups is None and S <= LONGEST and B <= MOST_ROWS else None
+    encoded = (
+        encode_budget(budget) if groups is None and spreading is None and S <= LONGEST and B <= MOST_ROWS else None
+    )
     if encoded is None:
         scores, gap, counts, lengths, index, rows = _step_by_step(
-            embeds, vision_mask, text_mask, protect, weight, budget, groups, per_image, static, most, padding_side
+            *(embeds, vision_mask, text_mask, protect, weight, budget, groups, per_image),
+            *(spreading, static, most, padding_side),
         )
         narrow, moved = [], []
     else:
@@ -143,6 +155,7 @@ def _step_by_step(
     budget: Budget | ScoreBudget,
     groups: torch.Tensor | None,
     per_image: bool,
+    spreading: tuple[Spread, torch.Tensor] | None,
     static: bool,
     most: int,
     padding_side: str,
@@ -154,6 +167,8 @@ def _step_by_step(
     scores = score_tokens(
         embeds, gather_rows(embeds, text_index), weight, vision_mask=prunable, text_mask=text_index >= 0
     )
+    if spreading is not None:
+        scores = spreading[0].apply(scores, spreading[1])
     gap = importance_gap(scores, prunable)
     num_tokens = prunable.sum(-1)
     wanted = budget_counts(budget, scores, gap, prunable)

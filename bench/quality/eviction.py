@@ -97,6 +97,8 @@ def transcribe(
                 candidates[:, end - max(1, chooser.recent) :] = False
                 if chooser.protected:
                     candidates[:, :prompt] = False
+                elif chooser.score == "oldest first":
+                    candidates[:, :SINKS] = False
                 alive[:, :end] &= ~_lowest(scores, candidates, excess)
             token = model.lm_head(out.last_hidden_state[:, -1]).argmax(-1)
             generated.append(token)

@@ -50,12 +50,16 @@ def control_scores(name: str, count: int, tokens: int = GRID * GRID, *, seed: in
 
 def kept_tokens(scores: torch.Tensor, budget: Budget) -> torch.Tensor:
     """``(B, N)`` bool: what stays under ``budget``."""
-    count = scores.shape[1]
-    counts = keep_counts(importance_gap(scores), count, budget)
+    return kept_counts(scores, keep_counts(importance_gap(scores), scores.shape[1], budget))
+
+
+def kept_counts(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """``(B, N)`` bool: the ``counts`` best of each row."""
+    width = scores.shape[1]
     index = select_tokens(scores, counts)
-    kept = torch.zeros(len(scores), count + 1, dtype=torch.bool)
-    kept.scatter_(1, torch.where(index < 0, count, index.long()), True)
-    return kept[:, :count]
+    kept = torch.zeros(len(scores), width + 1, dtype=torch.bool)
+    kept.scatter_(1, torch.where(index < 0, width, index), True)
+    return kept[:, :width]
 
 
-__all__ = ["CONTROLS", "control_scores", "kept_tokens", "similarity"]
+__all__ = ["CONTROLS", "control_scores", "kept_counts", "kept_tokens", "similarity"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from asymvlm_kernels import Budget, UniformBudget
+from asymvlm_kernels import UniformBudget
 from bench.quality.selection import CONTROLS, control_scores, kept_tokens, similarity
 from bench.quality.statistics import paired, rate, record
 from bench.tinyvlm.evaluate import Samples, exact_match, features
@@ -55,13 +55,11 @@ class Study:
         self.right[name] = np.stack(runs)
         return self.right[name]
 
-    def budgeted(self, method: str, budget: Budget | None = None, ratio: float | None = None) -> np.ndarray:
-        """Right answers of a method under a budget, measured once."""
-        name = key(method, ratio) if budget is None else f"{method}/{budget}"
+    def uniform(self, method: str, ratio: float) -> np.ndarray:
+        """Right answers of a method at a keep ratio, measured once."""
+        name = key(method, ratio)
         if name not in self.right:
-            chosen = UniformBudget(ratio) if budget is None and ratio is not None else budget
-            assert chosen is not None
-            self.measure(name, [kept_tokens(scores, chosen) for scores in self.scores(method)])
+            self.measure(name, [kept_tokens(scores, UniformBudget(ratio)) for scores in self.scores(method)])
         return self.right[name]
 
     def summary(self, name: str) -> dict[str, Any]:
@@ -83,7 +81,7 @@ def uniform(study: Study, ratios: Sequence[float] = RATIOS) -> dict[str, Any]:
     """Table 4 in shape: every method at every ratio, and the comparisons that a claim rests on."""
     for method in study.methods:
         for ratio in ratios:
-            study.budgeted(method, ratio=ratio)
+            study.uniform(method, ratio)
     pairs = [("cosine", "spiral"), ("cosine", "random"), *((name, "cosine") for name in study.weights)]
     learned = list(study.weights)
     pairs += [(second, first) for first, second in itertools.pairwise(learned)]

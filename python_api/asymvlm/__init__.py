@@ -21,7 +21,7 @@ from asymvlm.scorer import Scorer
 from asymvlm.strategy import AutoStrategy, Choice
 from asymvlm.training import TrainingSettings, train_scorer
 from asymvlm.user_turns import UserTurns
-from asymvlm_kernels import LinearBudget, RelativeThresholdBudget, ThresholdBudget, UniformBudget, __version__
+from asymvlm_kernels import LinearBudget, RelativeThresholdBudget, Spread, ThresholdBudget, UniformBudget, __version__
 
 __all__ = [
     "AutoStrategy",
@@ -37,6 +37,7 @@ __all__ = [
     "RelativeThresholdBudget",
     "Reply",
     "Scorer",
+    "Spread",
     "TextEviction",
     "ThresholdBudget",
     "TrainingSettings",

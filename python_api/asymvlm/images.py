@@ -45,6 +45,35 @@ def image_numbers(
     return numbers
 
 
+def image_lines(
+    input_ids: torch.Tensor,
+    vision: torch.Tensor,
+    separators: torch.Tensor,
+    token_ids: Mapping[str, int],
+    grids: Grids,
+) -> torch.Tensor:
+    """Number the line of its grid that every vision token lies on; arguments as of `image_numbers`.
+
+    Returns:
+        ``(B, S)`` int64, distinct for all lines of all grids; -1 outside of grids and on separators.
+    """
+    lines = torch.full_like(input_ids, -1, dtype=torch.int64)
+    offset = 0
+    for name, token_id in token_ids.items():
+        if not grids.get(name):
+            continue
+        kind = vision & (input_ids == token_id) & ~separators
+        shapes = torch.tensor(grids[name], device=input_ids.device)  # (images, 2)
+        ends, heights = shapes.prod(1).cumsum(0), shapes[:, 0].cumsum(0)
+        place = kind.flatten().cumsum(0).view_as(input_ids) - 1
+        number = torch.searchsorted(ends, place, right=True).clamp_max(len(shapes) - 1)
+        inside = place - (ends - shapes.prod(1))[number]
+        line = (heights - shapes[:, 0])[number] + inside // shapes[:, 1][number]
+        lines = torch.where(kind, line + offset, lines)
+        offset += int(sum(rows for rows, _ in grids[name]))
+    return lines
+
+
 def grids_by_row(
     numbers: torch.Tensor, input_ids: torch.Tensor, token_ids: Mapping[str, int], grids: Grids
 ) -> list[list[Grid]] | None:

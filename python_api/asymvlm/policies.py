@@ -11,7 +11,7 @@ from torch import nn
 
 from asymvlm.scorer import Scorer
 from asymvlm.user_turns import UserTurns
-from asymvlm_kernels import Budget, ScoreBudget, UniformBudget
+from asymvlm_kernels import Budget, ScoreBudget, Spread, UniformBudget
 
 POSITIONS = ("keep", "compact")
 MILLION = 1_000_000  # ratios are carried in millionths, so that floor(r * count) is exact
@@ -33,6 +33,7 @@ class VisionPruning:
         positions: ``"keep"`` leaves survivors at their original positions, so that pruning equals masking;
             ``"compact"`` renumbers them from 0 (one-dimensional, as paged engines do).
         per_image: rank every image of a sample by itself instead of all together.
+        spread: hand scores on to neighbours on the same line of an image; None scores every token by itself.
     Raises:
         ValueError: naming the value found and the value wanted.
     """
@@ -42,6 +43,7 @@ class VisionPruning:
     text: str | UserTurns | torch.Tensor = "all"
     positions: str = "keep"
     per_image: bool = False
+    spread: Spread | None = None
     processor: InitVar[Any] = None
 
     def __post_init__(self, processor: Any) -> None:
@@ -70,6 +72,8 @@ class VisionPruning:
             object.__setattr__(self, "text", UserTurns.of(processor))
         elif self.text != "all" and not isinstance(self.text, UserTurns):
             raise ValueError(f"text must be 'all', 'user', UserTurns or a (B, S) bool mask, got {self.text!r}")
+        if self.spread is not None and not isinstance(self.spread, Spread):
+            raise ValueError(f"spread must be None or Spread(reach=4, share=0.7), got {self.spread!r}")
         if self.positions not in POSITIONS:
             raise ValueError(f"positions must be 'keep' or 'compact', got {self.positions!r}")
 

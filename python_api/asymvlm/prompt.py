@@ -12,7 +12,7 @@ from torch import nn
 
 from asymvlm.cache_state import PromptState
 from asymvlm.deepstack import DeepStack, prune_deepstack
-from asymvlm.images import grids_by_row, image_numbers
+from asymvlm.images import grids_by_row, image_lines, image_numbers
 from asymvlm.merge import merge_embeddings
 from asymvlm.models import adapter_for
 from asymvlm.models.adapter import Adapter, Grid, Inputs
@@ -101,6 +101,7 @@ def prune_prompt(
     structural = separators | vision & _last_token(real)
     text = _text_mask(policy, input_ids, real, vision)
     groups, image_grids = _images(model, adapter, policy, inputs, vision, separators, first)
+    lines = None if policy.spread is None else _lines(model, adapter, inputs, vision, separators, first)
     config: Any = model.config
     text_config = config.get_text_config()
     per_token = {name: inputs[name] for name in adapter.per_token if inputs.get(name) is not None}
@@ -118,6 +119,8 @@ def prune_prompt(
         protect=(real & ~vision) | structural,
         groups=groups,
         per_image=policy.per_image,
+        spread=policy.spread,
+        lines=lines,
         carry={"input_ids": input_ids, "position_ids": positions, **per_token},
         carry_pad=carry_pad,
         padding_side=_padding_side(real),
@@ -231,6 +234,18 @@ def _images(
     # one image a row needs no floors, and the fused path serves it
     several = policy.per_image or rows is None or any(len(row) > adapter.views for row in rows)
     return numbers // adapter.views if several else None, rows
+
+
+def _lines(
+    model: nn.Module, adapter: Adapter, inputs: Inputs, vision: torch.Tensor, separators: torch.Tensor, first: int
+) -> torch.Tensor:
+    """Line of each vision token in its image, of the columns from ``first`` on; -1 for none."""
+    token_ids, grids = adapter.token_ids(model), adapter.grids(model, inputs)
+    if not grids:
+        raise ValueError(
+            f"spread needs the grid of an image's tokens, which the {adapter.model_type} adapter does not know"
+        )
+    return image_lines(adapter.unify(inputs["input_ids"]), vision, separators, token_ids, grids)[:, first:]
 
 
 def _last_token(real: torch.Tensor) -> torch.Tensor:

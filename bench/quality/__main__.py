@@ -1,0 +1,114 @@
+"""Measure what pruning and eviction cost in answers: ``python -m bench.quality``, results in ``bench/results/quality``.
+
+Parts: ``uniform`` (every method at every keep ratio), ``budgets`` (adaptive against uniform), ``eviction`` (transcripts
+and conversations), ``beyond`` (ideas that are not in the paper). Each part is written as soon as it is measured, and
+``--part`` repeats some of them. The scorers come from ``python -m bench.quality.scorers``.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from asymvlm.cli import console
+from asymvlm.scorer import Scorer
+from asymvlm.session import InputError
+from bench import environment, results
+from bench.quality.beyond import beyond
+from bench.quality.budgets import adaptive, gaps
+from bench.quality.eviction import conversations, transcript_samples, transcripts
+from bench.quality.scorers import SCORERS, load_model
+from bench.quality.study import Study, uniform
+from bench.tinyvlm.evaluate import make_samples
+from bench.tinyvlm.model import CHECKPOINT
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "quality"
+PARTS = ("uniform", "budgets", "eviction", "beyond")
+SAMPLES, TRANSCRIPTS = 1000, 300
+PAPER, OURS = "learned (paper)", "learned (default)"
+METHODS = {"paper": PAPER, "default": OURS}  # presets that the tables compare; other folders are variants of `beyond`
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def read_scorers(folder: Path) -> dict[str, list[Scorer]]:
+    """Scorers of a folder by preset, the folders being named ``<preset>-<seed>``, in order of seed.
+
+    Raises:
+        InputError: if there are none.
+    """
+    found: dict[str, list[Scorer]] = defaultdict(list)
+    for path in sorted(folder.glob("*-*/config.json")):
+        found[path.parent.name.rpartition("-")[0]].append(Scorer.from_pretrained(path.parent))
+    if not found:
+        raise InputError(f"--scorers: {folder} holds none, run python -m bench.quality.scorers")
+    return dict(found)
+
+
+@app.command()
+def main(
+    model: Annotated[Path, typer.Option(help="Checkpoint of bench.tinyvlm.train.")] = CHECKPOINT,
+    scorers: Annotated[Path, typer.Option(help="Folder of bench.quality.scorers.")] = SCORERS,
+    name: Annotated[str, typer.Option(help="Name of the results file.")] = "seed-0",
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = RESULTS,
+    part: Annotated[list[str] | None, typer.Option(help="Part to measure, all by default; repeatable.")] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Test samples.")] = SAMPLES,
+    cache: Annotated[Path | None, typer.Option(help="Folder that keeps the calibration's measurements.")] = None,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 leaves its own choice.")] = 0,
+) -> None:
+    """Measure the quality tables."""
+    console.hush_transformers(progress=False)
+    if threads:
+        torch.set_num_threads(threads)
+    for wanted in part or ():
+        if wanted not in PARTS:
+            raise InputError(f"--part: {wanted!r} found, wanted one of {', '.join(PARTS)}")
+    found = read_scorers(scorers)
+    network = load_model(model)
+    weights = {METHODS[preset]: [one.weight for one in found[preset]] for preset in METHODS if preset in found}
+    study = Study(network, make_samples("test", samples, seed=100), weights)
+    for wanted in part or PARTS:
+        with console.err.status(f"measuring {wanted}"):
+            measured = _measure(wanted, study, found, samples, cache)
+        _write(out / f"{name}.json", wanted, measured, samples)
+        console.out.print(f"{wanted}: written to {out / name}.json", markup=False, soft_wrap=True)
+
+
+def _measure(
+    part: str, study: Study, scorers: dict[str, list[Scorer]], samples: int, cache: Path | None
+) -> dict[str, Any]:
+    if part == "uniform":
+        learned = next(iter(reversed(study.weights.values())))
+        return uniform(study) | {"gaps": gaps(study, learned[0])}
+    if part == "budgets":
+        return adaptive(study, scorers["default"], cache=cache, progress=False)
+    if part == "eviction":
+        lines = transcript_samples(min(samples, TRANSCRIPTS), seed=101)
+        return {
+            "transcripts": transcripts(study.model, lines) | {"samples": len(lines)},
+            "conversations": conversations(study.model, samples) | {"samples": samples},
+        }
+    variants = {preset: [one.weight for one in many] for preset, many in scorers.items() if preset not in METHODS}
+    return beyond(study, PAPER, {**{name: study.weights[name] for name in study.weights}, **variants})
+
+
+def _write(file: Path, part: str, measured: dict[str, Any], samples: int) -> None:
+    content = results.load(file)
+    place = {
+        key: value
+        for key, value in environment.describe("cpu").items()
+        if key in ("device", "time", "commit", "torch", "transformers", "python", "threads")
+    }
+    content["runs"].append({"command": f"python -m bench.quality {shlex.join(sys.argv[1:])}".strip(), **place})
+    content["parts"][part] = {"run": len(content["runs"]) - 1, "samples": samples, **measured}
+    results.save(file, content)
+
+
+if __name__ == "__main__":
+    sys.exit(console.run_app(app, None, name="python -m bench.quality"))

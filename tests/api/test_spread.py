@@ -1,0 +1,61 @@
+"""Spreading along lines in a patched model: lines follow the grids, and on the small VLM it finds what it is for."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+import asymvlm
+from asymvlm.images import image_lines
+from asymvlm.prompt import _lines
+from bench.quality.scorers import model_inputs
+from bench.tinyvlm.evaluate import exact_match, features, make_samples
+from bench.tinyvlm.model import CHECKPOINT, NUM_VISION
+from bench.tinyvlm.pages import GRID
+
+IMAGE, VIDEO = 90, 91
+
+
+def test_lines_follow_the_grids_of_every_kind() -> None:
+    ids = torch.tensor([[1, IMAGE, IMAGE, IMAGE, IMAGE, 2, VIDEO, VIDEO], [IMAGE, IMAGE, IMAGE, 3, 4, 5, 6, 7]])
+    vision = (ids == IMAGE) | (ids == VIDEO)
+    separators = torch.zeros_like(vision)
+    separators[1, 2] = True
+    names = {"image_token_id": IMAGE, "video_token_id": VIDEO}
+    grids = {"image_token_id": [(2, 2), (1, 2)], "video_token_id": [(2, 1)]}
+    lines = image_lines(ids, vision, separators, names, grids)
+    assert lines.tolist() == [[-1, 0, 0, 1, 1, -1, 3, 4], [2, 2, -1, -1, -1, -1, -1, -1]]
+    assert image_lines(ids, vision, separators, names, {"image_token_id": grids["image_token_id"]})[0, 6:].eq(-1).all()
+
+
+def test_a_model_without_known_grids_is_refused() -> None:
+    adapter = SimpleNamespace(token_ids=lambda model: {}, grids=lambda model, inputs: {}, model_type="nameless")
+    with pytest.raises(ValueError, match="nameless"):
+        _lines(None, adapter, {}, None, None, 0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="spread must be"):
+        asymvlm.VisionPruning(spread=4)  # type: ignore[arg-type]
+
+
+def test_spread_finds_values_at_a_sixth_of_the_tokens() -> None:
+    model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT).eval()
+    samples = make_samples("validation", 20, seed=2, mix={"value": 1.0})
+    inputs = model_inputs(samples, range(20), answers=False)
+    right = {}
+    for spread in (None, asymvlm.Spread()):
+        vision = asymvlm.VisionPruning(budget=asymvlm.UniformBudget(0.15), spread=spread)
+        with asymvlm.patch(model, vision=vision) as handle, torch.inference_mode():
+            model(**inputs)
+            index = handle.last.index
+            kept = torch.zeros(20, inputs["input_ids"].shape[1], dtype=torch.bool).scatter_(1, index.clamp_min(0), True)
+            kept = kept[:, 1 : 1 + NUM_VISION]
+            assert (kept.sum(1) == NUM_VISION * 15 // 100).all()
+            scores = handle.last.scores[:, 1 : 1 + NUM_VISION]
+        right[spread] = exact_match(model, samples, features(model, samples), kept).sum()
+        if spread is None:
+            plain = scores
+    lines = torch.arange(GRID).repeat_interleave(GRID).expand(20, -1)
+    assert torch.equal(scores, asymvlm.Spread().apply(plain, lines))
+    assert right[None] < 10 < right[asymvlm.Spread()]
