@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from bench.quality.selection import CONTROLS, control_scores, kept_tokens, simil
 from bench.quality.statistics import paired, rate, record
 from bench.tinyvlm.evaluate import Samples, exact_match, features
 
-RATIOS = (0.75, 0.65, 0.5, 0.4, 0.3, 0.25, 0.15)
+RATIOS = (0.75, 0.65, 0.5, 0.35, 0.25, 0.15)
 FULL = "full"
 
 
@@ -28,7 +28,7 @@ class Study:
 
     model: Any
     samples: Samples
-    weights: dict[str, Sequence[torch.Tensor]]
+    weights: Mapping[str, Sequence[torch.Tensor]]
     seeds: int = 3  # of random choice
     right: dict[str, np.ndarray] = field(default_factory=dict)
 
