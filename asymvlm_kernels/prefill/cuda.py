@@ -10,7 +10,7 @@ import torch
 
 from asymvlm_kernels import cuda
 from asymvlm_kernels.dispatch import define_cuda
-from asymvlm_kernels.prefill.fused import ScoreSelect, _score_select_fake, zeroed_counters
+from asymvlm_kernels.prefill.fused import ScoreSelect, _score_select_fake, _score_select_reference, zeroed_counters
 from asymvlm_kernels.prefill.gather import WORDS, _bits
 
 _plans: dict[tuple[object, ...], cuda.Plan] = {}
@@ -73,6 +73,8 @@ def _score_select_cuda(
     outputs = _score_select_fake(embeds, vision_mask, text_mask, protect, weight, ratios, numbers, capacity)
     *results, order = outputs
     tokens = (embeds, vision_mask, text_mask, protect, weight)
+    if embeds.numel() == 0:
+        return _score_select_reference(*tokens, ratios, numbers, capacity)
     prune(tokens, (*results, order, None, None), ratios, numbers, capacity)
     return outputs
 
@@ -101,9 +103,6 @@ def prune(
     assert text is not None
     scores, gap, counts, lengths, order, out, index = results
     B, S, D = embeds.shape
-    if B == 0 or S == 0:
-        _fill_empty(results)
-        return
     if S > cuda.LONGEST or D > cuda.WIDEST:
         raise cuda.Unsupported(f"{S} tokens of width {D}, at most {cuda.LONGEST} of {cuda.WIDEST} wanted")
     library = cuda.library()
@@ -167,14 +166,6 @@ def carry_words(tensor: torch.Tensor, stacked: bool) -> torch.Tensor:
     if stacked:
         return word.permute(1, 2, 0)
     return word.reshape(*word.shape[:2], math.prod(word.shape[2:]))
-
-
-def _fill_empty(results: tuple[torch.Tensor | None, ...]) -> None:
-    """What a batch without samples or tokens gives."""
-    scores, gap, counts, lengths, order, out, index = results
-    for tensor, value in ((gap, math.nan), (counts, 0), (lengths, 0), (out, 0), (index, -1)):
-        if tensor is not None:
-            tensor.fill_(value)
 
 
 define_cuda("select_tokens", _select_tokens_cuda)

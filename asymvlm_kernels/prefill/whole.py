@@ -73,6 +73,8 @@ def _prune_static_cuda(
     left: bool,
 ) -> PruneStatic:
     tokens = (embeds, vision_mask, text_mask, protect, weight)
+    if embeds.numel() == 0:
+        return _prune_static_reference(*tokens, ratios, numbers, carry, pads, stacked, capacity, left)
     outputs = _prune_static_fake(*tokens, ratios, numbers, carry, pads, stacked, capacity, left)
     *results, out, index, outs = outputs
     words = [carry_words(tensor, is_stacked) for tensor, is_stacked in zip(carry, stacked, strict=True)]

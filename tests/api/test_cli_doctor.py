@@ -29,6 +29,16 @@ def test_json_names_versions_backend_and_models(capsys: pytest.CaptureFixture[st
     assert all(test["ok"] for test in record["self_test"])
 
 
+def test_says_why_the_cuda_library_does_not_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ASYMVLM_CUDA_LIBRARY", "/no/such/file.so")
+    assert main(["doctor", "--json"]) == 0
+    state = json.loads(capsys.readouterr().out)["backend"]["available"]["cuda"]
+    assert not state["ok"]
+    assert "/no/such/file.so cannot be loaded" in state["reason"]
+
+
 def test_table_says_absent_and_ok(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out

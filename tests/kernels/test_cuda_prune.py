@@ -9,7 +9,7 @@ import torch
 from cuda_library import AMPERE, HOPPER, KINDS, Emulated, emulated
 from sequences import BUDGETS, Sequence, assert_same, sequence
 
-from asymvlm_kernels import BackendError, Budget, UniformBudget, cuda, prune_sequence
+from asymvlm_kernels import BackendError, Budget, UniformBudget, cuda, prune_sequence, use_backend
 from asymvlm_kernels.prefill import cuda as prefill
 from asymvlm_kernels.prefill import fused, whole
 from asymvlm_kernels.testing import DTYPES, literal_scores
@@ -192,6 +192,22 @@ def test_no_text_token_is_lost_where_they_are_listed_in_windows(B, device):
 @pytest.mark.parametrize("capacity", [0, 3, 20, 60, 90])
 def test_capacity_cuts_and_pads(capacity, device):
     check(sequence(2, 75, 8, protected=0.2, device=device), UniformBudget(0.6), capacity)
+
+
+@pytest.mark.parametrize("B,S,D", [(0, 5, 4), (2, 0, 4), (2, 5, 0)])
+@pytest.mark.parametrize("capacity", [0, 7])
+def test_empty_axes(capacity, B, S, D, cuda_backend, device):
+    mask = torch.zeros(B, S, dtype=torch.bool, device=device)
+    mask[..., :3] = True
+    ids = torch.arange(B * S, device=device).view(B, S)
+    arguments = (torch.zeros(B, S, D, device=device), mask, ~mask)
+    options = {"static": True, "capacity": capacity, "carry": {"ids": ids}, "carry_pad": {"ids": -7}}
+    result = prune_sequence(*arguments, **options)
+    with use_backend("reference"):
+        wanted = prune_sequence(*arguments, **options)
+    for name in ("embeds", "index", "lengths", "counts"):
+        assert torch.equal(getattr(result, name), getattr(wanted, name)), name
+    assert torch.equal(result.carry["ids"], wanted.carry["ids"])
 
 
 @any_kind
