@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from asymvlm.cli import chat, console, doctor, heatmap, run
+from asymvlm.cli import calibrate, chat, console, doctor, heatmap, run, train
 
 app = typer.Typer(
     name="asymvlm",
@@ -19,6 +19,8 @@ app = typer.Typer(
 app.command()(run.run)
 app.command()(chat.chat)
 app.command()(heatmap.heatmap)
+app.command()(train.train)
+app.command()(calibrate.calibrate)
 app.command()(doctor.doctor)
 
 

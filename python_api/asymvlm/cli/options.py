@@ -11,6 +11,7 @@ from PIL.Image import Image
 from asymvlm.budget_file import AnyBudget, load_budget
 from asymvlm.loading import Device, Dtype, open_image
 from asymvlm.policies import TextEviction, TurnEviction
+from asymvlm.scorer import Scorer
 from asymvlm.session import InputError
 from asymvlm_kernels import UniformBudget
 
@@ -51,6 +52,10 @@ TextRetentionOption = Annotated[
         help="Share of the threshold that remains after an eviction, in (0, 1].",
         show_default=str(DEFAULT_RETENTION),
     ),
+]
+ScorerOption = Annotated[
+    str | None,
+    typer.Option("--scorer", "-s", help="Scorer: a folder, or a hub id. Brings its budget; cosine similarity if none."),
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Weights' type; auto is the checkpoint's own.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="auto is CUDA where there is one.")]
@@ -108,6 +113,14 @@ def _retention(option: str, value: str | None) -> float:
     if not 0 < ratio <= 1:
         raise InputError(f"{option}: {value} found, wanted a ratio in (0, 1]")
     return ratio
+
+
+def load_scorer(name: str | None) -> Scorer | None:
+    """The scorer that ``--scorer`` names. Raises InputError if it cannot be loaded."""
+    try:
+        return None if name is None else Scorer.from_pretrained(name)
+    except ValueError as error:
+        raise InputError(f"--scorer: {error}") from error
 
 
 def parse_question(question: str) -> str:

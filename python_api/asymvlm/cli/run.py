@@ -13,6 +13,7 @@ from asymvlm.budget_file import AnyBudget, budget_to_dict
 from asymvlm.cli import console, options, tables
 from asymvlm.loading import load
 from asymvlm.policies import TextEviction
+from asymvlm.scorer import Scorer
 from asymvlm.session import FirstToken, Generation, InputError, Session
 
 
@@ -32,6 +33,10 @@ def run(
     question: options.QuestionOption,
     keep: options.KeepOption = None,
     budget: options.BudgetOption = None,
+    scorer: options.ScorerOption = None,
+    any_model: Annotated[
+        bool, typer.Option("--any-model", help="Use --scorer on a model it was not trained for, of equal width.")
+    ] = False,
     scored: options.TextOption = "all",
     text_threshold: options.TextThresholdOption = None,
     text_retention: options.TextRetentionOption = None,
@@ -42,7 +47,9 @@ def run(
     as_json: options.JsonOption = False,
 ) -> None:
     """Ask a question about images with pruned vision tokens, and show what was saved."""
-    chosen = options.parse_budget(keep, budget)
+    learned = options.load_scorer(scorer)
+    own = learned is not None and learned.budget is not None and keep is None and budget is None
+    chosen = None if own else options.parse_budget(keep, budget)
     text = options.parse_question(question)
     eviction = options.parse_text_eviction(text_threshold, text_retention)
     images = options.read_images(image)
@@ -54,13 +61,15 @@ def run(
             images,
             text,
             chosen,
+            scorer=learned,
+            any_model=any_model,
             scored=scored,
             eviction=eviction,
             max_new_tokens=max_new_tokens,
             compare=compare,
         )
     if as_json:
-        console.print_json(to_record(session, outcome, text, chosen))
+        console.print_json(to_record(session, outcome, text, outcome.report.budget))
     else:
         show(session, outcome)
 
@@ -69,15 +78,19 @@ def ask(
     session: Session,
     images: list[Any],
     question: str,
-    budget: AnyBudget,
+    budget: AnyBudget | None,
     *,
     max_new_tokens: int,
     compare: bool,
+    scorer: Scorer | None = None,
+    any_model: bool = False,
     scored: options.ScoredText = "all",
     eviction: TextEviction | None = None,
     runs: int = 5,
 ) -> Outcome:
     """Generate with pruning and, to compare, without; then time both to the first token, ``runs`` times each.
+
+    Without a budget the scorer's own is used. ``any_model`` takes a scorer to a model it was not trained for.
 
     Raises:
         InputError: if the processor refuses the prompt, its template hides the user's turns, or the model cannot be
@@ -85,7 +98,9 @@ def ask(
     """
     inputs = session.prepare(images, question)
     try:
-        vision = asymvlm.VisionPruning(budget=budget, text=scored, processor=session.processor)
+        if scorer is not None and any_model:
+            scorer = scorer.transfer(session.model)
+        vision = asymvlm.VisionPruning(scorer, budget, text=scored, processor=session.processor)  # type: ignore[arg-type]
         handle = asymvlm.patch(session.model, vision=vision, text=eviction)
     except ValueError as error:
         raise InputError(f"cannot prune {session.name}: {error}") from error

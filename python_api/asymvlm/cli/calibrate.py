@@ -1,0 +1,99 @@
+"""`asymvlm calibrate`: fit the budget of a scorer on questions with answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+import asymvlm
+from asymvlm.cli import console, data, options
+from asymvlm.loading import load
+from asymvlm.metrics import METRICS
+from asymvlm.samples import Prompts
+from asymvlm.session import InputError
+
+Method = Literal["threshold", "linear", "relative"]
+MetricName = Literal["exact", "anls", "relaxed"]
+
+
+def calibrate(
+    model: options.ModelOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the scorer with its budget.")],
+    scorer: options.ScorerOption = None,
+    samples: data.DataOption = None,
+    dataset: data.DatasetOption = None,
+    split: data.SplitOption = "validation",
+    columns: data.ColumnsOption = data.COLUMNS,
+    limit: data.LimitOption = None,
+    average: Annotated[float, typer.Option("--average", help="Share of the vision tokens to keep on average.")] = 0.65,
+    method: Annotated[Method, typer.Option("--method", help="How a sample's share follows from its scores.")] = (
+        "threshold"
+    ),
+    minimum: Annotated[float | None, typer.Option("--minimum", help="Lowest share.")] = None,
+    maximum: Annotated[float | None, typer.Option("--maximum", help="Highest share.")] = None,
+    metric: Annotated[MetricName, typer.Option("--metric", help="What an answer is judged by.")] = "exact",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
+    scored: options.TextOption = "all",
+    dtype: options.DtypeOption = "auto",
+    device: options.DeviceOption = "auto",
+    as_json: options.JsonOption = False,
+) -> None:
+    """Choose the budget that answers best at an average share. Interrupted, the same command goes on."""
+    questions = data.read_samples(samples, dataset, split, columns, limit)
+    for number, question in enumerate(questions):
+        if not question.answers:
+            raise InputError(f"sample {number + 1} has no answer, wanted one to judge by")
+    folder = data.check_folder(output, "--output")
+    learned = options.load_scorer(scorer)
+    with console.stdout_reserved(as_json):
+        console.hush_transformers(progress=not as_json)
+        session = load(model, dtype=dtype, device=device)
+
+        def judge(patched: Any, sample: Any) -> float:
+            inputs = {name: value for name, value in sample.items() if name != "answers"}
+            return METRICS[metric](session.generate(inputs, max_new_tokens).text, sample["answers"])
+
+        try:
+            result = asymvlm.calibrate_budget(
+                session.model,
+                learned,
+                Prompts(session, questions),
+                judge,
+                average,
+                method,
+                minimum=minimum,
+                maximum=maximum,
+                text=scored,
+                processor=session.processor,
+                checkpoint=folder / "measurements",
+            )
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"cannot calibrate {session.name}: {error}") from error
+    result.scorer.save_pretrained(folder)
+    if as_json:
+        console.print_json({"model": session.name, "output": str(folder), "judged_by": metric, **result.to_dict()})
+    else:
+        _show(result, metric, folder)
+
+
+def _show(result: asymvlm.Calibration, metric: str, folder: Path) -> None:
+    table = Table(title=f"{result.samples} samples, judged by {metric}", title_justify="left")
+    for name in ("budget", "kept on average", metric):
+        table.add_column(name, justify="left" if name == "budget" else "right")
+    for rung in result.ladder:
+        table.add_row(f"uniform {rung['keep_ratio']:.3g}", f"{rung['average']:.4f}", f"{rung['metric']:.4f}")
+    for row in result.table:
+        numbers = (f"{name}={value:.4g}" for name, value in row["budget"].items() if name != "type")
+        table.add_row(f"{result.method}: {', '.join(numbers)}", f"{row['average']:.4f}", f"{row['metric']:.4f}")
+    console.out.print(table)
+    console.out.print(
+        f"chosen: {result.budget}\nkeeps {result.average:.4f} on average, {result.difference:+.4f} "
+        f"(standard error {result.difference_error:.4f}) against a uniform budget\nwrote {folder}",
+        markup=False,
+        soft_wrap=True,
+    )

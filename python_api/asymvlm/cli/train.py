@@ -1,0 +1,135 @@
+"""`asymvlm train`: learn the weight of a model from questions about images."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.distributed as dist
+import typer
+
+import asymvlm
+from asymvlm.budget_file import budget_to_dict
+from asymvlm.cli import console, data, options
+from asymvlm.loading import load
+from asymvlm.samples import prepare_with_answer, read_jsonl
+from asymvlm.session import InputError
+
+Preset = Literal["default", "paper"]
+
+
+def train(
+    model: options.ModelOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the scorer.")],
+    samples: data.DataOption = None,
+    dataset: data.DatasetOption = None,
+    split: data.SplitOption = "train",
+    columns: data.ColumnsOption = data.COLUMNS,
+    limit: data.LimitOption = None,
+    validation: Annotated[Path | None, typer.Option("--validation", help="JSONL file; keeps the best epoch.")] = None,
+    preset: Annotated[Preset, typer.Option("--preset", help="Settings to start from.")] = "default",
+    keep: Annotated[
+        str | None, typer.Option("--keep", "-k", metavar="RATIOS", help="Keep ratio to train for; several: 0.3,0.5.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the samples.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Samples a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="tau of the soft mask.")] = None,
+    strength: Annotated[float | None, typer.Option("--strength", help="C of the soft mask.")] = None,
+    patience: Annotated[int | None, typer.Option("--patience", help="Stop after so many epochs without gain.")] = None,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, one more forward.")
+    ] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Do not go on from an interrupted run.")] = False,
+    scored: options.TextOption = "all",
+    dtype: options.DtypeOption = "auto",
+    device: options.DeviceOption = "auto",
+    as_json: options.JsonOption = False,
+) -> None:
+    """Train a scorer. Interrupted, the same command goes on; under torchrun, all processes train one weight."""
+    given: dict[str, Any] = {
+        "keep_ratio": _ratios(keep),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "temperature": temperature,
+        "strength": strength,
+        "patience": patience,
+        "gradient_checkpointing": checkpointing or None,
+    }
+    try:
+        changes = {name: value for name, value in given.items() if value is not None}
+        settings = asymvlm.TrainingSettings.named(preset, seed=seed, **changes)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    questions = data.read_samples(samples, dataset, split, columns, limit)
+    held_out = None if validation is None else read_jsonl(validation)
+    folder = data.check_folder(output, "--output")
+    with console.stdout_reserved(as_json), _ranks() as is_first:
+        console.hush_transformers(progress=not as_json)
+        session = load(model, dtype=dtype, device=device)
+        try:
+            scorer = asymvlm.train_scorer(
+                session.model,
+                questions,
+                settings,
+                text=scored,
+                processor=session.processor,
+                collate=lambda part: prepare_with_answer(session, part[0]),
+                validation=held_out,
+                checkpoint=folder / "state",
+                resume=not restart,
+                data=str(samples or f"{dataset}[{split}]"),
+            )
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"cannot train on {session.name}: {error}") from error
+        if is_first:
+            scorer.save_pretrained(folder)
+    if not is_first:
+        return
+    if as_json:
+        console.print_json(
+            {
+                "model": session.name,
+                "output": str(folder),
+                "samples": len(questions),
+                "budget": budget_to_dict(scorer.budget),  # type: ignore[arg-type]
+                "mean_gap": scorer.gaps and scorer.gaps.mean,
+                "weight": {"minimum": float(scorer.weight.min()), "maximum": float(scorer.weight.max())},
+                **{name: scorer.training[name] for name in ("steps", "stopped_early", "evaluations", "clamped_share")},
+            }
+        )
+    else:
+        losses = [entry["train"] for entry in scorer.training["evaluations"]]
+        console.out.print(f"loss by epoch: {', '.join(f'{loss:.4g}' for loss in losses)}\nwrote {folder}", markup=False)
+
+
+@contextlib.contextmanager
+def _ranks() -> Iterator[bool]:
+    """Join the other processes that torchrun started; True on the first one, and where there is only one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield not dist.is_initialized() or dist.get_rank() == 0
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
+
+
+def _ratios(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--keep: {text} found, wanted ratios in (0, 1) like 0.5 or 0.3,0.5") from error

@@ -1,0 +1,156 @@
+"""Questions about images, from a JSONL file or a `datasets` dataset, as model inputs: what train and calibrate read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from asymvlm.loading import open_image
+from asymvlm.models import adapter_for
+from asymvlm.session import InputError, Session, first_line
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FIELDS = ("image", "question", "answer")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One sample. Images are opened when it is used; ``answers`` holds every accepted one, the first is trained on."""
+
+    images: tuple[Any, ...]  # paths, or PIL images
+    question: str
+    answers: tuple[str, ...]
+
+    def open(self) -> list[Image]:
+        """The images, RGB. Raises InputError at the first that cannot be read."""
+        return [open_image(image) if isinstance(image, (str, Path)) else image.convert("RGB") for image in self.images]
+
+
+def read_jsonl(file: Path) -> list[Question]:
+    """Samples of a JSONL file: ``{"image": path or paths, "question": text, "answer": text or texts}`` a line.
+
+    Relative paths start at the file's folder. ``answer`` may be left out where it is not needed.
+
+    Raises:
+        InputError: if the file cannot be read, or at the first line that is not such a record; names the line.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read ({first_line(error)}), wanted a JSONL file") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{file}:{number}: not JSON ({first_line(error)})") from error
+        found.append(_question(record, f"{file}:{number}", file.parent))
+    if not found:
+        raise InputError(f"{file}: no samples, wanted one JSON object a line")
+    return found
+
+
+class DatasetQuestions(Sequence[Question]):
+    """Samples of a `datasets` dataset with columns image, question and answer; rows are read when asked for."""
+
+    def __init__(self, name: str, split: str, columns: Mapping[str, str]) -> None:
+        try:
+            import datasets
+        except ImportError as error:
+            raise InputError(
+                f"dataset {name!r} needs the package datasets, which is not installed; or pass a JSONL file"
+            ) from error
+        try:
+            self.rows: Any = datasets.load_dataset(name, split=split)
+        except Exception as error:  # of the hub, of a script, of a damaged file: whatever the package raises
+            raise InputError(f"cannot load dataset {name!r}, split {split!r}: {first_line(error)}") from error
+        self.name, self.columns = name, columns
+        missing = [column for column in columns.values() if column not in self.rows.column_names]
+        if missing:
+            raise InputError(
+                f"dataset {name!r} has no column {missing[0]!r}, found {', '.join(self.rows.column_names)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        row = self.rows[place]
+        record = {name: row[column] for name, column in self.columns.items()}
+        return _question(record, f"{self.name}[{place}]", Path())
+
+
+def prepare_prompt(session: Session, sample: Question) -> dict[str, Any]:
+    """Model inputs of the prompt alone, and ``answers`` beside them."""
+    return {**session.prepare(sample.open(), sample.question), "answers": sample.answers}
+
+
+def prepare_with_answer(session: Session, sample: Question) -> dict[str, Any]:
+    """Model inputs of the prompt with the first answer behind it, and ``labels`` that mark the answer.
+
+    Without an answer, those of the prompt alone.
+    """
+    inputs: dict[str, Any] = dict(session.prepare(sample.open(), sample.question))
+    if not sample.answers:
+        return inputs
+    tokenizer = getattr(session.processor, "tokenizer", session.processor)
+    ids = list(tokenizer(sample.answers[0], add_special_tokens=False)["input_ids"])
+    if getattr(tokenizer, "eos_token_id", None) is not None:
+        ids.append(tokenizer.eos_token_id)
+    adapter = adapter_for(session.model)
+    prompt = inputs["input_ids"]
+    new = torch.tensor([ids], device=prompt.device, dtype=prompt.dtype)
+    labels = torch.full_like(prompt, -100)
+    for name in adapter.per_token:
+        if name in inputs:  # a suffix is of type 1 where the prompt sees itself both ways, else it is plain text
+            inputs[name] = torch.cat([inputs[name], torch.full_like(new, int(adapter.open_prompt)).to(inputs[name])], 1)
+    if "attention_mask" in inputs:
+        inputs["attention_mask"] = torch.cat(
+            [inputs["attention_mask"], torch.ones_like(new).to(inputs["attention_mask"])], 1
+        )
+    inputs["input_ids"] = torch.cat([prompt, new], 1)
+    return {**inputs, "labels": torch.cat([labels, new], 1)}
+
+
+class Prompts(Sequence[Mapping[str, Any]]):
+    """`prepare_prompt` of each sample, when it is asked for."""
+
+    def __init__(self, session: Session, samples: Sequence[Question]) -> None:
+        self.session, self.samples = session, samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, place: Any) -> Any:
+        return prepare_prompt(self.session, self.samples[place])
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return (self[i] for i in range(len(self)))
+
+
+def _question(record: Any, where: str, folder: Path) -> Question:
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: {type(record).__name__} found, wanted an object with {', '.join(FIELDS)}")
+    images = record.get("image", record.get("images"))
+    images = images if isinstance(images, (list, tuple)) else [images]
+    question, answers = record.get("question"), record.get("answer", record.get("answers"))
+    answers = [] if answers is None else answers if isinstance(answers, (list, tuple)) else [answers]
+    if not images or any(image is None for image in images):
+        raise InputError(f"{where}: no 'image', wanted a path or a list of paths")
+    if not isinstance(question, str) or not question.strip():
+        raise InputError(f"{where}: 'question' {question!r} found, wanted some text")
+    if not all(isinstance(answer, (str, int, float)) for answer in answers):
+        raise InputError(f"{where}: 'answer' {answers!r} found, wanted text or a list of texts")
+    opened = tuple(folder / image if isinstance(image, str) else image for image in images)
+    return Question(opened, question.strip(), tuple(str(answer) for answer in answers))
