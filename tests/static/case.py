@@ -28,6 +28,7 @@ class Kernel:
     wide_stores: bool = False
     only_wide_loads: bool = False  # no narrower load of rows at all
     multiplies: bool = False
+    small_tiles: bool = False  # of fewer than 64 rows: tensor cores of any generation will do
     rounds_float64_twice: bool = False  # no fused multiply-add in float64
 
     def rules(self, case: Case) -> list[str]:
@@ -36,5 +37,6 @@ class Kernel:
         if case.wide:
             found += [name for name in ("wide_loads", "wide_stores", "only_wide_loads") if getattr(self, name)]
         if self.multiplies and case.operands is not None:
-            found.append("tensor_cores" if case.operands in HALVES else "no_tensor_cores")
+            tensor_cores = "any_tensor_cores" if self.small_tiles else "tensor_cores"
+            found.append(tensor_cores if case.operands in HALVES else "no_tensor_cores")
         return found

@@ -66,6 +66,10 @@ def tensor_cores(build: Build) -> str:
     return "" if count(build, wanted) else f"no {wanted}"
 
 
+def any_tensor_cores(build: Build) -> str:
+    return "" if count(build, "HMMA|HGMMA|UTC.*MMA") else "no matrix product on tensor cores"
+
+
 def no_tensor_cores(build: Build) -> str:
     found = count(build, "HMMA|HGMMA|UTC.*MMA")
     return "" if not found and count(build, "FFMA") else f"{found} instructions that round fp32 to TF32, FFMA wanted"
@@ -78,7 +82,15 @@ def rounds_float64_twice(build: Build) -> str:
 
 RULES = {
     rule.__name__: rule
-    for rule in (wide_loads, wide_stores, only_wide_loads, tensor_cores, no_tensor_cores, rounds_float64_twice)
+    for rule in (
+        wide_loads,
+        wide_stores,
+        only_wide_loads,
+        tensor_cores,
+        any_tensor_cores,
+        no_tensor_cores,
+        rounds_float64_twice,
+    )
 }
 
 

@@ -18,7 +18,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+from asymvlm_kernels.training.attention import WIDEST, key_bias_attention
 
 NAME = "asymvlm_key_bias"
 INJECTIONS = ("mask", "bias")
@@ -105,6 +107,11 @@ def attend(
     if attention_mask is None:
         attention_mask = torch.zeros(1, query.shape[2], device=query.device)
     if attention_mask.ndim == 2:
+        plain = softcap is None and value.shape[-1] == key.shape[-1] <= WIDEST
+        if plain:
+            wide = torch.promote_types(query.dtype, torch.float32)
+            q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
+            return key_bias_attention(q, k, v, attention_mask.to(wide), scale=scale), None
         open_ = causal(query.shape[2], query.device)
         attention_mask = torch.where(open_, attention_mask[:, None, None], float("-inf"))
         attention_mask = attention_mask.clamp_min(torch.finfo(query.dtype).min).to(query.dtype)
@@ -124,9 +131,12 @@ def attend(
 
 def make_mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> torch.Tensor:
     """A mask function of transformers: the model's own mask, with the bias of the pass on top if one is running."""
+    key_bias, padding = _current.get(), kwargs.get("attention_mask")
+    if key_bias is not None and key_bias.injection == "bias" and kwargs.get("mask_function") is causal_mask_function:
+        # no S x S mask at all; the passes run without a cache, so queries and keys are the same places
+        return key_bias.bias if padding is None else key_bias.bias.masked_fill(~padding.bool(), float("-inf"))
     mask = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
     assert mask is not None
-    key_bias = _current.get()
     return mask if key_bias is None else key_bias.join(mask, dtype)
 
 
