@@ -43,7 +43,8 @@ class BackendError(RuntimeError):
 def use_backend(name: str) -> Iterator[None]:
     """Run the ops inside the ``with`` block on one backend: ``"auto"``, ``"reference"``, ``"triton"`` or ``"cuda"``.
 
-    Local to the current thread or task. Overrides the environment variable ``ASYMVLM_BACKEND``.
+    Local to the current thread or task. Overrides the environment variable ``ASYMVLM_BACKEND``. ``"cuda"`` is the
+    optional CUDA library; ops that it has no kernel for run as under ``"auto"``.
 
     Raises:
         ValueError: on an unknown name. `BackendError` follows at the first op that cannot run on the named backend.

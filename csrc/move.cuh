@@ -90,11 +90,11 @@ struct Mover {
     }
     move_item(item, first_group, keys, threshold, length);
     pad_item(item, length);
-    store_bulk_wait();
     if (leads) {
-      if (uniform) gap = gap_of(keys, call.S, range, scratch.rank);  // behind the copy, in one block of the sample
+      if (uniform) gap = gap_of(keys, call.S, range, scratch.rank);  // while rows leave, in one block of the sample
       if (thread == 0) call.gap[b] = gap;
     }
+    store_bulk_wait();
     block_sync();  // the next item writes keys and scratch
   }
 
