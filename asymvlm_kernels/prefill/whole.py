@@ -12,6 +12,8 @@ import torch
 from asymvlm_kernels.dispatch import define_cuda, define_op
 from asymvlm_kernels.prefill import fused
 from asymvlm_kernels.prefill.cuda import carry_of, carry_words, prune
+from asymvlm_kernels.prefill.one_launch import prune_in_one_launch
+from asymvlm_kernels.tuning.paths import prefill_path
 
 PruneStatic = tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]
@@ -53,6 +55,9 @@ def _prune_static_triton(
     left: bool,
 ) -> PruneStatic:
     tokens = (embeds, vision_mask, text_mask, protect, weight)
+    if capacity > 0 and prefill_path(embeds.device).launches == 1:
+        (*results, order), moved = prune_in_one_launch(tokens, ratios, numbers, carry, pads, stacked, capacity, left)
+        return (*results, *moved)  # type: ignore[return-value]
     *results, order = fused._score_select_triton(*tokens, ratios, numbers, capacity)
     moved = fused._gather_sequence_triton(embeds, order, results[3], carry, pads, stacked, capacity, left)
     return (*results, *moved)  # type: ignore[return-value]

@@ -63,6 +63,14 @@ def rank_config(S: int) -> RankConfig:
 
 
 @functools.cache
+def one_launch_config(D: int, itemsize: int, vector: int, num_warps: int) -> GatherConfig:
+    """Rows and columns of a copy by a program as large as one that scores: one fits an SM, so each moves 32 KB."""
+    wide = gather_sequence_config(D, itemsize, vector)
+    rows = 4 if vector > 1 else 2  # 8 loads of 16 bytes a thread of 8 warps
+    return GatherConfig(max(wide.block_k * rows * num_warps // 8, 1), wide.block_d, num_warps)
+
+
+@functools.cache
 def gather_sequence_config(D: int, itemsize: int, vector: int) -> GatherConfig:
     config = gather_config(D, itemsize)
     if vector > 1:

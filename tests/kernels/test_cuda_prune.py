@@ -13,7 +13,7 @@ from sequences import BUDGETS, Sequence, assert_same, sequence
 
 from asymvlm_kernels import BackendError, Budget, UniformBudget, cuda, prune_sequence, use_backend
 from asymvlm_kernels.prefill import cuda as prefill
-from asymvlm_kernels.prefill import fused, whole
+from asymvlm_kernels.prefill import fused, scratch, whole
 from asymvlm_kernels.testing import DTYPES, literal_scores
 
 NAN, INF = float("nan"), float("inf")
@@ -254,8 +254,8 @@ def test_long_sequences_and_their_ties(device):
 def test_counters_are_left_zero(device):
     with emulated(AMPERE):
         select(sequence(2, 90, 1200, torch.bfloat16, device=device), UniformBudget(0.5))
-    assert fused._counters
-    assert all(not counters.any() for counters in fused._counters.values())
+    assert scratch._counters
+    assert all(not counters.any() for counters in scratch._counters.values())
 
 
 def test_more_blocks_than_fit_are_refused(device):
@@ -309,7 +309,7 @@ def test_the_emulator_tells_threads_that_wait_for_ever(device, capfd):
     case = sequence(1, 40, 16, torch.bfloat16, device=device)
     plan = division(case)
     results = [torch.empty_like(tensor) for tensor in select(case, UniformBudget(0.5))]
-    counters = fused.zeroed_counters(case.embeds.device, plan.counters)
+    counters = scratch.zeroed_counters(case.embeds.device, plan.counters)
     try:
         counters.fill_(-5)
         with pytest.raises(cuda.CudaLibraryError, match="719, threads wait for each other for ever"):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sequences import BUDGETS, assert_same, sequence
 
 from asymvlm_kernels import UniformBudget
-from asymvlm_kernels.prefill import fused
+from asymvlm_kernels.prefill import scratch
 from asymvlm_kernels.testing import DTYPES, literal_scores
 from asymvlm_kernels.tuning import fused as tuning
 
@@ -125,13 +125,6 @@ def test_padding_moves_no_score(device):
         assert torch.equal(result[:, before : before + 40], scores)
 
 
-def test_long_sequences_are_ranked_in_chunks(monkeypatch, device):
-    case = sequence(1, 300, 4, seed=5, device=device)
-    monkeypatch.setattr(fused, "rank_config", lambda S: tuning.RankConfig(128, chunked=True))
-    for budget in (BUDGETS[2], UniformBudget(0.9)):
-        assert_same(case.score_select(budget), case.score_select(budget, reference=True))
-
-
 def test_strided_inputs_need_no_copy(device):
     case = sequence(2, 50, 48, device=device)
     expected = case.score_select(UniformBudget(0.5), reference=True)
@@ -144,17 +137,16 @@ def test_strided_inputs_need_no_copy(device):
 
 def test_counters_are_left_zero(device):
     sequence(2, 150, 8, device=device).score_select(UniformBudget(0.5))
-    assert fused._counters
-    assert all(not counters.any() for counters in fused._counters.values())
+    assert scratch._counters
+    assert all(not counters.any() for counters in scratch._counters.values())
 
 
-def test_scratch_stays_below_one_megabyte_at_phi_size():
+def test_scratch_stays_below_one_megabyte_at_phi_size(monkeypatch):
+    monkeypatch.setattr(scratch, "zeroed_counters", lambda device, size: torch.empty(size, dtype=torch.int32))
     B, S, D = 1, 2530, 3072
     for arch in (80, 89, 90, 100, 120):
         for dtype in DTYPES:
             config = tuning.score_select_config(D, dtype, 16 // dtype.itemsize, arch)
-            tiles = -(-S // config.block_n)
-            shape = (tiles, config.splits, config.block_n, config.block_l)
-            pieces = fused._scratch(B, S, *shape, torch.device("meta"))
-            size = pieces[0].untyped_storage().nbytes() + 4 * B * (tiles + 1) + 4 * B * S  # counters and `order` too
-            assert size < 2**20
+            pieces = scratch.scratch_of(B, S, config, tuning.rank_config(S), torch.device("meta"))
+            size = pieces.parts.untyped_storage().nbytes() + pieces.counters.nbytes + 4 * B * S  # `order` too
+            assert size < 1_000_000

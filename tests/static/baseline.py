@@ -7,6 +7,7 @@ python tests/static/baseline.py --update    # the same, then take the figures fo
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 
 import builds
@@ -20,15 +21,16 @@ def main() -> int:
     )
     parser.add_argument("--update", action="store_true", help="write the baseline")
     args = parser.parse_args()
-    if args.update and set(args.arch) != set(builds.ARCHITECTURES):
-        parser.error("--update needs every architecture")
-    found = list(builds.compile_all(builds.all_builds(tuple(args.arch), args.group), args.jobs, args.cache))
+    if args.update and (args.case or set(args.arch) != set(builds.ARCHITECTURES)):
+        parser.error("--update needs every case and every architecture")
+    found = list(builds.compile_all(builds.all_builds(tuple(args.arch), args.group, args.case), args.jobs, args.cache))
     complaints = [complaint for build in found for complaint in gate.broken_rules(build)]
     for group in args.group:
         file = gate.baseline_file(triton.__version__, group)
         part = [build for build in found if build["group"] == group]
         arches = tuple(f"sm_{arch}" for arch in args.arch)
-        known = {name: figures for name, figures in gate.load(file).items() if name.endswith(arches)}
+        known = {name: row for name, row in gate.load(file).items() if name.endswith(arches)}
+        known = {name: row for name, row in known.items() if re.search(args.case, name.split(" | ")[0])}
         grown = [complaint for build in part for complaint in gate.growth(build, known)]
         for line in gate.diff(part, known):
             print(line)

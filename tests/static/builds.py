@@ -115,13 +115,15 @@ def record(case: Case, arch: int) -> list[Build]:
     return builds
 
 
-def all_builds(architectures: tuple[int, ...] = ARCHITECTURES, groups: Iterable[str] = GROUPS) -> list[Build]:
-    """Every distinct build of every case."""
+def all_builds(
+    architectures: tuple[int, ...] = ARCHITECTURES, groups: Iterable[str] = GROUPS, pattern: str = ""
+) -> list[Build]:
+    """Every distinct build of every case whose name matches ``pattern``."""
     found: dict[tuple[str, ...], Build] = {}
     for arch in architectures:
         for group in groups:
             for case in GROUPS[group].cases():
-                for build in record(case, arch):
+                for build in record(case, arch) if re.search(pattern, case.name) and arch >= case.oldest else ():
                     found.setdefault(build.key, build)
     return list(found.values())
 
@@ -176,13 +178,14 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--arch", type=int, nargs="*", default=ARCHITECTURES)
     parser.add_argument("--group", nargs="*", default=tuple(GROUPS), choices=tuple(GROUPS), help="files of cases")
+    parser.add_argument("--case", default="", help="a pattern: only cases with a matching name")
     parser.add_argument("--cache", help="keep Triton's builds here for the next run")
     return parser
 
 
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, parents=[options()]).parse_args()
-    for result in compile_all(all_builds(tuple(args.arch), args.group), args.jobs, args.cache):
+    for result in compile_all(all_builds(tuple(args.arch), args.group, args.case), args.jobs, args.cache):
         print(json.dumps(result), flush=True)
 
 

@@ -17,6 +17,7 @@ class Case:
     name: str
     call: Callable[[], object]
     operands: torch.dtype | None = None  # of matrix products: halves use tensor cores, fp32 must not become TF32
+    oldest: int = 80  # architecture that can run it
     wide: bool = False  # rows are whole multiples of 16 bytes and must move that many at a time
 
 

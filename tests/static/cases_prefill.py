@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from unittest.mock import patch
 
 import torch
 from case import HALVES, Case, Kernel
 
-from asymvlm_kernels.prefill import fused, gather, score, score_grad, select
+from asymvlm_kernels.prefill import fused, gather, one_launch, score, score_grad, select
+from asymvlm_kernels.tuning.paths import PrefillPath
 
 Launch = functools.partial[object]
 KERNELS = {
@@ -20,6 +22,7 @@ KERNELS = {
     "_gather_rows_kernel": Kernel(wide_loads=True, wide_stores=True, only_wide_loads=True),
     "_score_select_kernel": Kernel(wide_loads=True, wide_stores=True, multiplies=True, rounds_float64_twice=True),
     "_gather_sequence_kernel": Kernel(wide_loads=True, wide_stores=True),
+    "_prune_static_kernel": Kernel(wide_loads=True, wide_stores=True, multiplies=True, rounds_float64_twice=True),
 }
 
 
@@ -73,6 +76,19 @@ def gather_sequence_call(S: int, D: int, dtype: torch.dtype, *, B: int = 1, K: i
     return functools.partial(fused._gather_sequence_triton, torch.empty(B, S, D, dtype=dtype), *arguments)
 
 
+def one_launch_call(S: int, D: int, dtype: torch.dtype, *, B: int = 1, K: int = 1655, carries: int = 3) -> Launch:
+    embeds, mask = torch.empty(B, S, D, dtype=dtype), torch.empty(B, S, dtype=torch.bool)
+    tokens = (embeds, mask, mask, mask, torch.empty(D))
+    _, _, carry, pads, stacked, *_ = gather_sequence_call(S, 8, dtype, B=B, carries=carries).args[1:]
+    arguments = ([500_000] * 3, [0.0, 0.5], carry, pads, stacked, K, True)
+    return functools.partial(one_launch.prune_in_one_launch, tokens, *arguments)
+
+
+def overlapped(call: Launch) -> None:
+    with patch.object(fused, "prefill_path", lambda device: PrefillPath(overlap=True)):
+        call()
+
+
 def cases() -> Iterator[Case]:
     for dtype in (torch.float32, *HALVES):
         name = str(dtype).removeprefix("torch.")
@@ -95,10 +111,16 @@ def cases() -> Iterator[Case]:
     yield Case("gather bool flags", gather_call(2600, (), torch.bool))
     yield Case("fused score bare", score_select_call(8000, 3072, bf16, bare=True), bf16, wide=True)
     yield Case("fused score rows of 8", score_select_call(300, 1176, bf16), bf16, wide=True)
-    yield Case("fused score in chunks", score_select_call(60000, 3584, bf16), bf16, wide=True)
+    yield Case("fused score long", score_select_call(60000, 3584, bf16), bf16, wide=True)
     yield Case("fused copy bfloat16 wide", gather_sequence_call(2530, 3072, bf16), wide=True)
     yield Case("fused copy float32 wide", gather_sequence_call(2530, 3072, torch.float32), wide=True)
     yield Case("fused copy bfloat16 odd", gather_sequence_call(2530, 70, bf16, carries=0))
+    yield Case("one launch bfloat16 wide", one_launch_call(2530, 3072, bf16), bf16, wide=True)
+    yield Case("one launch float32 wide", one_launch_call(2530, 3072, torch.float32), torch.float32, wide=True)
+    yield Case("one launch long", one_launch_call(60000, 3584, bf16, carries=1), bf16, wide=True)
+    overlap = {"score": score_select_call(2530, 3072, bf16), "copy": gather_sequence_call(2530, 3072, bf16)}
+    for name, call in overlap.items():
+        yield Case(f"fused {name} overlapped", functools.partial(overlapped, call), bf16, oldest=90, wide=True)
     for N in (256, 2500, 16384, 65536):
         yield Case(f"gap {N}", gap_call(N))
         yield Case(f"select {N}", select_call(N))

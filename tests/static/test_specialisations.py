@@ -62,7 +62,7 @@ def test_the_two_launches_of_prune_sequence(calls):
     launch = fused.score_select_config(3072, torch.bfloat16, 8, 90)
     tile = {"BLOCK_N": launch.block_n, "BLOCK_L": launch.block_l, "BLOCK_D": launch.block_d, "SPLITS": launch.splits}
     wide = {"EPSILON": EPSILON, "D": 3072, "VECTOR": 8, "SPLIT": True, "LIFT": False}
-    rank = {"BLOCK_S": 4096, "BLOCK_K": 64 * launch.num_warps, "CHUNKED": False}
+    rank = {"BLOCK_S": 4096, "BLOCK_K": 64 * launch.num_warps, "LONG": False, "OVERLAP": False}
     strides = dict.fromkeys(("stride_ed", "stride_w", "stride_vs", "stride_ts", "stride_ps"), 1)
     assert score["constants"] == {**tile, **wide, **rank, **strides}
     assert {"embeds_ptr", "weight_ptr", "parts_ptr", "stride_es"} <= set(score["divisible"])

@@ -1,0 +1,53 @@
+"""Device memory that lives for one call of `prune_sequence`, and counters that live on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from asymvlm_kernels._triton import triton
+from asymvlm_kernels.tuning.fused import RankConfig, ScoreSelectConfig
+
+BINS = 2048  # of the histogram of a long row
+
+_counters: dict[tuple[torch.device, int, str], torch.Tensor] = {}
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Pieces of one allocation, and counters that are zero and that each kernel leaves zero again."""
+
+    parts: torch.Tensor  # fp32, B x tiles x splits x block_n x block_l partial products
+    keys: torch.Tensor  # int32, the same memory: rank keys take the place of products that are read
+    squares: torch.Tensor  # fp32, B x splits x block_l partial ||t||^2
+    lists: torch.Tensor  # int32, B x block_s keys of a bin, for long rows
+    counters: torch.Tensor  # int32, B x (bins of a long row, one a tile, one for the sample)
+
+
+def scratch_of(B: int, S: int, config: ScoreSelectConfig, rank: RankConfig, device: torch.device) -> Scratch:
+    tiles = triton.cdiv(S, config.block_n)
+    lists = B * rank.block_s if rank.chunked else 0
+    sizes = [B * tiles * config.splits * config.block_n * config.block_l, B * config.splits * config.block_l, lists]
+    parts, squares, keys = torch.empty(sum(sizes), dtype=torch.float32, device=device).split(sizes)
+    counters = zeroed_counters(device, B * (tiles + 1 + BINS * rank.chunked))
+    return Scratch(parts, parts.view(torch.int32), squares, keys.view(torch.int32), counters)
+
+
+def zeroed_counters(device: torch.device, size: int, use: str = "tiles") -> torch.Tensor:
+    """At least ``size`` int32 zeros that each kernel leaves zero again: kept for each stream, so that none is launched.
+
+    One kernel may hold several, each for a ``use`` of its own.
+
+    A CUDA graph gets its own, zeroed by the graph: it may be replayed beside other work, on any stream.
+    """
+    stream = 0
+    if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            return torch.zeros(size, dtype=torch.int32, device=device)
+        stream = torch.cuda.current_stream(device).cuda_stream
+    held = _counters.get((device, stream, use))
+    if held is None or held.numel() < size:
+        held = torch.zeros(max(1 << (size - 1).bit_length(), 1024), dtype=torch.int32, device=device)
+        _counters[device, stream, use] = held
+    return held
