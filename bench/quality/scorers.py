@@ -6,6 +6,7 @@ nor the test has seen. One folder for each preset and seed; those there already 
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +23,12 @@ from bench.tinyvlm.evaluate import Samples, make_samples
 from bench.tinyvlm.glyphs import BOS, IMAGE
 from bench.tinyvlm.model import CHECKPOINT, NUM_VISION, to_model_pixels
 
+ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = 1500  # as many as the paper takes
 SCORERS = Path(__file__).parent / "scorers"  # of the committed checkpoint
 PRESETS = ("paper", "default")
 SEEDS = (0, 1, 2)
+ANSWERS = {"paper": False, "default": True}  # whether training compares the answers' hidden states beside the prompt's
 
 
 def model_inputs(samples: Samples, rows: Sequence[int], *, answers: bool = True) -> dict[str, torch.Tensor]:
@@ -47,12 +50,12 @@ def model_inputs(samples: Samples, rows: Sequence[int], *, answers: bool = True)
 
 
 def train_one(
-    model: Any, settings: TrainingSettings, *, answers: bool = False, samples: int = SAMPLES, **options: Any
+    model: Any, settings: TrainingSettings, *, answers: bool, samples: int = SAMPLES, **options: Any
 ) -> Scorer:
     """One scorer; its data differ with the seed of ``settings``, as three runs of a user would."""
     data = make_samples("scorer", samples, seed=settings.seed)
     size = min(8, settings.batch_size)
-    return train_scorer(
+    scorer = train_scorer(
         model,
         range(samples),
         settings,
@@ -61,6 +64,14 @@ def train_one(
         data=f"bench.tinyvlm pages, split scorer, seed {settings.seed}, {'with' if answers else 'without'} answers",
         **options,
     )
+    return portable(scorer)
+
+
+def portable(scorer: Scorer) -> Scorer:
+    """The same with the model's folder told from the root of the repository: elsewhere it lies under another path."""
+    folder = Path(scorer.base.model_id).resolve()
+    name = folder.relative_to(ROOT).as_posix() if folder.is_relative_to(ROOT) else folder.name
+    return scorer.replace(base=dataclasses.replace(scorer.base, model_id=name))
 
 
 def load_model(folder: Path) -> Any:
@@ -98,7 +109,7 @@ def main(
                 settings = TrainingSettings.named(name, seed=number)
             except ValueError as error:
                 raise InputError(f"--preset: {error}") from error
-            train_one(network, settings, samples=samples).save_pretrained(folder)
+            train_one(network, settings, answers=ANSWERS[name], samples=samples).save_pretrained(folder)
             console.out.print(f"wrote {folder}", markup=False)
 
 
