@@ -1,7 +1,7 @@
 """Figures from ``bench/results/``: tables between the markers of README.md, and a roofline picture beside each file.
 
-``python bench/plot.py`` rewrites the text between ``<!-- bench:prefill-cpu -->`` (or ``prefill-gpu``) and
-``<!-- /bench -->``, and nothing else; ``--check`` fails where that text is stale; ``--picture`` draws.
+``python bench/plot.py`` rewrites the text between ``<!-- bench:prefill-cpu -->`` (``generate-gpu``, ``quality-beyond``,
+...) and ``<!-- /bench -->``, and nothing else; ``--check`` fails where that text is stale; ``--picture`` draws.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "python_api")]
 
 from bench import results, tables  # noqa: E402
 from bench.floors import OPS  # noqa: E402
+from bench.quality import tables as quality  # noqa: E402
 
 MARKED = re.compile(r"(<!-- bench:([\w-]+) -->\n)(.*?)(<!-- /bench -->)", re.DOTALL)
 KINDS = {"prefill-cpu": "cpu", "prefill-gpu": "gpu"}
@@ -54,8 +55,11 @@ def table(name: str, folder: Path) -> str:
     if name in GENERATE:
         file = results.newest(folder, GENERATE[name], "*-generate.json")
         return "Nothing measured yet." if file is None else tables.generate_blocks(results.load(file))
+    if name in quality.BLOCKS:
+        return quality.block(name, folder / "quality")
     if name not in KINDS:
-        sys.exit(f"marker bench:{name} is unknown, wanted one of {', '.join((*KINDS, *GENERATE))}")
+        known = ", ".join((*KINDS, *GENERATE, *quality.BLOCKS))
+        sys.exit(f"marker bench:{name} is unknown, wanted one of {known}")
     file = results.newest(folder, KINDS[name])
     return "Nothing measured yet." if file is None else tables.blocks(results.load(file))
 

@@ -23,7 +23,7 @@ from bench import environment, results
 from bench.quality.beyond import beyond
 from bench.quality.budgets import adaptive, gaps
 from bench.quality.eviction import conversations, transcript_samples, transcripts
-from bench.quality.scorers import SCORERS, load_model
+from bench.quality.scorers import PRESETS, RECIPES, SCORERS, load_model
 from bench.quality.study import Study, uniform
 from bench.tinyvlm.evaluate import make_samples
 from bench.tinyvlm.model import CHECKPOINT
@@ -31,14 +31,14 @@ from bench.tinyvlm.model import CHECKPOINT
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "quality"
 PARTS = ("uniform", "budgets", "eviction", "beyond")
 SAMPLES, TRANSCRIPTS = 1000, 300
-PAPER, OURS = "learned (paper)", "learned (default)"
-METHODS = {"paper": PAPER, "default": OURS}  # presets that the tables compare; other folders are variants of `beyond`
+METHODS = {name: RECIPES[name].label for name in PRESETS}  # in every table; the other recipes are for `beyond`
+PAPER, OURS = METHODS.values()
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def read_scorers(folder: Path) -> dict[str, list[Scorer]]:
-    """Scorers of a folder by preset, the folders being named ``<preset>-<seed>``, in order of seed.
+    """Scorers of a folder by recipe, the folders being named ``<recipe>-<seed>``, in order of seed.
 
     Raises:
         InputError: if there are none.
@@ -84,8 +84,8 @@ def _measure(
     part: str, study: Study, scorers: dict[str, list[Scorer]], samples: int, cache: Path | None
 ) -> dict[str, Any]:
     if part == "uniform":
-        learned = next(iter(reversed(study.weights.values())))
-        return uniform(study) | {"gaps": gaps(study, learned[0])}
+        learned = study.weights.get(OURS, [None])[0]
+        return uniform(study) | {"gaps": gaps(study, learned)}
     if part == "budgets":
         return adaptive(study, scorers["default"], cache=cache, progress=False)
     if part == "eviction":
@@ -94,7 +94,11 @@ def _measure(
             "transcripts": transcripts(study.model, lines) | {"samples": len(lines)},
             "conversations": conversations(study.model, samples) | {"samples": samples},
         }
-    variants = {preset: [one.weight for one in many] for preset, many in scorers.items() if preset not in METHODS}
+    variants = {
+        RECIPES[name].label if name in RECIPES else name: [one.weight for one in many]
+        for name, many in scorers.items()
+        if name not in METHODS
+    }
     return beyond(study, PAPER, {**{name: study.weights[name] for name in study.weights}, **variants})
 
 

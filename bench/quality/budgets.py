@@ -116,8 +116,8 @@ def adaptive(
     return result
 
 
-def gaps(study: Study, weight: torch.Tensor) -> list[float]:
-    """Importance gaps of the samples, for the histogram."""
+def gaps(study: Study, weight: torch.Tensor | None) -> list[float]:
+    """Importance gaps of the samples, for the histogram; None means cosine similarity."""
     values = importance_gap(similarity(study.model, study.samples, study.vision, weight))
     return [round(value, 4) for value in values.tolist()]
 

@@ -1,7 +1,7 @@
 """The learned scorers that the bench compares: ``python -m bench.quality.scorers --model DIR --out DIR``.
 
 Trained by `asymvlm.training.train_scorer` on pages of the ``scorer`` split, which neither the model, the calibration
-nor the test has seen. One folder for each preset and seed; those there already are left alone.
+nor the test has seen. One folder for each recipe and seed; those there already are left alone.
 """
 
 from __future__ import annotations
@@ -26,9 +26,27 @@ from bench.tinyvlm.model import CHECKPOINT, NUM_VISION, to_model_pixels
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = 1500  # as many as the paper takes
 SCORERS = Path(__file__).parent / "scorers"  # of the committed checkpoint
-PRESETS = ("paper", "default")
 SEEDS = (0, 1, 2)
-ANSWERS = {"paper": False, "default": True}  # whether training compares the answers' hidden states beside the prompt's
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a scorer is trained. ``answers``: compare the hidden states of the right answer too, not only the prompt's."""
+
+    label: str
+    preset: str
+    answers: bool
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+RECIPES = {
+    "paper": Recipe("learned (paper)", "paper", answers=False),
+    "default": Recipe("learned (default)", "default", answers=True),
+    # one change each from the paper's preset
+    "paper_answers": Recipe("paper preset, answers compared", "paper", answers=True),
+    "paper_theta": Recipe("paper preset, gradient through theta", "paper", answers=False, changes={"theta_grad": True}),
+}
+PRESETS = ("paper", "default")  # what is trained where nothing is asked for
 
 
 def model_inputs(samples: Samples, rows: Sequence[int], *, answers: bool = True) -> dict[str, torch.Tensor]:
@@ -90,7 +108,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     model: Annotated[Path, typer.Option(help="Checkpoint to train for.")] = CHECKPOINT,
     out: Annotated[Path, typer.Option(help="Folder of the scorers.")] = SCORERS,
-    preset: Annotated[list[str] | None, typer.Option(help="Preset to train, both by default; repeatable.")] = None,
+    recipe: Annotated[list[str] | None, typer.Option(help="Recipe to train, two by default; repeatable.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seed to train, three by default; repeatable.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Training samples.")] = SAMPLES,
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 leaves its own choice.")] = 0,
@@ -100,16 +118,16 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     network = load_model(model)
-    for name in preset or PRESETS:
+    for name in recipe or PRESETS:
+        if name not in RECIPES:
+            raise InputError(f"--recipe: {name!r} found, wanted one of {', '.join(RECIPES)}")
+        how = RECIPES[name]
         for number in SEEDS if seed is None else seed:
             folder = out / f"{name}-{number}"
             if (folder / "config.json").exists():
                 continue
-            try:
-                settings = TrainingSettings.named(name, seed=number)
-            except ValueError as error:
-                raise InputError(f"--preset: {error}") from error
-            train_one(network, settings, answers=ANSWERS[name], samples=samples).save_pretrained(folder)
+            settings = TrainingSettings.named(how.preset, seed=number, **how.changes)
+            train_one(network, settings, answers=how.answers, samples=samples).save_pretrained(folder)
             console.out.print(f"wrote {folder}", markup=False)
 
 

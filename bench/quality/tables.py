@@ -1,0 +1,140 @@
+"""Markdown of the quality results, for the markers of README.md. Every figure comes from ``bench/results/quality``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bench import results
+from bench.tables import markdown
+
+HEADLINE = ("0.65", "0.5", "0.25", "0.15")
+FIRST = "seed-0"  # the committed checkpoint; the other files are of models trained with other seeds
+Cell = dict[str, Any]
+
+
+def block(name: str, folder: Path) -> str:
+    """The text of a marker: ``quality-pruning``, ``quality-budgets``, ``quality-eviction`` or ``quality-beyond``."""
+    content = results.load(folder / f"{FIRST}.json")
+    part = {"quality-pruning": "uniform"}.get(name, name.removeprefix("quality-"))
+    if part not in content["parts"]:
+        return "Nothing measured yet."
+    measured = content["parts"][part]
+    text = BLOCKS[name](measured)
+    if name == "quality-pruning":
+        others = {file.stem: results.load(file)["parts"].get("uniform") for file in sorted(folder.glob("seed-*.json"))}
+        text += "\n\n" + model_seeds({stem: found for stem, found in others.items() if found})
+    return f"{caption(content['runs'][measured['run']], measured)}\n\n{text}"
+
+
+def caption(run: Cell, measured: Cell) -> str:
+    return (
+        f"The small VLM of `bench/tinyvlm`, exact match on {measured['samples']} test pages; transformers "
+        f"{run['transformers']}, torch {run['torch']}, {run['device']}, commit {run['commit']}, {run['time'][:10]}.\n"
+        f"`{run['command']}`"
+    )
+
+
+def pruning(measured: Cell) -> str:
+    """Methods by keep ratio, then the paired comparisons."""
+    ratios = list(next(iter(measured["rates"].values())))
+    rows = [
+        [method, *(cell(rates[ratio]) for ratio in ratios), ", ".join(f"{run:.3f}" for run in rates["0.5"]["runs"])]
+        for method, rates in measured["rates"].items()
+    ]
+    rows.insert(0, ["full", *[cell(measured["full"])] * len(ratios), ""])
+    head = ("method", *(f"keep {ratio}" for ratio in ratios), "seeds at 0.5")
+    return markdown(head, rows) + "\n\n" + comparisons(measured["paired"])
+
+
+def comparisons(pairs: list[Cell]) -> str:
+    """Paired differences on the same samples, by keep ratio where both sides have one."""
+    rows: dict[str, dict[str, str]] = {}
+    for pair in pairs:
+        first, ratio = pair["first"].rsplit("/", 1)
+        second = pair["second"].rsplit("/", 1)[0]
+        rows.setdefault(f"{first} − {second}", {})[ratio] = difference(pair)
+    ratios = [ratio for ratio in HEADLINE if any(ratio in row for row in rows.values())]
+    head = ("paired difference", *(f"keep {ratio}" for ratio in ratios))
+    return markdown(head, [[name, *(row.get(ratio, "-") for ratio in ratios)] for name, row in rows.items()])
+
+
+def model_seeds(found: dict[str, Cell]) -> str:
+    """The headline rows of every trained model."""
+    rows = []
+    for stem, measured in found.items():
+        for method, rates in measured["rates"].items():
+            if method in ("spiral", "cosine") or method.startswith("learned"):
+                cells = [cell(rates[ratio]) for ratio in HEADLINE if ratio in rates]
+                rows.append([stem.replace("-", " "), cell(measured["full"]), method, *cells])
+    return markdown(("model", "full", "method", *(f"keep {ratio}" for ratio in HEADLINE)), rows)
+
+
+def budgets(measured: Cell) -> str:
+    """Table 5 in shape: adaptive budgets beside a uniform one that keeps as many tokens."""
+    head = ("average", "budget", "kept", "uniform", "adaptive", "paired difference", "seeds")
+    rows = []
+    for average, methods in measured["averages"].items():
+        for name, row in methods.items():
+            runs = ", ".join(f"{run:.3f}" for run in row["runs"])
+            rows.append(
+                [average, name, f"{row['kept']:.3f}", cell(row["uniform"]), cell(row), difference(row["paired"]), runs]
+            )
+    return markdown(head, rows)
+
+
+def eviction(measured: Cell) -> str:
+    """Table 3 in shape: transcripts by share of right tokens, conversations by the last answer."""
+    lines, talks = measured["transcripts"], measured["conversations"]
+    retentions = list(next(iter(lines["rates"].values())))
+    head = ("generated tokens: what goes", *(f"retention {retention}" for retention in retentions))
+    rows = [["nothing", *[cell(lines["full"]["tokens"])] * len(retentions)]]
+    rows += [[name, *(cell(rates[r]["tokens"]) for r in retentions)] for name, rates in lines["rates"].items()]
+    first = (
+        f"Share of right tokens in transcripts of 60 to 72 tokens, {lines['samples']} pages; at most "
+        f"{lines['threshold']} generated tokens are held.\n\n" + markdown(head, rows)
+    )
+    retentions = list(next(iter(talks["rates"].values())))
+    dropped = talks["dropped"]
+    head = ("earlier turns: what goes", *(f"retention {r} ({dropped[r]} tokens)" for r in retentions))
+    rows = [["nothing", *[cell(talks["full"])] * len(retentions)]]
+    rows += [[name, *(cell(rates[retention]) for retention in retentions)] for name, rates in talks["rates"].items()]
+    second = f"Exact match of the last of eight answers, {talks['samples']} conversations.\n\n" + markdown(head, rows)
+    return f"{first}\n\n{second}"
+
+
+def beyond(measured: Cell) -> str:
+    """What is not in the paper, against the paper's scorer."""
+    ratios = list(next(iter(measured["rates"].values())))
+    pairs = {(pair["first"], pair["second"]): pair for pair in measured["paired"]}
+    baseline = measured["baseline"]
+    head = ["variant"]
+    for ratio in ratios:
+        head += [f"keep {ratio}", f"− {baseline}"]
+    rows = []
+    for name, rates in measured["rates"].items():
+        row = [name]
+        for ratio in ratios:
+            row += [cell(rates[ratio]), difference(pairs[f"{name}/{ratio}", f"{baseline}/{ratio}"])]
+        rows.append(row)
+    return markdown(tuple(head), rows)
+
+
+def cell(value: Cell) -> str:
+    return f"{value['mean']:.3f} ± {value['error']:.3f}"
+
+
+def difference(pair: Cell) -> str:
+    """A paired difference with its standard error; the exact test's p where it is worth a look."""
+    p = pair["p_value"]
+    return f"{pair['difference']:+.3f} ± {pair['error']:.3f}" + (f" (p = {p:.2g})" if p > 0.001 else "")
+
+
+BLOCKS = {
+    "quality-pruning": pruning,
+    "quality-budgets": budgets,
+    "quality-eviction": eviction,
+    "quality-beyond": beyond,
+}
+
+__all__ = ["BLOCKS", "block"]

@@ -1,0 +1,179 @@
+"""The quality bench measures the library: its selections, its evictions and its calibration are the library's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import asymvlm
+from asymvlm_kernels import RelativeThresholdBudget, UniformBudget
+from bench.quality import __main__ as command
+from bench.quality import eviction
+from bench.quality.budgets import answered, batches
+from bench.quality.eviction import Chooser, evict_answers, evict_tokens, last_answer, make_talks, transcribe
+from bench.quality.scorers import SCORERS, load_model, model_inputs, portable
+from bench.quality.selection import kept_tokens, similarity
+from bench.quality.study import FULL, Study, key, uniform
+from bench.tinyvlm.evaluate import Samples, exact_match, features, make_samples
+from bench.tinyvlm.glyphs import BOS, EOS, IMAGE
+from bench.tinyvlm.model import CHECKPOINT, NUM_VISION
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return load_model(CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def samples() -> Samples:
+    return make_samples("validation", 24, seed=4)
+
+
+@pytest.fixture(scope="module")
+def scorer() -> asymvlm.Scorer:
+    return asymvlm.Scorer.from_pretrained(SCORERS / "default-0")
+
+
+def test_bench_keeps_what_the_patched_model_keeps(model: Any, samples: Samples, scorer: asymvlm.Scorer) -> None:
+    vision = features(model, samples)
+    inputs = model_inputs(samples, range(len(samples)), answers=False)
+    for weight in (None, scorer.weight):
+        kept = kept_tokens(similarity(model, samples, vision, weight), UniformBudget(0.35))
+        policy = asymvlm.VisionPruning(weight, UniformBudget(0.35))
+        with asymvlm.patch(model, vision=policy) as handle, torch.inference_mode():
+            model(**inputs)
+            index = handle.last.index
+        own = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool).scatter_(1, index.clamp_min(0), True)
+        assert torch.equal(own[:, 1 : 1 + NUM_VISION], kept)
+
+
+def test_study_counts_the_patched_models_own_answers(model: Any, samples: Samples, scorer: asymvlm.Scorer) -> None:
+    study = Study(model, samples, {"learned": [scorer.weight]})
+    found = study.uniform("learned", 0.25)[0]
+    asked = [number for number, turn in enumerate(samples.turns) if turn.kind == "value"][:5]
+    for number in asked:
+        inputs = model_inputs(samples, [number], answers=False)
+        with asymvlm.patch(model, vision=asymvlm.VisionPruning(scorer, UniformBudget(0.25))):
+            output = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        answer = samples.text[number][samples.labels[number] >= 0]
+        assert (output[0, -4:].tolist() == answer.tolist()) == bool(found[number])
+
+
+def test_learned_scorer_loses_nothing_at_half_where_cosine_does(model: Any, scorer: asymvlm.Scorer) -> None:
+    samples = make_samples("validation", 60, seed=7)
+    study = Study(model, samples, {"learned": [scorer.weight]}, seeds=1)
+    part = uniform(study, (0.65, 0.5))
+    rates = {method: part["rates"][method]["0.5"]["mean"] for method in study.methods}
+    assert rates["learned"] > part["full"]["mean"] - 0.05
+    assert rates["learned"] > rates["cosine"] + 0.15 > rates["random"] + 0.3
+    assert part["rates"]["random"]["0.5"]["runs"] == [rates["random"]]
+    kinds = part["full"]["kinds"]
+    assert sum(kinds[kind]["samples"] for kind in kinds) == len(samples)
+    assert study.compare(key("cosine", 0.5), FULL)["worse"] > 0
+
+
+def test_batches_of_one_length_give_the_same_answers(model: Any, samples: Samples) -> None:
+    parts = batches(samples)
+    assert all(bool(part["attention_mask"].all()) for part in parts)
+    assert sum(len(part["input_ids"]) for part in parts) == len(samples)
+    with torch.inference_mode():
+        right = sum(sum(answered(model, part)) for part in parts)
+        pruned = 0.0
+        for part in parts:  # scored against the prompt alone, as calibration does it: an answer is not known in use
+            policy = asymvlm.VisionPruning(budget=RelativeThresholdBudget(0.4), text=part["labels"] < 0)
+            with asymvlm.patch(model, vision=policy):
+                pruned += sum(answered(model, part))
+    assert right == exact_match(model, samples).sum()
+    kept = _relative(model, samples)
+    assert pruned == exact_match(model, samples, keep=kept).sum()
+
+
+def _relative(model: Any, samples: Samples) -> torch.Tensor:
+    from bench.quality.selection import kept_counts
+
+    scores = similarity(model, samples, features(model, samples))
+    counts = RelativeThresholdBudget(0.4).counts(scores, torch.ones_like(scores, dtype=torch.bool))
+    return kept_counts(scores, counts)
+
+
+def test_model_inputs_are_the_processors(samples: Samples) -> None:
+    inputs = model_inputs(samples, [0, 3])
+    assert inputs["input_ids"][:, 0].tolist() == [BOS, BOS]
+    assert (inputs["input_ids"] == IMAGE).sum(1).tolist() == [NUM_VISION, NUM_VISION]
+    labels = inputs["labels"] >= 0
+    assert torch.equal(inputs["labels"][labels], inputs["input_ids"][labels])
+    assert (inputs["input_ids"][labels] == EOS).sum() == 2
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_simulated_eviction_decides_as_the_librarys(model: Any, layers: str) -> None:
+    samples = make_samples("validation", 3, seed=3, mix={"read": 1.0}, entries=(5, 5))
+    policy = asymvlm.TextEviction(threshold=12, retention=0.5, recent=2, layers=layers)
+    chooser = Chooser("attention" if layers == "last" else "attention of all layers", recent=2)
+    ours = transcribe(model, samples, features(model, samples), policy, chooser)
+    inputs = model_inputs(samples, range(3), answers=False)
+    with asymvlm.patch(model, text=policy) as handle:
+        output = model.generate(**inputs, max_new_tokens=ours.shape[1], do_sample=False, eos_token_id=None)
+        assert min(handle.last.eviction.evicted) >= 12
+    assert torch.equal(output[:, inputs["input_ids"].shape[1] :], ours)
+    full = transcribe(model, samples, features(model, samples), None, chooser)
+    assert not torch.equal(full, ours), "eviction of half of twelve tokens shows"
+
+
+def test_controls_give_up_as_many_tokens(model: Any) -> None:
+    talks = make_talks(model, 12)
+    answers = evict_answers(model, talks, 0.5)
+    counts = answers.sum(1)
+    inside = talks.answer & (talks.turn < eviction.EARLIER) & (talks.text != EOS)
+    assert (answers <= inside).all()
+    assert (inside.sum(1) - counts <= inside.sum(1) // 2).all()
+    assert not (answers & (talks.turn == eviction.EARLIER - 1)).any(), "the last answer stays"
+    for how in eviction.CONTROLS:
+        dropped = evict_tokens(talks, counts, how)
+        assert torch.equal(dropped.sum(1), counts), how
+        assert not dropped[:, 0].any()
+        assert not (dropped[:, 1 + NUM_VISION :] & (talks.turn == eviction.EARLIER)).any()
+        if how.endswith("answer tokens"):
+            assert (dropped[:, 1 + NUM_VISION :] <= inside).all()
+    sinks = evict_tokens(talks, counts, "oldest of all")
+    assert sinks.float().argmax(1).tolist() == [eviction.SINKS] * 12
+
+
+def test_only_the_last_turn_misses_what_was_dropped(model: Any) -> None:
+    talks = make_talks(model, 16)
+    nothing = torch.zeros(16, 1 + NUM_VISION + talks.text.shape[1], dtype=torch.bool)
+    everything = nothing.clone()
+    everything[:, 1 : 1 + NUM_VISION] = True
+    assert last_answer(model, talks, nothing).mean() > 0.6
+    assert last_answer(model, talks, everything).mean() < 0.5
+
+
+def test_committed_scorers_belong_to_the_checkpoint(model: Any) -> None:
+    found = command.read_scorers(SCORERS)
+    assert (len(found["paper"]), len(found["default"])) == (3, 3)
+    for many in found.values():
+        for one in many:
+            one.check_model(model)
+            assert one.base.model_id == "bench/tinyvlm/checkpoint" == portable(one).base.model_id
+    assert not found["paper"][0].training["settings"]["theta_grad"]
+    assert found["default"][0].training["settings"]["theta_grad"]
+
+
+def test_command_writes_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "uniform", lambda study: {"full": study.summary(FULL)})
+    monkeypatch.setattr(command, "beyond", lambda study, baseline, learned: {"baseline": baseline, "of": list(learned)})
+    arguments = ["--out", tmp_path, "--samples", "10", "--name", "try"]
+    for part in ("uniform", "beyond"):
+        assert command.console.run_app(command.app, [*map(str, arguments), "--part", part], name="quality") == 0
+    content = json.loads((tmp_path / "try.json").read_text())
+    assert content["parts"]["uniform"]["full"]["samples"] == 10
+    assert len(content["parts"]["uniform"]["gaps"]) == 10
+    assert content["parts"]["beyond"]["baseline"] == command.PAPER
+    assert [content["parts"][part]["run"] for part in ("uniform", "beyond")] == [0, 1]
+    assert np.isfinite(content["parts"]["uniform"]["gaps"]).all()
+    assert command.console.run_app(command.app, ["--part", "speed"], name="quality") == 2
