@@ -1,7 +1,8 @@
 """One page, one question, half the vision tokens: what pruning saves, as a table and a picture. Needs no network.
 
-With no options a small VLM, trained from scratch on pages like this one (`bench/tinyvlm`), reads a page it never saw,
-and the answers stand beside what is written there. ``--model``, ``--image`` and ``--question`` take the reader's.
+With no options a small VLM, trained from scratch on pages like this one (`bench/tinyvlm`), reads a page it never saw
+with a learned scorer, and the answers stand beside what is written there. ``--model``, ``--image`` and ``--question``
+take the reader's.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from asymvlm import plot
 from asymvlm.cli import console, options
 from asymvlm.cli.run import Outcome, ask, show
 from asymvlm.loading import load, open_image, visible_region
+from asymvlm.scorer import Scorer
 from asymvlm.session import InputError
+from bench.quality.scorers import SCORERS
 from bench.tinyvlm import questions
 from bench.tinyvlm.model import CHECKPOINT
 from bench.tinyvlm.pages import make_pages
@@ -70,7 +73,8 @@ def demo(
         raise InputError(f"--output: cannot write to {output} ({error.strerror}), wanted a folder") from error
     console.hush_transformers(progress=True)
     session = load(model or str(CHECKPOINT))
-    outcome = ask(session, [page], text, budget, max_new_tokens=MAX_NEW_TOKENS, compare=True, runs=RUNS)
+    scorer = Scorer.from_pretrained(SCORERS / "default-0") if model is None else None
+    outcome = ask(session, [page], text, budget, scorer=scorer, max_new_tokens=MAX_NEW_TOKENS, compare=True, runs=RUNS)
     console.out.print(text, style="bold", markup=False)
     show(session, outcome)
     if model is None:
@@ -96,7 +100,7 @@ def _caveat(own: Example, question: str, outcome: Outcome, *, own_page: bool) ->
         found = (f"{which} tokens {'right' if text == own.answer else 'WRONG'}" for which, text in answers)
         lines.append(f"The page says {own.answer}: {', '.join(found)}.")
     lines.append(
-        "This model is tiny (0.65 M parameters, 144 vision tokens) and reads only pages of this kind: the answers and "
+        "This model is tiny (0.65 M parameters, 144 vision tokens) and reads only pages of this kind: its answers and "
         "the heatmap are real, but its time to first token is mostly overhead. README times a model of 0.4 B."
     )
     return "\n".join(lines)

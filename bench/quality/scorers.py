@@ -31,7 +31,7 @@ SEEDS = (0, 1, 2)
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a scorer is trained. ``answers``: compare the hidden states of the right answer too, not only the prompt's."""
+    """How a scorer is trained. ``answers``: compare hidden states of the right answer too, not the prompt's alone."""
 
     label: str
     preset: str
