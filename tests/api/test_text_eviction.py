@@ -176,3 +176,16 @@ def test_tokens_that_a_later_turn_masks():
         )  # fmt: skip
     assert torch.equal(found.sequences[:, -10:], ids)
     assert_close(torch.stack(found.logits, 1), logits, atol=ATOL)
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_a_sliding_last_layer_does_not_score(layers):
+    """A token outside its window would score exactly 0."""
+    kinds = ["sliding_attention", "full_attention"] * 2
+    model = tiny.build("gemma3", sliding_window=12, layer_types=kinds[::-1])
+    inputs, policy = tiny.make_batch("gemma3", "one_image_each"), dict(threshold=8, retention=0.5, layers=layers)
+    ids, logits = Masked(model, inputs, **policy).generate(20)
+    with asymvlm.patch(model, text=TextEviction(**policy)):
+        found = model.generate(**inputs, **GREEDY, max_new_tokens=20)
+    assert torch.equal(found.sequences[:, -20:], ids)
+    assert_close(torch.stack(found.logits, 1), logits, atol=ATOL)
