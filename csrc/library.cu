@@ -31,6 +31,8 @@ ASYMVLM_API const char* asymvlm_error_string(int code) {
          : code == INVALID_VALUE ? "invalid argument" : emulator::last_failure();
 }
 
+ASYMVLM_API int64_t asymvlm_bytes_copied(int into_shared) { return emulator::bytes_copied(into_shared != 0); }
+
 // The device that the tests want next.
 ASYMVLM_API void asymvlm_emulate(int processors, int shared_memory, int clusters, int bulk, unsigned seed) {
   emulator::Settings settings;

@@ -12,6 +12,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <mutex>
 #include <random>
 #include <string>
 #include <vector>
@@ -53,7 +54,7 @@ struct Copy {
   int bytes;
   uint64_t* barrier;  // none yet for a load of 16 bytes
   int thread;
-  bool counts_bytes;
+  bool counts_bytes, into_shared;
 };
 
 struct Meeting {
@@ -88,6 +89,7 @@ Grid* grid;
 Fiber* current;
 jmp_buf scheduler;
 std::string failure;
+int64_t loaded, stored;  // bytes of asynchronous copies
 void (*entry)(const void*);
 const void* parameters;
 
@@ -163,6 +165,7 @@ void complete(Barrier* barrier) {
 }
 
 void perform(const Copy& copy) {
+  (copy.into_shared ? loaded : stored) += copy.bytes;
   if (copy.bytes) memcpy(copy.to, copy.from, copy.bytes);
   if (!copy.barrier) return;
   Barrier* barrier = (Barrier*)copy.barrier;
@@ -180,6 +183,7 @@ void check_copy(const void* shared, const void* other, int bytes) {
 
 void configure(const Settings& wanted) { settings = wanted; }
 const Settings& configured() { return settings; }
+int64_t bytes_copied(bool into_shared) { return into_shared ? loaded : stored; }
 const char* last_failure() { return failure.c_str(); }
 
 int thread_index() { return current->thread; }
@@ -233,12 +237,12 @@ void check_shared(const void* address, int bytes) {
 
 void bulk_load(void* to, const void* from, int bytes, uint64_t* barrier) {
   check_copy(to, from, bytes);
-  current->block->loads.push_back({(unsigned char*)to, (const unsigned char*)from, bytes, barrier, -1, true});
+  current->block->loads.push_back({(unsigned char*)to, (const unsigned char*)from, bytes, barrier, -1, true, true});
 }
 void bulk_store(void* to, const void* from, int bytes) {
   check_copy(from, to, bytes);
   current->block->stores.push_back(
-      {(unsigned char*)to, (const unsigned char*)from, bytes, nullptr, current->thread, false});
+      {(unsigned char*)to, (const unsigned char*)from, bytes, nullptr, current->thread, false, false});
 }
 void bulk_store_wait() {
   std::vector<Copy>& stores = current->block->stores;
@@ -252,7 +256,7 @@ void bulk_store_wait() {
 void async_load(void* to, const void* from) {
   check_copy(to, from, 16);
   current->block->loads.push_back(
-      {(unsigned char*)to, (const unsigned char*)from, 16, nullptr, current->thread, false});
+      {(unsigned char*)to, (const unsigned char*)from, 16, nullptr, current->thread, false, true});
 }
 void async_arrive(uint64_t* barrier) {
   std::vector<Copy>& loads = current->block->loads;
@@ -261,7 +265,7 @@ void async_arrive(uint64_t* barrier) {
       copy.barrier = barrier;
     }
   }
-  loads.push_back({nullptr, nullptr, 0, barrier, current->thread, false});
+  loads.push_back({nullptr, nullptr, 0, barrier, current->thread, false, true});
 }
 void barrier_init(uint64_t* barrier, int arrivals) {
   check_shared(barrier, 8);
@@ -288,7 +292,10 @@ bool barrier_done(uint64_t* barrier, int parity) {
 
 int launch(void (*kernel)(const void*), const void* params, int blocks, int threads, int cluster, int shared,
            bool resident) {
+  static std::mutex one_at_a_time;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
   failure.clear();
+  loaded = stored = 0;
   if (blocks <= 0 || threads % 32 || blocks % cluster || shared > settings.shared_memory) return INVALID_VALUE;
   if (resident && blocks > settings.processors) return TOO_LARGE;
   Grid running;

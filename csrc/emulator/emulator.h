@@ -1,6 +1,8 @@
 // What the host code of the emulated build asks of the emulator: a device that does not exist, and launches on it.
 #pragma once
 
+#include <stdint.h>
+
 namespace asymvlm {
 namespace emulator {
 
@@ -15,6 +17,7 @@ struct Settings {
 void configure(const Settings& settings);
 const Settings& configured();
 const char* last_failure();
+int64_t bytes_copied(bool into_shared);  // asynchronously, by the last launch
 int launch(void (*kernel)(const void*), const void* params, int blocks, int threads, int cluster, int shared,
            bool resident);
 

@@ -258,6 +258,22 @@ def test_counters_are_left_zero(device):
     assert all(not counters.any() for counters in scratch._counters.values())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="bytes are counted in the emulator")
+@any_kind
+def test_rows_are_read_once_and_leave_from_shared_memory(kind):
+    case = sequence(1, 90, 64, torch.bfloat16, text=0.5)  # two blocks of text
+    library = cuda.library()
+    library.asymvlm_bytes_copied.restype = ctypes.c_int64
+    with emulated(kind):
+        plan = division(case)
+        assert plan.ring >= plan.groups
+        with use_backend("cuda"):
+            arguments = (case.embeds, case.vision_mask, case.text_mask, case.weight, UniformBudget(0.5))
+            result = prune_sequence(*arguments, protect=case.protect, static=True)
+    assert library.asymvlm_bytes_copied(1) == 90 * 64 * 2
+    assert library.asymvlm_bytes_copied(0) == (int(result.lengths) * 64 * 2 if kind.bulk else 0)
+
+
 def test_more_blocks_than_fit_are_refused(device):
     blocks = division(sequence(1, 16, 16, torch.bfloat16, device=device)).resident + 1
     case = sequence(1, 16 * blocks, 16, torch.bfloat16, device=device)
