@@ -13,7 +13,7 @@ from bench.shapes import Shape
 MEMORY_US = 0.6  # first byte from device memory
 L2_US = 0.3  # a number that another block wrote
 MULTIPLY_US = 0.6  # the last row group, after its rows have arrived: fragments, products, the sum of 8 warps
-TEAM_US = 1.3  # two meetings of a cluster and the combination between them
+TEAM_US = 0.9  # a meeting of the cluster and the combination behind it
 MEETING_US = 1.2  # the last block's arrival at a sample's counter until all have seen it
 RANK_US = 2.4  # histogram, its scan and one search: four passes over the keys and a dozen barriers of the block
 SLOTS_US = 0.5  # who is kept before a block's rows, and among them

@@ -5,7 +5,8 @@
 //
 // What orders what: an mbarrier each row group behind its load (ring.cuh); block_sync the steps of a block; the team's
 // sync the partial sums of a row, through the cluster or L2 (team.cuh); one counter a sample, waited for by every block
-// that owns rows of it, the keys. All blocks are resident (cooperative launch), so every wait ends. Counters are zero
+// that owns rows of it, the keys; since a block arrives there behind its last read of a peer's shared memory, nobody ends before its
+// readers. All blocks are resident (cooperative launch), so every wait ends. Counters are zero
 // before and after; nothing is summed in an order that depends on who comes first.
 #include "launch.h"
 #include "move.cuh"
@@ -40,7 +41,7 @@ KERNEL(PRUNE_THREADS) prune_kernel(GRID_CONSTANT PruneCall all) {
   Team team = {plan.team, rank, number, USES_CLUSTERS(plan) != 0, parts,
                in_shared ? scratch.norms : parts + stride - TEXT, stride, call.counters + 2 * (call.B + number), 0};
   Scorer<T> scorer = {call, plan, scratch, ring, team, (float*)(shared + map.best), (float*)(shared + map.squares),
-                      shared + map.roles, keys, groups};
+                      shared + map.roles, keys, groups, false};
   ring.init(plan.slice);
   for (int q = 0; q < plan.ring; ++q) scorer.fetch(q);
 

@@ -38,6 +38,7 @@ struct Scorer {
   uint8_t* roles;
   uint32_t* keys;  // (B, S) in the workspace
   int groups;      // of this block in all: those of its items, one after the other
+  bool combined;   // parts of this block may still be read by others
 
   DEVICE const T* rows_of(int sample) const {
     return (const T*)call.embeds + sample * call.embeds_b + team.rank * plan.slice * call.embeds_d;
@@ -106,6 +107,7 @@ struct Scorer {
         const int columns = length - round * TEXT < TEXT ? length - round * TEXT : TEXT;
         Product<T> product;
         if (scored) {
+          if (combined) team.sync();  // all have read the parts of the round before
           const int wanted = round * TEXT / WINDOW * WINDOW;
           if (wanted != window) list_text(call, item.sample, window = wanted, scratch);
           const float* weight = call.weight ? call.weight + team.rank * plan.slice * call.weight_d : nullptr;
@@ -142,7 +144,7 @@ struct Scorer {
         if (scored) {
           team.sync();
           combine(rows, columns, round == 0);
-          team.sync();
+          combined = true;
         }
       }
       finish(item, chunk, rows, scored);

@@ -2,7 +2,8 @@
 //
 // All blocks of a grid are resident, as a cooperative launch guarantees; a fiber runs until it has to wait. A launch
 // fails (cudaErrorLaunchFailure) on a deadlock, on lanes that meet at different collectives, on a copy that is not
-// aligned or lies outside shared memory, and when canaries behind shared memory have changed.
+// aligned or lies outside shared memory, on a read from a block that has ended, and when canaries behind shared memory
+// have changed.
 #include "emulator.h"
 
 #include <setjmp.h>
@@ -69,6 +70,7 @@ struct Block {
   std::vector<Copy> loads, stores;
   Meeting meeting;
   Meeting* cluster;
+  int ended = 0;  // threads
   Fiber* fibers;
 };
 
@@ -124,6 +126,7 @@ void meet(Meeting& meeting, int members, int* any) {
 void run_fiber() {
   entry(parameters);
   current->done = true;
+  ++current->block->ended;
   for (;;) _longjmp(scheduler, 1);
 }
 
@@ -200,6 +203,7 @@ void cluster_meet() { meet(*current->block->cluster, grid->threads * grid->clust
 
 const unsigned char* peer_memory(int rank) {
   Block& peer = grid->blocks[current->block->index / grid->cluster * grid->cluster + rank];
+  if (peer.ended == grid->threads) fail("a read of the shared memory of a block that has ended");
   unsigned char* raw = peer.memory.data();
   return raw + (128 - (uintptr_t)raw % 128) % 128;
 }
