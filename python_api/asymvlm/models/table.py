@@ -14,7 +14,7 @@ FACTS: dict[str, tuple[str, str]] = {
     "llava_onevision": ("LLaVA-OneVision", "newlines kept"),
     "vipllava": ("ViP-LLaVA", ""),
     "gemma3": ("Gemma 3", "images attend both ways; sliding windows by original position"),
-    "gemma4": ("Gemma 4", "images may attend both ways; sliding windows by original position; video not tested"),
+    "gemma4": ("Gemma 4", "images may attend both ways; sliding windows by original position"),
     "paligemma": ("PaliGemma 1, 2", "the prompt attends both ways; positions from 1; no prefill in chunks"),
     "qwen2_vl": ("Qwen2-VL", ""),
     "qwen2_5_vl": ("Qwen2.5-VL", ""),
@@ -22,8 +22,8 @@ FACTS: dict[str, tuple[str, str]] = {
     "qwen3_vl_moe": ("Qwen3-VL, experts", "DeepStack; not `prune_inputs`"),
     "qwen3_5": ("Qwen3.5", "recurrent layers see the kept tokens only"),
     "qwen3_5_moe": ("Qwen3.5, experts", "recurrent layers see the kept tokens only"),
-    "glm4v": ("GLM-4.1V", "video not tested"),
-    "glm46v": ("GLM-4.6V", "video not tested"),
+    "glm4v": ("GLM-4.1V", "images or a video, not both"),
+    "glm46v": ("GLM-4.6V", "images or a video, not both"),
     "internvl": ("InternVL 3", "video frames are images"),
     "idefics3": ("Idefics 3", ""),
     "smolvlm": ("SmolVLM", "video frames are images"),
@@ -45,7 +45,7 @@ def rows() -> Iterator[tuple[str, ...]]:
     for module in FAMILIES:
         adapter = module.ADAPTER
         name, particular = FACTS[adapter.model_type]
-        has_video = "video_token_id" in adapter.vision_ids and "video" not in particular
+        has_video = "video_token_id" in adapter.vision_ids and "video fails" not in particular
         inputs = "images, video" if has_video else "images"
         yield name, f"`{adapter.model_type}`", inputs, "M-RoPE" if adapter.mrope else "1-D", particular
 

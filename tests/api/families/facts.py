@@ -62,6 +62,7 @@ class Family:
     image: tuple[int, ...] = (IMAGE,) * TOKENS_PER_IMAGE  # the ids one image becomes
     separators: frozenset[int] = frozenset()  # which of its placeholders hold a learned separator
     video: Callable[[Images], tuple[list[int], dict[str, Tensor]]] | None = None  # ids of a video, and its inputs
+    video_alone: bool = False  # transformers takes no image beside a video
     video_separators: frozenset[int] = frozenset()
     pixels: str = "pixel_values"  # the input that holds the images
     mrope: bool = False

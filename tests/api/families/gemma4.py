@@ -1,11 +1,26 @@
 from __future__ import annotations
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import Gemma4Config, Gemma4ForConditionalGeneration
 
-from families.facts import AUDIO, BEGIN_IMAGE, END_IMAGE, IMAGE, TEXT, VIDEO, VISION, VOCAB, Family, Images
+from families.facts import (
+    AUDIO,
+    BEGIN_IMAGE,
+    END_IMAGE,
+    IMAGE,
+    TEXT,
+    TOKENS_PER_IMAGE,
+    VIDEO,
+    VISION,
+    VOCAB,
+    Family,
+    Images,
+)
 
+PLACES = torch.cartesian_prod(torch.arange(8), torch.arange(8)).flip(-1)  # x before y, row by row
 KINDS = ["sliding_attention", "full_attention"] * 2
 DECODER = dict(
     num_hidden_layers=len(KINDS),
@@ -34,12 +49,23 @@ def config(text: dict) -> Gemma4Config:
 
 def processor(input_ids: Tensor, images: Images) -> dict[str, Tensor]:
     """8x8 patches, pooled two by two."""
-    places = torch.cartesian_prod(torch.arange(8), torch.arange(8)).flip(-1)  # x before y, row by row
     return {
         "pixel_values": images.draw(64, 3 * 4 * 4),
-        "image_position_ids": places.expand(len(images), -1, -1),
+        "image_position_ids": PLACES.expand(len(images), -1, -1),
         "mm_token_type_ids": (input_ids == IMAGE).int() + 2 * (input_ids == VIDEO).int(),
     }
+
+
+def video(videos: Images) -> tuple[list[int], dict[str, Tensor]]:
+    """Two frames of 8x8 patches, each behind its timestamp."""
+    frame = [BEGIN_IMAGE, *[VIDEO] * TOKENS_PER_IMAGE, END_IMAGE]
+    pixels, places = videos.draw(2, 64, 3 * 4 * 4), PLACES.expand(1, 2, -1, -1)
+    if Version(transformers.__version__) < Version("5.23"):  # an axis of frames, for videos of one length
+        inputs = {"pixel_values_videos": pixels, "video_position_ids": places}
+    else:
+        inputs = {"pixel_values_videos": pixels[0], "video_position_ids": places[0]}
+        inputs["num_frames_per_video"] = torch.tensor([2])
+    return [70, *frame, 71, *frame], inputs
 
 
 FAMILY = Family(
@@ -47,6 +73,7 @@ FAMILY = Family(
     config,
     processor,
     "model.vision_tower",
+    video=video,
     chunked_prefill=False,
     atol=2e-4,  # attention logits are not scaled down: without any patch, cached steps differ by 8e-5 from whole runs
 )
