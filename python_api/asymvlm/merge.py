@@ -51,6 +51,9 @@ def merge_embeddings(model: nn.Module, adapter: Adapter, inputs: Inputs) -> dict
         for name, value in inputs.items()
         if name in accepted and value is not None and name not in NOT_FOR_THE_MERGE
     }
+    unknown = [name for name in adapter.triggers if inputs.get(name) is not None and name not in kwargs]
+    if unknown:
+        raise ValueError(f"{type(composite).__name__} takes no {', '.join(unknown)}: its images would be lost")
     with torch.no_grad(), _recorder(adapter.text_of(model)) as record:
         composite(**kwargs)
     if "inputs_embeds" not in record:

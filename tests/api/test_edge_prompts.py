@@ -14,9 +14,9 @@ from tiny import (
     END_IMAGE,
     FAMILIES,
     IMAGE,
-    Images,
     make_batch,
     make_inputs,
+    make_video,
 )
 from torch import Tensor
 
@@ -71,14 +71,7 @@ def test_video(family, plain, model, with_image):
     """A video of its own placeholder, alone and behind an image."""
     if with_image and FAMILIES[family].video_alone:
         pytest.skip("transformers takes no image beside a video")
-    image = make_batch(family, "single")
-    before = image["input_ids"][0].tolist() if with_image else [BOS]
-    video, extra = FAMILIES[family].video(Images(1, seed=4))
-    ids = torch.tensor([[*before, 60, *video, 61, 62, 63]])
-    types = FAMILIES[family].processor(ids, Images(0))
-    inputs = {name: value for name, value in types.items() if value.shape == ids.shape}
-    inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids), **extra}
-    inputs = {**image, **inputs} if with_image else inputs
+    inputs = make_video(family, with_image)
     for ratio in (0.2, 0.5):
         check_both_calls(plain, model, inputs, ratio)
 

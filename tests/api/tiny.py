@@ -119,6 +119,18 @@ def make_batch(name: str, batch: str, seed: int = 0) -> dict[str, Tensor]:
     return make_inputs(name, rows, padding, seed)
 
 
+def make_video(name: str, with_image: bool = False) -> dict[str, Tensor]:
+    """A prompt with a video, behind an image or alone."""
+    image, family = make_batch(name, "single"), FAMILIES[name]
+    before = image["input_ids"][0].tolist() if with_image else [BOS]
+    video, extra = family.video(Images(1, seed=4))
+    ids = torch.tensor([[*before, 60, *video, 61, 62, 63]])
+    types = family.processor(ids, Images(0))
+    inputs = {key: value for key, value in types.items() if value.shape == ids.shape}
+    inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids), **extra}
+    return {**image, **inputs} if with_image else inputs
+
+
 def single_rows(name: str, batch: str, seed: int = 0) -> list[dict[str, Tensor]]:
     """The rows of ``make_batch``, each by itself, unpadded, with its own images."""
     rows, _ = BATCHES[batch]
@@ -185,6 +197,7 @@ __all__ = [
     "make_batch",
     "make_inputs",
     "make_labels",
+    "make_video",
     "single_rows",
     "text_layers",
     "vision_columns",

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
+
 from transformers import Glm46VConfig, Glm46VForConditionalGeneration
 
-from families.facts import MROPE, Family
+from families import glm4v
+from families.facts import MROPE
 from families.glm4v import IDS, TOWER
-from families.qwen2_5_vl import processor
 
 
 def config(text: dict) -> Glm46VConfig:
@@ -16,4 +18,4 @@ def config(text: dict) -> Glm46VConfig:
     )
 
 
-FAMILY = Family(Glm46VForConditionalGeneration, config, processor, "model.visual", mrope=True, bare_images=False)
+FAMILY = dataclasses.replace(glm4v.FAMILY, model=Glm46VForConditionalGeneration, config=config)
