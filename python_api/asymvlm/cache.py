@@ -18,7 +18,7 @@ from transformers.cache_utils import (
 from asymvlm.eviction.layers import SlotLayer
 from asymvlm.eviction.slots import Slots, StaticSlots
 from asymvlm.eviction.turns import Dialogue
-from asymvlm.windows import sliding_window
+from asymvlm.windows import CHUNKED, sliding_window
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ class EvictionCache(Cache):
         else:
             stock = DynamicCache(config=text_config).layers
             self.table = Slots(capacity)
+        if CHUNKED in (getattr(text_config, "layer_types", None) or ()):
+            raise NotImplementedError(f"text eviction does not know the {CHUNKED!r} of {text_config.model_type!r}")
         bounded = sliding_window(text_config) is not None  # else a "sliding" layer never drops a token
         layers: list[Any] = []
         for layer in stock:

@@ -9,7 +9,8 @@ from torch import nn
 
 def decoder_of(model: nn.Module) -> nn.Module:
     """The module that holds the decoder's layers: it makes the masks, even where the adapter calls a wrapper of it."""
-    layers = getattr(cast("Any", model).get_decoder(), "layers", None)
+    decoder = cast("Any", model).get_decoder()
+    layers = getattr(decoder if hasattr(decoder, "layers") else getattr(decoder, "model", None), "layers", None)
     for module in model.modules():
         if layers is not None and module._modules.get("layers") is layers:
             return module

@@ -1,8 +1,9 @@
-"""Sliding-window layers measure distance in the original sequence, not in the shortened one.
+"""Sliding-window layers measure distance in the original sequence, not in the shortened one; chunks are cut there.
 
 transformers windows by cache index. Once tokens are gone, an index window reaches further back than the model was
 trained for. Kept tokens are never further apart by index than by origin, so the layer's cache holds all that is needed
-and the model's own mask only has to be tightened. A pre-hook of the decoder does that, whatever made the mask.
+and the model's own mask only has to be tightened. Chunks have other borders, so their mask is made anew. A pre-hook of
+the decoder does that, whatever made the mask.
 """
 
 from __future__ import annotations
@@ -16,19 +17,24 @@ from transformers.masking_utils import create_masks_for_generate
 
 from asymvlm.flash import uses_flash
 
-SLIDING = "sliding_attention"
+SLIDING, CHUNKED = "sliding_attention", "chunked_attention"
 
 
 def sliding_window(text_config: Any) -> int | None:
-    """Width of the decoder's sliding layers in tokens; None where it has none, or none that could be left."""
-    kinds, window = getattr(text_config, "layer_types", None), getattr(text_config, "sliding_window", None)
-    if window is None or window >= text_config.max_position_embeddings or (kinds is not None and SLIDING not in kinds):
+    """Width of the decoder's sliding (chunked) layers in tokens; None where it has none, or none that could be left."""
+    kinds, kind = getattr(text_config, "layer_types", None), _kind(text_config)
+    window = getattr(text_config, "attention_chunk_size" if kind == CHUNKED else "sliding_window", None)
+    if window is None or window >= text_config.max_position_embeddings or (kinds is not None and kind not in kinds):
         return None
     return int(window)
 
 
+def _kind(text_config: Any) -> str:
+    return CHUNKED if CHUNKED in (getattr(text_config, "layer_types", None) or ()) else SLIDING
+
+
 def tighten(text_config: Any, inputs: Mapping[str, Any], index: torch.Tensor, original_length: int) -> Any:
-    """Close what lies outside the window by original place in the mask of the sliding layers.
+    """Close what lies outside the window, or the chunk, by original place in the mask of the sliding layers.
 
     Args:
         text_config: the decoder's, with sliding layers.
@@ -42,7 +48,8 @@ def tighten(text_config: Any, inputs: Mapping[str, Any], index: torch.Tensor, or
         NotImplementedError: for FlashAttention, whose windows go by index.
     """
     masks, embeds, cache = inputs.get("attention_mask"), inputs["inputs_embeds"], inputs.get("past_key_values")
-    window, queries = text_config.sliding_window, embeds.shape[1]
+    kind, window, queries = _kind(text_config), sliding_window(text_config), embeds.shape[1]
+    assert window is not None
     past = 0 if cache is None else int(cache.get_seq_length())
     length = index.shape[1]
     if original_length + past + queries - length <= window:
@@ -54,7 +61,7 @@ def tighten(text_config: Any, inputs: Mapping[str, Any], index: torch.Tensor, or
         )
     if masks is None or (isinstance(masks, torch.Tensor) and masks.ndim == 2):
         masks = create_masks_for_generate(text_config, embeds, masks, cache, None)
-    mask = masks.get(SLIDING) if isinstance(masks, dict) else masks
+    mask = masks.get(kind) if isinstance(masks, dict) else masks
     if not (mask is None or isinstance(mask, BlockMask) or (isinstance(mask, torch.Tensor) and mask.ndim == 4)):
         raise NotImplementedError(f"windows by original position need dense or block masks, got {type(mask).__name__}")
     keys, offset = queries, 0
@@ -63,31 +70,39 @@ def tighten(text_config: Any, inputs: Mapping[str, Any], index: torch.Tensor, or
         keys, offset = cache.get_mask_sizes(queries, kinds.index(True) if True in kinds else 0)
     places = _places(index, original_length, max(past + queries, offset + keys))
     query, key = places[:, past : past + queries, None], places[:, None, offset : offset + keys]
-    near = (query - key < window)[:, None]  # (B, 1, queries, keys)
-    if mask is None:
-        causal = torch.arange(past, past + queries, device=index.device)[:, None] >= torch.arange(
-            offset, offset + keys, device=index.device
-        )
-        mask = near & causal
+    causal = torch.arange(past, past + queries, device=index.device)[:, None] >= torch.arange(
+        offset, offset + keys, device=index.device
+    )
+    if kind == CHUNKED:
+        start = index.where(index >= 0, original_length).amin(1)[
+            :, None, None
+        ]  # chunks are counted from the first token
+        near = ((query - start) // window == (key - start) // window) & (key >= 0) & causal
     else:
-        if near.shape[0] != mask.shape[0]:  # beams, num_return_sequences
-            near = near.repeat_interleave(mask.shape[0] // near.shape[0], 0)
-        if isinstance(mask, BlockMask):
-            mask = _both(mask, near[:, 0])
-            return {**masks, SLIDING: mask} if isinstance(masks, dict) else mask
+        near = query - key < window
+    near = near[:, None]  # (B, 1, queries, keys)
+    if near.shape[0] != embeds.shape[0]:  # beams, num_return_sequences
+        near = near.repeat_interleave(embeds.shape[0] // near.shape[0], 0)
+    if mask is None:
+        mask = near & causal
+    elif isinstance(mask, BlockMask):
+        mask = _block_mask(near[:, 0], None if kind == CHUNKED else mask)
+    else:
         closed = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-        mask = mask.masked_fill(~near, closed)
-    return {**masks, SLIDING: mask} if isinstance(masks, dict) else mask
+        opened = torch.full_like(mask, True if mask.dtype == torch.bool else 0)
+        mask = (opened if kind == CHUNKED else mask).masked_fill(~near, closed)
+    return {**masks, kind: mask} if isinstance(masks, dict) else mask
 
 
-def _both(mask: BlockMask, near: torch.Tensor) -> BlockMask:
-    """A block mask closed where ``near`` ``(B, queries, keys)`` is False."""
+def _block_mask(near: torch.Tensor, mask: BlockMask | None) -> BlockMask:
+    """Open where ``near`` ``(B, queries, keys)`` and, if given, ``mask`` are."""
 
-    def near_too(row: Any, head: Any, query: Any, key: Any) -> Any:
-        return mask.mask_mod(row, head, query, key) & near[row, query, key]
+    def is_open(row: Any, head: Any, query: Any, key: Any) -> Any:
+        here = near[row, query, key]
+        return here if mask is None else mask.mask_mod(row, head, query, key) & here
 
-    batch, _, queries, keys = mask.shape
-    return create_block_mask(near_too, batch, None, queries, keys, device=str(near.device), BLOCK_SIZE=mask.BLOCK_SIZE)
+    batch, queries, keys = near.shape
+    return create_block_mask(is_open, batch, None, queries, keys, device=str(near.device))
 
 
 def _places(index: torch.Tensor, original_length: int, length: int) -> torch.Tensor:

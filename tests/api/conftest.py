@@ -63,7 +63,7 @@ def family(request: pytest.FixtureRequest) -> str:
 def plain(family: str) -> Iterator[PreTrainedModel]:
     """The unpatched model, for oracles; shared by the session, so a test may not patch it."""
     model = build_once(family)
-    if hasattr(model.model, "rope_deltas"):
+    if hasattr(model, "model") and hasattr(model.model, "rope_deltas"):
         model.model.rope_deltas = None  # what the last call left behind; a stale one is read by calls with embeddings
     before = snapshot(model)
     yield model

@@ -20,6 +20,7 @@ SLIDING = {
     "gemma4": dict(),
     "aya_vision": dict(),
     "mistral3": dict(),
+    "llama4": dict(),  # chunks
     "paligemma": dict(
         attention="eager",  # all that Gemma 2 supports
         model_type="gemma2",
@@ -35,7 +36,8 @@ SLIDING = {
 def windowed(request):
     """A family with windows shorter than the prompt."""
     name, window = request.param
-    return name, tiny.build(name, sliding_window=window, **SLIDING[name])
+    width = "attention_chunk_size" if name == "llama4" else "sliding_window"
+    return name, tiny.build(name, **{width: window}, **SLIDING[name])
 
 
 @pytest.mark.parametrize("batch", ["single", "left_padded", "right_padded"])

@@ -155,7 +155,7 @@ def test_a_bias_of_zero_is_the_model_itself(model, plain):
         with frozen.frozen(), torch.no_grad():
             batch = frozen.merge(inputs)
             hidden = frozen.hidden(batch)
-        logits = model.lm_head(hidden)
+        logits = model.get_output_embeddings()(hidden)
         scale = getattr(model.config.get_text_config(), "logit_scale", None)
         logits = logits if scale is None else logits * scale
         cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)

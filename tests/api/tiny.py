@@ -89,7 +89,7 @@ def build(name: str, attention: str | None = None, **text: object) -> PreTrained
                 is_scale = "norm" in parameter_name and parameter_name.endswith("weight")
                 parameter.copy_(0.1 * noise + (1.0 - family.norm_offset if is_scale else 0.0))
         # a greedy answer never stops early and never holds an image token
-        model.lm_head.weight[SPECIAL] = 0
+        model.get_output_embeddings().weight[SPECIAL] = 0
     model.generation_config = GenerationConfig(pad_token_id=PAD, eos_token_id=EOS, bos_token_id=BOS)
     return model.float().eval()
 
@@ -171,7 +171,8 @@ def make_labels(inputs: dict[str, Tensor]) -> Tensor:
 
 
 def text_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
-    return model.get_decoder().layers
+    decoder = model.get_decoder()
+    return (decoder.model if hasattr(decoder, "model") else decoder).layers  # Llama 4 names a model with a head
 
 
 __all__ = [

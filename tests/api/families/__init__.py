@@ -15,6 +15,7 @@ NAMES = (
     "video_llava",
     "gemma3",
     "gemma4",
+    "llama4",
     "paligemma",
     "qwen2_vl",
     "qwen2_5_vl",
