@@ -11,10 +11,12 @@ import torch
 import asymvlm_kernels as ak
 from asymvlm_kernels import cuda
 from asymvlm_kernels.prefill import reference
+from asymvlm_kernels.tuning.paths import PrefillPath, use_path
 from bench import peers
 from bench.shapes import COMPILED, SMOKE, Shape
 
 Inputs = tuple[Any, ...]
+PATHS = {"ours one launch": PrefillPath(launches=1), "ours overlapped": PrefillPath(overlap=True)}
 SCORE_TOLERANCE = 1e-5  # fp32 arithmetic; scores are about 0.1
 ROUNDED_TOLERANCE = 2e-2  # the product itself is rounded to 16 bits
 TIE = 2e-6  # scores this near may swap places between two right answers
@@ -148,8 +150,19 @@ def prune_case(shape: Shape, dtype: torch.dtype, device: str) -> Case:
     }
     if device == "cuda":
         variants["ours static"] = Variant(ours(static=True))
+        variants |= {name: by_path(variants["ours static"], path) for name, path in PATHS.items()}
     variants |= by_cuda(Variant(ours(static=True)), device)
     return Case("prune_sequence", shape, dtype, make, check, variants)
+
+
+def by_path(variant: Variant, path: PrefillPath) -> Variant:
+    """The same on a path that nothing chooses by itself until it is measured to be faster."""
+
+    def function(*inputs: Any) -> Any:
+        with use_path(path):
+            return variant.function(*inputs)
+
+    return replace(variant, function=function)
 
 
 def by_cuda(variant: Variant, device: str) -> dict[str, Variant]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 import asymvlm_kernels as ak
+from asymvlm_kernels.tuning.paths import PrefillPath, use_path
 
 SIZES = ((1, 1, 16, 1), (2, 37, 70, 5), (1, 300, 128, 65))  # B, N, D, L
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -36,7 +37,7 @@ def exercise(B: int, N: int, D: int, L: int, dtype: torch.dtype, device: str, ba
     weight = (torch.rand(D, generator=generator) + 0.5).to(device)
     mask = (torch.rand(B, N, generator=generator) > 0.2).to(device)
     counts = torch.full((B,), max(N // 2, 1), device=device)
-    scores, gap, index, rows = [], [], [], []
+    scores, gap, index, rows, gradient = [], [], [], [], []
     for name in ("reference", backend):
         with ak.use_backend(name):
             scores.append(ak.score_tokens(vision, text, weight, vision_mask=mask))
@@ -46,7 +47,17 @@ def exercise(B: int, N: int, D: int, L: int, dtype: torch.dtype, device: str, ba
             vision_mask = torch.cat((mask, torch.zeros(B, L, dtype=torch.bool, device=device)), dim=1)
             text_mask = torch.arange(N + L, device=device).expand(B, -1) >= N
             embeds = torch.cat((vision, text), dim=1)
-            ak.prune_sequence(embeds, vision_mask, text_mask, weight, ak.UniformBudget(0.5), static=True)
+            arguments = (embeds, vision_mask, text_mask, weight, ak.UniformBudget(0.5))
+            pruned = [ak.prune_sequence(*arguments, static=True)]
+            for path in (PrefillPath(launches=1), PrefillPath(overlap=True)):
+                with use_path(path):
+                    pruned.append(ak.prune_sequence(*arguments, static=True))
+            trained = weight.clone().requires_grad_()
+            ak.score_tokens(vision, text, trained, vision_mask=mask).masked_fill(~mask, 0).sum().backward()
+            gradient.append(trained.grad)
+        for other in pruned[1:]:  # every path gives the same bits
+            torch.testing.assert_close((other.embeds, other.index), (pruned[0].embeds, pruned[0].index), rtol=0, atol=0)
+    torch.testing.assert_close(gradient[1], gradient[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(scores[1], scores[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gap[1], gap[0], rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(index[1], index[0], rtol=0, atol=0)

@@ -69,8 +69,9 @@ def traffic(op: str, shape: Shape, itemsize: int, tile_rows: int = 32) -> Traffi
         masks = 2 * B * shape.S
         tiles = -(-shape.S // FUSED_ROWS)
         text_again = (tiles - 1) * text  # as it lies: the kernel splits it tile by tile
-        # parts are written and read once, in L2; more text than one block is split instead of the width
-        parts = 2 * B * tiles * FUSED_PARTS * FUSED_ROWS * 4 * (FUSED_TEXT + 1 if L <= FUSED_TEXT else 2)
+        # Parts are written and read once, in L2; their last column holds norms. More text than that leaves room for is
+        # split instead of the width.
+        parts = 2 * B * tiles * FUSED_PARTS * FUSED_ROWS * 4 * (FUSED_TEXT if L < FUSED_TEXT else 2)
         vision_again = (-(-L // FUSED_TEXT) - 1) * vision if L else 0
         read, written = vision + text + weight + masks, kept + text
         reread = text_again + parts + vision_again + kept + text

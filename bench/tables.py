@@ -14,7 +14,7 @@ CLOCKS = {
     "wall_us": "wall time",
 }
 EAGER = "stream_us"  # the one metric that every variant of prune_sequence has on a GPU
-OURS = ("ours", "ours static", "ours, cuda")
+OURS = ("ours", "ours static", "ours one launch", "ours overlapped", "ours, cuda")
 COMPILED = ("literal compiled", "folded compiled")
 
 

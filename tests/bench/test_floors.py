@@ -73,6 +73,15 @@ def test_a_run_replaces_the_assumed_machine():
     assert "(model)" in ASSUMED["h100"].name
 
 
+@pytest.mark.parametrize("name", ["phi-3.5-v", "phi-3.5-v-b8", "phi-3.5-v-b64"])
+def test_what_a_call_reads_beside_v_stays_small(name: str):
+    shape = BY_NAME[name]
+    moved = traffic("prune_sequence", shape, 2)
+    vision, kept = shape.B * shape.N * shape.D * 2, shape.B * (shape.K + shape.L) * shape.D * 2
+    assert moved.minimal <= 1.02 * (vision + kept)  # from and to device memory: text, weight and masks are the rest
+    assert vision + moved.reread - kept <= 1.6 * vision  # through L2 for the score, partial sums included
+
+
 def test_unknown_op_is_refused_by_name():
     with pytest.raises(ValueError, match="got 'sort_tokens'"):
         traffic("sort_tokens", SMOKE[0], 2)
