@@ -163,7 +163,8 @@ def merge_parts(
 ) -> None:
     """``(B, H, Q, parts, D)``, ``(B, H, Q, parts)``, ``(B, H * scored, S)`` -> ``out``, ``lse``, ``scores``."""
     B, H, Q, parts, D = partial.shape
-    config = merge_config()
+    block_d = max(power_of_two(D), 16)
+    config = merge_config(block_d)
     S = 0 if logits is None else logits.shape[2]
     _merge_parts_kernel[(H * Q + triton.cdiv(S, config.block_s), B)](
         partial,
@@ -184,6 +185,6 @@ def merge_parts(
         BLOCK_P=config.block_p,
         BLOCK_H=config.block_h,
         BLOCK_S=config.block_s,
-        BLOCK_D=max(power_of_two(D), 16),
+        BLOCK_D=block_d,
         num_warps=config.num_warps,
     )

@@ -88,7 +88,7 @@ def _move_slots_kernel(
     # addresses are offsets from the table: Triton knows how that pointer is aligned, of a loaded one it would not
     row = tl.load(fields)
     stride_b, stride_s, stride_r = tl.load(fields + 1), tl.load(fields + 2), tl.load(fields + 3)
-    own_rows, words = tl.load(fields + 4), tl.load(fields + 5)
+    own_rows, words = tl.load(fields + 4), tl.multiple_of(tl.load(fields + 5), VECTOR)
     source_ptr += pid_b * stride_mb
     target_ptr += pid_b * stride_nb
     count = 0  # real moves come first

@@ -62,7 +62,7 @@ def attend_config(rows: int, D: int, dtype: torch.dtype, vector: int, indirect: 
     block_r = min(max(power_of_two(rows), 16), 64 if arch in WARP_GROUPS and block_d <= 128 else 32)
     if dtype == torch.float32:  # FMA: 32 slots x 128 columns spill
         return AttendConfig(16, 32 if block_d <= 64 else 16, block_d, 4 if block_d <= 64 else 8, num_stages=2)
-    num_warps = 8 if block_r == 64 else 4
+    num_warps = 8 if block_r * block_d >= 64 * 128 else 4  # else the sums spill
     if vector == 1:  # 2-byte loads cannot be asynchronous
         return AttendConfig(block_r, 32 if block_d <= 128 else 16, block_d, num_warps, num_stages=2)
     # 64 slots x 128 columns of K and V are 32 KB. Two such steps are on their way for each of two programs of an SM,
@@ -80,9 +80,10 @@ def score_lse_config(D: int, dtype: torch.dtype, vector: int, arch: int) -> Atte
 
 
 @functools.cache
-def merge_config() -> MergeConfig:
-    # 16 parts x 256 columns are 32 numbers a thread; 32 heads x 64 slots are 16
-    return MergeConfig(block_p=16, block_s=64, block_h=32, num_warps=4)
+def merge_config(block_d: int) -> MergeConfig:
+    # 16 parts x 256 columns are 32 numbers a thread, 32 heads x 64 slots 16. The other number of heads spills 2 words
+    # on sm_120 (256 columns) or sm_90 (128, Triton 3.6).
+    return MergeConfig(block_p=16, block_s=64, block_h=32 if block_d > 128 else 16, num_warps=4)
 
 
 def split_slots(S: int, G: int, tiles: int, row_bytes: int, block_n: int, num_splits: int) -> int:
@@ -117,7 +118,7 @@ def power_of_two(size: int) -> int:
 def move_config(row_words: int, word_bytes: int) -> MoveConfig:
     """``row_words``: contiguous words of a slot that move together, those of one head in a cache."""
     block_w = min(power_of_two(row_words), 2048 // word_bytes)  # 2 KB of a row
-    block_m = min(max(8192 // (block_w * word_bytes), 1), 64)  # 8 KB on their way
+    block_m = min(max(8192 // (block_w * word_bytes), 1), 2048 // block_w)  # 8 KB on their way, 16 words a thread
     # 96 tensors x 8 heads are 768 programs already; four workers for those of few heads
     return MoveConfig(block_m, block_w, workers=4, num_warps=4)
 

@@ -28,6 +28,7 @@ class Kernel:
     wide_loads: bool = False  # has a 128-bit load in wide cases
     wide_stores: bool = False
     only_wide_loads: bool = False  # no narrower load of rows at all
+    wide_copies: bool = False  # 128 bits at a time straight into shared memory, ahead of their use
     multiplies: bool = False
     small_tiles: bool = False  # of fewer than 64 rows: tensor cores of any generation will do
     rounds_float64_twice: bool = False  # no fused multiply-add in float64
@@ -36,7 +37,9 @@ class Kernel:
         """The names of the rules for one case."""
         found = ["rounds_float64_twice"] * self.rounds_float64_twice
         if case.wide:
-            found += [name for name in ("wide_loads", "wide_stores", "only_wide_loads") if getattr(self, name)]
+            found += [
+                name for name in ("wide_loads", "wide_stores", "only_wide_loads", "wide_copies") if getattr(self, name)
+            ]
         if self.multiplies and case.operands is not None:
             tensor_cores = "any_tensor_cores" if self.small_tiles else "tensor_cores"
             found.append(tensor_cores if case.operands in HALVES else "no_tensor_cores")

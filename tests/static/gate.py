@@ -61,6 +61,10 @@ def only_wide_loads(build: Build) -> str:
     return f"{narrow} loads of 32 bits or less, none wanted" if narrow else ""
 
 
+def wide_copies(build: Build) -> str:
+    return "" if count(build, r"LDGSTS\.(.*\.)?128") else "no asynchronous copy of 128 bits"
+
+
 def tensor_cores(build: Build) -> str:
     wanted = TENSOR_CORE[build["arch"]]
     return "" if count(build, wanted) else f"no {wanted}"
@@ -86,6 +90,7 @@ RULES = {
         wide_loads,
         wide_stores,
         only_wide_loads,
+        wide_copies,
         tensor_cores,
         any_tensor_cores,
         no_tensor_cores,

@@ -14,6 +14,7 @@ from types import ModuleType
 from unittest.mock import patch
 
 import builds
+import cases_decode
 import cases_prefill
 import triton.language as tl
 from builds import Build, record
@@ -26,6 +27,8 @@ LAUNCHES = {
     "fused score bfloat16 wide": "_score_select_kernel",
     "gather bfloat16 wide": "_gather_rows_kernel",
     "fused copy bfloat16 wide": "_gather_sequence_kernel",
+    "attend plain": "_attend_slots_kernel",
+    "move": "_move_slots_kernel",
 }
 
 
@@ -35,7 +38,8 @@ def multiply_upcast(a, b, sums):
 
 
 def healthy(case: str, arch: int) -> Build:
-    found = next(each for each in cases_prefill.cases() if each.name == case)
+    cases = [*cases_prefill.cases(), *cases_decode.cases()]
+    found = next(each for each in cases if each.name == case)
     return next(build for build in record(found, arch) if build.name == LAUNCHES[case])
 
 
@@ -53,6 +57,7 @@ def planted() -> Iterator[tuple[str, Build, ModuleType | None]]:
     yield "width", with_block(healthy("score bfloat16 wide", 80), "BLOCK_D", 256), None
     yield "width", with_block(healthy("fused score bfloat16 wide", 80), "BLOCK_D", 64), None
     yield "width", with_block(healthy("gather bfloat16 wide", 80), "BLOCK_D", 4096 * 4), None
+    yield "width", with_block(healthy("attend plain", 80), "BLOCK_N", 256), None
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import builds
+import cases_decode as decode
 import cases_prefill as calls
 import torch
 from case import Case
@@ -37,6 +38,7 @@ def kinds(series_of_calls: list[Callable[[], object]]) -> int:
     )
 
 
+caches = [(1, 2048), (1, 2049), (1, 3000), (1, 30000), (3, 2048), (2, 77)]  # B, S
 lengths = [(1, 1, 1), (1, 2500, 30), (1, 2512, 32), (1, 2501, 31), (3, 2500, 30), (2, 2500, 31)]  # B, N, L
 print(
     json.dumps(
@@ -57,6 +59,12 @@ print(
             "kinds of score": kinds([calls.score_call(N, L, 3072, BF16, B=B) for B, N, L in lengths]),
             "kinds of gather": kinds([calls.gather_call(N + L, (3072,), BF16, B=B, K=N) for B, N, L in lengths]),
             "kinds of select": kinds([calls.select_call(N) for N in (2049, 2500, 2501, 4096)]),
+            "kinds of attend": kinds(
+                [decode.attend_call(decode.GEMMA_3, BF16, S=S, B=B, slots=True, left=S % 9) for B, S in caches]
+            ),
+            "kinds of score_from_lse": kinds([decode.score_call(decode.GEMMA_3, BF16, S=S) for _, S in caches]),
+            "kinds of plan": kinds([decode.plan_call(S, B) for B, S in caches[:3]]),
+            "kinds of move": kinds([decode.move_call(decode.GEMMA_3, BF16, S=S, B=B, M=S % 9) for B, S in caches]),
             "kinds of gap": kinds([calls.gap_call(N) for N in (2049, 2500, 2501, 4096)]),
         }
     )

@@ -10,7 +10,7 @@ import gate
 import pytest
 from compiled import run
 
-SIGNS = {"divisibility": "no load of 128 bits", "upcast": "MMA", "width": "registers|shared memory|local accesses"}
+SIGNS = {"divisibility": "of 128 bits", "upcast": "MMA", "width": "registers|shared memory|local accesses"}
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,10 @@ def test_the_two_launches_of_prune_sequence(calls):
     assert not {"S", "K", "B", "carry_strides_b"} & set(gather["divisible"])
 
 
-@pytest.mark.parametrize("op", ["score", "gather", "select", "gap", "score_select", "gather_sequence"])
+PREFILL = ("score", "gather", "select", "gap", "score_select", "gather_sequence")
+DECODE = ("attend", "score_from_lse", "plan", "move")
+
+
+@pytest.mark.parametrize("op", PREFILL + DECODE)
 def test_a_new_length_compiles_nothing_new(calls, op):
     assert calls[f"kinds of {op}"] == 1
