@@ -194,7 +194,7 @@ def untouched_report(model: nn.Module, adapter: Adapter, policy: VisionPruning, 
         text_config=config.get_text_config(),
         has_text=torch.ones_like(num_vision, dtype=torch.bool),
         columns_before=input_ids.shape[1],
-        vision_flops=adapter.vision_flops(model, inputs),
+        vision_flops=adapter.vision_flops(model, inputs) if has_images(adapter, inputs) else 0,
     )
 
 

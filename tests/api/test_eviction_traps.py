@@ -227,3 +227,56 @@ def test_a_failed_step_leaves_no_request_behind(how):
         hook.remove()
         assert capture.wanted.get() is None
         assert torch.equal(model.generate(**inputs, do_sample=False, max_new_tokens=12)[:, -12:], expected)
+
+
+def test_a_cache_that_starts_over_evicts_again():
+    """LongRoPE passes its switch: the whole sequence is fed anew, evicted tokens too, and they are generated ones."""
+    model = tiny.build("phi3_v")
+    inputs = tiny.make_batch("phi3_v", "single")
+    columns = inputs["input_ids"].shape[1]
+    model.config.original_max_position_embeddings = columns + 12
+    with asymvlm.patch(model, text=TextEviction(**POLICY)) as handle:
+        found = model.generate(**inputs, **GREEDY, max_new_tokens=30)
+    stats = found.past_key_values.stats()
+    assert handle.last.eviction.cache == stats
+    assert stats.logical == columns + 29
+    assert stats.held[0] <= 6
+    assert stats.physical == columns + stats.held[0]
+    whole = [row[row >= 0].tolist() for row in found.past_key_values.table.slot_pos]
+    assert {*range(columns)} <= {*whole[0]}, "the prompt stays"
+    assert handle.last.eviction.evicted[0] >= 29 - stats.held[0]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_prompt_in_chunks_is_a_prompt(size):
+    """A chunk of one token is no generated one."""
+    model, inputs = copy.deepcopy(windowed("llava")), tiny.make_batch("llava", "text_only")
+    columns = inputs["input_ids"].shape[1]
+    assert columns % 3 == 1
+    ids, logits = Masked(windowed("llava"), inputs, **POLICY).generate(14)
+    with asymvlm.patch(model, text=TextEviction(**POLICY)) as handle:
+        found = model.generate(**inputs, **GREEDY, max_new_tokens=14, prefill_chunk_size=size)
+    assert torch.equal(found.sequences[:, -14:], ids)
+    assert_close(torch.stack(found.logits, 1), logits, atol=ATOL)
+    assert handle.last.eviction.evicted == [8, 8]
+
+
+@pytest.mark.every_family
+def test_text_alone_is_evicted_and_reported(family, model):
+    inputs = tiny.make_batch(family, "text_only")
+    with asymvlm.patch(model, text=TextEviction(4, 0.5)) as handle:
+        model.generate(**inputs, do_sample=False, max_new_tokens=8)
+        assert handle.last.eviction.evicted == [3, 3]
+        assert handle.last.vision_tokens == [0, 0]
+        assert handle.last.to_dict()["eviction"]["cache"]["held"] == [4, 4]
+
+
+def test_a_static_cache_named_by_a_generation_config():
+    model, inputs = copy.deepcopy(windowed("llava")), tiny.make_batch("llava", "left_padded")
+    config = copy.deepcopy(model.generation_config)
+    config.cache_implementation, config.max_new_tokens, config.do_sample = "static", 14, False
+    with asymvlm.patch(model, text=TextEviction(**POLICY)):
+        found = model.generate(**inputs, generation_config=config, return_dict_in_generate=True)
+    assert found.past_key_values.is_static
+    assert config.cache_implementation == "static"
+    assert torch.equal(found.sequences[:, -14:], Masked(model, inputs, **POLICY).generate(14)[0])

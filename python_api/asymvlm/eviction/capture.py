@@ -38,7 +38,8 @@ class Scores:
     def mean(self) -> torch.Tensor:
         if not self.found:
             raise RuntimeError("no layer handed out scores: its attention does not go by config._attn_implementation")
-        return self.found[0] if len(self.found) == 1 else torch.stack(self.found).mean(0)
+        first = self.found[0]
+        return first if len(self.found) == 1 else torch.stack([found.to(first.device) for found in self.found]).mean(0)
 
 
 class Request:
@@ -111,11 +112,12 @@ def attend_and_score(
 def score(query: torch.Tensor, key: torch.Tensor, step: Scores, scale: float, softcap: float) -> torch.Tensor:
     """Head mean of the step's attention over the slots: ``(B, H, 1, D)``, ``(B, G, S, D)`` -> ``(B, S)`` fp32."""
     query, key = query.detach(), key.detach()
+    slot_pos, q_pos = step.slot_pos.to(key.device), step.q_pos.to(key.device)
     if query.shape[-1] > WIDEST_HEAD:
         rows = query.float().unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # (B, G, H / G, D)
         logits = rows @ key.float().mT * scale
         logits = softcap * torch.tanh(logits / softcap) if softcap else logits
-        visible = (step.slot_pos >= 0) & (step.slot_pos <= step.q_pos[:, None])
+        visible = (slot_pos >= 0) & (slot_pos <= q_pos[:, None])
         hidden = ~visible[:, None, None]
         # a row that sees nothing is NaN after softmax, and 0 after the second fill
         return logits.masked_fill(hidden, -torch.inf).softmax(-1).masked_fill(hidden, 0.0).mean((1, 2))
@@ -127,8 +129,8 @@ def score(query: torch.Tensor, key: torch.Tensor, step: Scores, scale: float, so
         softmax_scale=scale,
         softcap=softcap,
         return_scores=True,
-        slot_pos=step.slot_pos,
-        q_pos=step.q_pos,
+        slot_pos=slot_pos,
+        q_pos=q_pos,
     )
     result: torch.Tensor = scores
     return result

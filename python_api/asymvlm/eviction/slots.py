@@ -134,21 +134,26 @@ class Slots(Table):
         else:
             self._start, self.span = self.span, self.span + queries
             self.grow(self.span)
-        columns = torch.arange(self.length, end, dtype=torch.int32, device=device)
-        places = self._places(columns, real)
-        made = columns >= end - generated
-        if self._index is None:
-            self.slot_pos[:, self._start : self.span] = places
-            self.evictable[:, self._start : self.span] = made
+        if queries == 1 and real is None and self._index is None:  # the common step: two launches
+            self.slot_pos[:, self._start] = self.length
+            self.evictable[:, self._start] = generated == 1
         else:
-            self.slot_pos.scatter_(1, self._index, places)
-            self.evictable.scatter_(1, self._index, made.expand(rows, -1))
+            self._mark(torch.arange(self.length, end, dtype=torch.int32, device=device), real, end - generated)
         self.has_padding |= real is not None
         self.live = [live + queries for live in self.live]
         self.held = [held + generated for held in self.held]
         self.generated += generated
         self.length, self._queries = end, queries
         self.open = True
+
+    def _mark(self, columns: torch.Tensor, real: torch.Tensor | None, first_generated: int) -> None:
+        places, made = self._places(columns, real), columns >= first_generated
+        if self._index is None:
+            self.slot_pos[:, self._start : self.span] = places
+            self.evictable[:, self._start : self.span] = made
+        else:
+            self.slot_pos.scatter_(1, self._index, places)
+            self.evictable.scatter_(1, self._index, made.expand(self.rows, -1))
 
     def grow(self, needed: int) -> None:
         if needed <= self.capacity:
@@ -164,7 +169,7 @@ class Slots(Table):
             assert self._start is not None
             storage[:, :, self._start : self._start + new.shape[2]] = new
         else:
-            storage.scatter_(2, self._index[:, None, :, None].expand(-1, *new.shape[1:2], -1, new.shape[3]), new)
+            scatter_slots(storage, self._index, new)
         return storage[:, :, : self.span]
 
     def visible(self) -> torch.Tensor | None:
@@ -183,6 +188,7 @@ class Slots(Table):
         """
         excess = self.excess(policy)
         position = self.slot_pos[:, : self.span]
+        scores = scores.to(position.device)
         candidates = self.evictable[:, : self.span] & (position < self.length - policy.guard)
         # one number for all rows is no copy to the device
         count = excess[0] if len({*excess}) == 1 else torch.tensor(excess, device=position.device)
@@ -211,8 +217,10 @@ class Slots(Table):
         keep = self.slot_pos[:, : self.span] != FREE
         most = min(self.span // 2, max(self.span - live for live in self.live))
         source, target = plan_moves(keep, capacity=most)
-        tensors = [storage.transpose(1, 2) for storage in self.storages()]
-        move_slots_([*tensors, self.slot_pos, self.evictable], source, target)
+        tensors = [storage.transpose(1, 2) for storage in self.storages()] + [self.slot_pos, self.evictable]
+        for device in {tensor.device for tensor in tensors}:  # one, unless the layers are spread over several
+            there = [tensor for tensor in tensors if tensor.device == device]
+            move_slots_(there, source.to(device), target.to(device))
         behind = torch.arange(self.span, device=keep.device) >= keep.sum(1, keepdim=True)
         self.slot_pos[:, : self.span].masked_fill_(behind, FREE)
         self.evictable[:, : self.span].masked_fill_(behind, False)
@@ -308,7 +316,7 @@ class StaticSlots(Table):
         self.open = True
 
     def write(self, storage: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        storage.scatter_(2, self._index[:, None, :, None].expand(-1, *new.shape[1:2], -1, new.shape[3]), new)
+        scatter_slots(storage, self._index, new)
         return storage
 
     def visible(self) -> torch.Tensor:
@@ -317,6 +325,7 @@ class StaticSlots(Table):
         return (position >= 0) & (position <= self._columns[:, None])
 
     def evict(self, scores: torch.Tensor, policy: TextEviction) -> None:
+        scores = scores.to(self.slot_pos.device)
         excess = policy.excess(self.evictable.sum(1), self.generated)
         candidates = self.evictable & (self.slot_pos < self.length - policy.guard)
         drop = lowest(scores, candidates, self.slot_pos, excess)
@@ -352,6 +361,12 @@ class StaticSlots(Table):
             "held": self.evictable.sum(1).tolist(),
             "evicted": self.evicted.tolist(),
         }
+
+
+def scatter_slots(storage: torch.Tensor, index: torch.Tensor, new: torch.Tensor) -> None:
+    """``storage[b, :, index[b, i]] = new[b, :, i]`` for ``(B, G, S, D)`` and ``(B, G, n, D)``, in place."""
+    index = index.to(storage.device)[:, None, :, None]
+    storage.scatter_(2, index.expand(-1, new.shape[1], -1, new.shape[3]), new)
 
 
 def enlarged(tensor: torch.Tensor, dim: int, size: int, fill: float) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,19 +26,22 @@ from asymvlm.prompt import has_images
 STATIC = ("static", "hybrid", "sliding_window", "hybrid_chunked")  # names transformers gave its static caches
 
 
+_running: ContextVar[EvictingCall | None] = ContextVar("asymvlm_evicting_call", default=None)
+
+
 @dataclass(eq=False)
 class EvictingCall:
     """A call of `generate` and the cache that it evicts from."""
 
     arguments: dict[str, Any]
     cache: EvictionCache
-    evicted_before: list[int]  # empty for a new cache
+    evicted_before: list[int]
+    owner: object
     sequences: torch.Tensor | None = None  # what the call returned, once it has
 
     def report(self) -> EvictionReport:
         stats = self.cache.stats()
-        before = self.evicted_before or [0] * len(stats.evicted)
-        evicted = [now - then for now, then in zip(stats.evicted, before)]
+        evicted = [now - then for now, then in zip(stats.evicted, self.evicted_before)]
         return EvictionReport(evicted, [sorted(row) for row in self.cache.dialogue.dropped], stats)
 
 
@@ -71,23 +75,31 @@ class TextEvictor:
 
     # -- calls of generate ------------------------------------------------------------------------------------------
 
+    @staticmethod
+    def _rows(model: nn.Module, call: Mapping[str, Any]) -> int:
+        prompt = call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
+        return len(prompt) * _repeats(model, call)
+
     @contextlib.contextmanager
     def call(self, model: nn.Module, call: Mapping[str, Any], evicts: bool = True) -> Iterator[EvictingCall]:
         """One call of `generate`, with a cache to evict from if it ``evicts``. Arguments and errors as in `prepare`."""
         arguments = self.prepare(model, call, evicts)
         cache: EvictionCache = arguments["past_key_values"]
         cache.evicts = evicts
-        running = EvictingCall(arguments, cache, cache.table.counters()["evicted"])
+        evicted = cache.table.counters()["evicted"] or [0] * self._rows(model, arguments)
+        running = EvictingCall(arguments, cache, evicted, self)
+        token = _running.set(running)
         repeats = setting(model, call, "num_return_sequences") or 1
         try:
             if self.turns is not None:
                 self.turns.begin(model, arguments, cache, repeats)
             yield running
             if self.turns is not None and running.sequences is not None:
-                self.turns.end(model, arguments, cache, running.sequences)
+                self.turns.end(model, arguments, running.cache, running.sequences)
         finally:
-            cache.table.prompt_end = cache.table.prompt_mask = None
-            cache.dialogue.vision = cache.dialogue.merged = None
+            _running.reset(token)
+            running.cache.table.prompt_end = running.cache.table.prompt_mask = None
+            running.cache.dialogue.vision = running.cache.dialogue.merged = None
 
     def prepare(self, model: nn.Module, call: Mapping[str, Any], evicts: bool = True) -> dict[str, Any]:
         """The arguments of a `generate` call with a cache to evict from. ``call`` is left as it is.
@@ -114,7 +126,7 @@ class TextEvictor:
         if mask is None and ids is not None:
             mask = infer_attention_mask(model, call)
         columns = prompt.shape[1]
-        repeats = max(setting(model, call, "num_beams") or 1, setting(model, call, "num_return_sequences") or 1)
+        repeats = _repeats(model, call)
         cache = call.get("past_key_values")
         if cache is None:
             cache = self._new_cache(model, call, columns, evicts)
@@ -160,8 +172,8 @@ class TextEvictor:
         if not torch.compiler.is_compiling() and merging():
             return None
         cache = kwargs.get("past_key_values")
-        if cache is None and self._wants_cache(module, kwargs):
-            kwargs["past_key_values"] = cache = EvictionCache(self.config)
+        if cache is None and self._wants_cache(kwargs):
+            kwargs["past_key_values"] = cache = self._started_over()
         if not isinstance(cache, EvictionCache):
             return None
         tokens = kwargs.get("inputs_embeds")
@@ -183,10 +195,24 @@ class TextEvictor:
         self._arm(cache, queries)
         return args, kwargs
 
-    def _wants_cache(self, module: nn.Module, kwargs: Mapping[str, Any]) -> bool:
-        """Whether the decoder is about to make a cache of its own, which a manual loop then goes on with."""
+    def _started_over(self) -> EvictionCache:
+        """A new cache: for a loop of the caller's own, or inside `generate` where LongRoPE passes its switch.
+
+        There the whole sequence is fed again, evicted tokens too; as far as it was generated it stays evictable.
+        """
+        cache, running = EvictionCache(self.config), _running.get()
+        if running is not None and running.owner is self:
+            before, running.cache = running.cache, cache
+            cache.evicts, cache.dialogue = before.evicts, before.dialogue
+            cache.table.prompt_end = before.table.prompt_end
+            cache.table.prompt_mask = before.table.prompt_mask
+            running.evicted_before = [then - now for then, now in zip(running.evicted_before, before.stats().evicted)]
+        return cache
+
+    def _wants_cache(self, kwargs: Mapping[str, Any]) -> bool:
+        """Whether the decoder is about to make a cache of its own."""
         use = kwargs.get("use_cache")
-        use = self.config.use_cache if use is None else use
+        use = getattr(self.config, "use_cache", True) if use is None else use
         return bool(use) and self.owner.enabled and not torch.is_grad_enabled()
 
     def _arm(self, cache: EvictionCache, queries: int) -> None:
@@ -207,6 +233,11 @@ class TextEvictor:
         cache = kwargs.get("past_key_values")
         if output is not None and isinstance(cache, EvictionCache) and self.policy is not None:
             cache.table.evict(scores.mean(), self.policy)
+
+
+def _repeats(model: nn.Module, call: Mapping[str, Any]) -> int:
+    """Rows of the cache for each row of the call."""
+    return max(setting(model, call, "num_beams") or 1, setting(model, call, "num_return_sequences") or 1)
 
 
 def _shape_of(input_ids: torch.Tensor, module: nn.Module) -> torch.Tensor:
