@@ -1,4 +1,4 @@
-// The library's C interface: pointers, sizes, strides, a stream. Every function returns a CUDA error code, 0 for success.
+// The library's C interface: pointers, sizes, strides, a stream. Functions return a CUDA error code, 0 for success.
 //
 // Nothing here knows torch: one binary serves every torch and Python. Pointers are device pointers, strides count
 // elements, masks are one byte a token. Launches go to the current device and wait for nothing. asymvlm_kernels/cuda.py

@@ -1,11 +1,12 @@
 // The second launch of attention with scores: partial outputs become the output, logits become scores.
 //
 // Part i of a row has an output o_i and a logsumexp l_i, base 2. With l = log2 sum_i 2^l_i the output is
-// sum_i 2^(l_i - l) o_i, and slot s scores mean_h 2^(logit[h, s] - l[h]), heads in a fixed order. A part that saw nothing
-// has l_i = -inf, and its output was never written.
+// sum_i 2^(l_i - l) o_i, and slot s scores mean_h 2^(logit[h, s] - l[h]), heads in a fixed order. A part that saw
+// nothing has l_i = -inf, and its output was never written.
 //
-// Blocks of two kinds: one warp merges a row, its lanes share the width; or one thread scores a slot. The latter's block
-// first forms the logsumexps of 256 rows in shared memory, a thread each; block_sync stands between that and their use.
+// Blocks of two kinds: one warp merges a row, its lanes share the width; or one thread scores a slot. The latter's
+// block first forms the logsumexps of 256 rows in shared memory, a thread each; block_sync stands between that and
+// their use.
 #include "asymvlm.h"
 #include "launch.h"
 #include "order.cuh"

@@ -131,7 +131,8 @@ DEVICE void barrier_arrive(uint64_t* barrier) {
 }
 DEVICE void barrier_arrive_for_bytes(uint64_t* barrier, int bytes) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;"
+               ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
 #endif
 }
 DEVICE void barrier_wait(uint64_t* barrier, int parity) {

@@ -1,7 +1,7 @@
 // Products of 16 rows with 32 text columns over one block's slice of the width, and the squares of both.
 //
-// The 8 warps take turns at steps of 32 columns. Lane l of a warp owns, with g = l / 4 and c = l % 4, the 8 columns from
-// 8 c on of the rows g and g + 8 and of the text columns g, g + 8, g + 16, g + 24: 16 bytes of each. A step is two
+// The 8 warps take turns at steps of 32 columns. Lane l of a warp owns, with g = l / 4 and c = l % 4, the 8 columns
+// from 8 c on of the rows g and g + 8 and of the text columns g, g + 8, g + 16, g + 24: 16 bytes of each. A step is two
 // matrix products of 16 columns; the first takes elements 0 to 3 of each lane's 8, the second 4 to 7. That is another
 // order of the columns than in memory, but the same one on both sides.
 //
@@ -78,7 +78,8 @@ struct Product {
       const float y = high_float(T{}, pair) * weights[2 * i + 1] * scale;
       const uint32_t both = pack(T{}, x, y);
       high[step][n][i] = both;
-      low[step][n][i] = pack(T{}, without_infinity(x, low_float(T{}, both)), without_infinity(y, high_float(T{}, both)));
+      low[step][n][i] =
+          pack(T{}, without_infinity(x, low_float(T{}, both)), without_infinity(y, high_float(T{}, both)));
     }
   }
 

@@ -5,9 +5,9 @@
 //
 // What orders what: an mbarrier each row group behind its load (ring.cuh); block_sync the steps of a block; the team's
 // sync the partial sums of a row, through the cluster or L2 (team.cuh); one counter a sample, waited for by every block
-// that owns rows of it, the keys; since a block arrives there behind its last read of a peer's shared memory, nobody ends before its
-// readers. All blocks are resident (cooperative launch), so every wait ends. Counters are zero
-// before and after; nothing is summed in an order that depends on who comes first.
+// that owns rows of it, the keys. A block arrives there behind its last read of a peer's shared memory, so nobody ends
+// before its readers. All blocks are resident (cooperative launch), so every wait ends. Counters are zero before and
+// after; nothing is summed in an order that depends on who comes first.
 #include "launch.h"
 #include "move.cuh"
 
