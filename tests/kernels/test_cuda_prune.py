@@ -314,6 +314,21 @@ def test_arguments_out_of_range_are_refused(changes):
     assert library.asymvlm_prune(ctypes.byref(call), ctypes.byref(plan), None) == 1
 
 
+def test_ops_are_registered_well(cuda_library, monkeypatch, device):
+    monkeypatch.undo()  # opcheck compares the storage of a result with that of its fake
+    monkeypatch.setenv(cuda.ENVIRONMENT_VARIABLE, cuda_library)
+    case = sequence(2, 20, 8, device=device)
+    ratios, numbers = fused.encode_budget(BUDGETS[2])  # type: ignore[misc]
+    ids = torch.arange(40, device=device).view(2, 20)
+    carry = ([ids, ids.expand(3, 2, 20)], [-1, 2.5], [False, True], 13, True)
+    scores, counts = torch.randn(2, 20, device=device), torch.tensor([5, 9], device=device)
+    with use_backend("cuda"):
+        torch.library.opcheck(torch.ops.asymvlm.prune_static, (*vars(case).values(), ratios, numbers, *carry))
+        torch.library.opcheck(torch.ops.asymvlm.score_select, (*vars(case).values(), ratios, numbers, 20))
+        torch.library.opcheck(torch.ops.asymvlm.select_tokens, (scores, counts, None, 9))
+        torch.library.opcheck(torch.ops.asymvlm.importance_gap, (scores, None))
+
+
 def test_a_width_that_is_too_large_is_refused_by_name(cuda_backend, device):
     embeds, mask = torch.zeros(1, 2, 8200, device=device), torch.ones(1, 2, dtype=torch.bool, device=device)
     with pytest.raises(BackendError, match="cannot run prune_static: 2 tokens of width 8200, at most 65536 of 8192"):
