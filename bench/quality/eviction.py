@@ -59,11 +59,12 @@ CHOOSERS = (
 @torch.no_grad()
 def transcribe(
     model: Any, samples: Samples, vision: torch.Tensor, policy: TextEviction | None, chooser: Chooser, seed: int = 0
-) -> torch.Tensor:
-    """``(B, T)`` greedy tokens after the samples' questions, T the longest answer and its end of text.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Greedy tokens ``(B, T)`` after the samples' questions, T the longest answer and its end of text; and how many
+    tokens each row gave up, ``(B,)``, which the policy alone decides.
 
-    The samples must ask questions of one length. When more than ``policy.threshold`` generated tokens are held, as many
-    tokens go as ``policy`` wants, lowest first by ``chooser``; the newest always stays.
+    The samples must ask questions of one length. When the prompt and more than ``policy.threshold`` tokens are held, as
+    many tokens go as ``policy`` wants, lowest first by ``chooser``; the newest always stays.
     """
     from transformers import DynamicCache
 
@@ -75,6 +76,7 @@ def transcribe(
     draw = torch.Generator().manual_seed(seed)
     alive = torch.ones(len(samples), prompt + steps, dtype=torch.bool)
     cache, generated = DynamicCache(config=decoder.config), []
+    evicted = torch.zeros(len(samples), dtype=torch.int64)
     implementation = decoder.config._attn_implementation
     decoder.set_attn_implementation("eager")  # the one that returns probabilities
     try:
@@ -90,8 +92,8 @@ def transcribe(
                 output_attentions=True,
             )
             if policy is not None and step > 0:
-                held = alive[:, prompt:end].sum(1)
-                excess = policy.excess(held, torch.full_like(held, step))
+                # a prompt token that went makes room as a generated one does: all choosers hold equal bytes
+                excess = policy.excess(step - evicted, torch.full_like(evicted, step))
                 scores = _scores(chooser, out.attentions, alive[:, :end], draw)
                 candidates = alive[:, :end].clone()
                 candidates[:, end - max(1, chooser.recent) :] = False
@@ -99,13 +101,15 @@ def transcribe(
                     candidates[:, :prompt] = False
                 elif chooser.score == "oldest first":
                     candidates[:, :SINKS] = False
-                alive[:, :end] &= ~_lowest(scores, candidates, excess)
+                gone = _lowest(scores, candidates, excess)
+                alive[:, :end] &= ~gone
+                evicted += gone.sum(1)
             token = model.lm_head(out.last_hidden_state[:, -1]).argmax(-1)
             generated.append(token)
             rows = embed(token[:, None])
     finally:
         decoder.set_attn_implementation(implementation)
-    return torch.stack(generated, 1)
+    return torch.stack(generated, 1), evicted
 
 
 def _scores(
@@ -141,7 +145,7 @@ def transcripts(model: Any, samples: Samples, retentions: tuple[float, ...] = RE
 
     def judge(policy: TextEviction | None, chooser: Chooser) -> tuple[np.ndarray, np.ndarray]:
         parts = list(_parts(samples))
-        tokens = torch.cat([transcribe(model, part, vision[rows], policy, chooser) for rows, part in parts])
+        tokens = torch.cat([transcribe(model, part, vision[rows], policy, chooser)[0] for rows, part in parts])
         hit, wanted = tokens == truth, truth >= 0
         return (hit | ~wanted).all(1).numpy(), (hit & wanted).sum(1).div(wanted.sum(1)).numpy()
 

@@ -115,14 +115,18 @@ def test_simulated_eviction_decides_as_the_librarys(model: Any, layers: str) -> 
     samples = make_samples("validation", 3, seed=3, mix={"read": 1.0}, entries=(5, 5))
     policy = asymvlm.TextEviction(threshold=12, retention=0.5, recent=2, layers=layers)
     chooser = Chooser("attention" if layers == "last" else "attention of all layers", recent=2)
-    ours = transcribe(model, samples, features(model, samples), policy, chooser)
+    ours, evicted = transcribe(model, samples, features(model, samples), policy, chooser)
     inputs = model_inputs(samples, range(3), answers=False)
     with asymvlm.patch(model, text=policy) as handle:
         output = model.generate(**inputs, max_new_tokens=ours.shape[1], do_sample=False, eos_token_id=None)
-        assert min(handle.last.eviction.evicted) >= 12
+        assert handle.last.eviction.evicted == evicted.tolist()
+        assert min(evicted) >= 12
     assert torch.equal(output[:, inputs["input_ids"].shape[1] :], ours)
-    full = transcribe(model, samples, features(model, samples), None, chooser)
+    full, none = transcribe(model, samples, features(model, samples), None, chooser)
     assert not torch.equal(full, ours), "eviction of half of twelve tokens shows"
+    assert not none.any()
+    for other in (Chooser("random", protected=False), Chooser("oldest first", protected=False)):
+        assert torch.equal(transcribe(model, samples, features(model, samples), policy, other)[1], evicted)
 
 
 def test_controls_give_up_as_many_tokens(model: Any) -> None:
