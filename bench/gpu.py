@@ -116,13 +116,21 @@ def eviction(options: argparse.Namespace, file: Path, limit: int) -> list[str]:
     return [*command, *(smoke if options.smoke else ["--tokens", "192", "--threshold", "64", "--rounds", "1"])]
 
 
+def training(options: argparse.Namespace, file: Path, limit: int) -> list[str]:
+    """A training step of the scorer: its gradient by masks and by key-bias attention, time and memory."""
+    command = [sys.executable, "-m", "bench.bench_training", "--device", options.device]
+    command += ["--file", str(file.with_name(f"{file.stem}-training.json"))]
+    return [*command, *(["--size", "tiny", "--rounds", "1"] if options.smoke else [])]
+
+
 PARTS = {
     "correctness": Part(120, correctness),
-    "sanitizer": Part(60, sanitizer),
-    "prefill": Part(110, prefill),
-    "decode": Part(90, decode),
-    "generate": Part(80, generate),
+    "sanitizer": Part(50, sanitizer),
+    "prefill": Part(100, prefill),
+    "decode": Part(80, decode),
+    "generate": Part(70, generate),
     "eviction": Part(39, eviction),
+    "training": Part(40, training),
     "compiled": Part(100, compiled),
     "cuda": Part(240, cuda),
 }
