@@ -27,6 +27,8 @@ from asymvlm_kernels.prefill.prune import PrunedSequence, prune_sequence
 from asymvlm_kernels.prefill.score import score_tokens
 from asymvlm_kernels.prefill.select import importance_gap, select_tokens
 from asymvlm_kernels.prefill.spread import Spread
+from asymvlm_kernels.training.attention import key_bias_attention
+from asymvlm_kernels.training.soft_mask import soft_mask
 
 __version__ = "0.1.0"
 
@@ -45,6 +47,7 @@ __all__ = [
     "gather_rows",
     "importance_gap",
     "keep_counts",
+    "key_bias_attention",
     "move_slots_",
     "patch",
     "plan_moves",
@@ -52,6 +55,7 @@ __all__ = [
     "score_from_lse",
     "score_tokens",
     "select_tokens",
+    "soft_mask",
     "use_backend",
 ]
 

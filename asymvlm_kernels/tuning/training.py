@@ -27,8 +27,8 @@ def attention_config(D: int, dtype: torch.dtype, kernel: str) -> AttentionConfig
     """``kernel`` is ``"forward"``, ``"key"`` (gradients of keys, values and bias) or ``"query"``."""
     if dtype == torch.float32:  # FMA: 32 x 32 spill 3400 words forward at head_dim 256, 185 in "key" at 128 (sm_89)
         return AttentionConfig(16, 16 if D > 128 and kernel != "forward" else 32, num_warps=8, num_stages=1)
-    if D <= 64:  # "key" holds two sums a key: 64 x 64 spill on sm_80, 89 and 120
-        return AttentionConfig(64, 32 if kernel == "key" else 64, num_warps=4, num_stages=2)
-    if D <= 128:  # with 4 warps 64 x 64 need more than 255 registers
-        return AttentionConfig(32 if kernel == "key" else 64, 64, num_warps=8, num_stages=2)
+    if D <= 64:  # 64 x 64 spill backward on sm_80, 89 and 120
+        return AttentionConfig(64, 64 if kernel == "forward" else 32, num_warps=4, num_stages=2)
+    if D <= 128:  # 4 warps would need more than 255 registers; two stages of 64 x 64 spill backward (Triton 3.6)
+        return AttentionConfig(64, 32 if kernel == "key" else 64, num_warps=8, num_stages=1 if kernel == "query" else 2)
     return AttentionConfig(64 if kernel == "forward" else 32, 32, num_warps=8, num_stages=1)  # 64 x 32 spill on sm_90

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -22,13 +22,30 @@ from torch import nn
 
 import asymvlm_kernels
 from asymvlm.budget_file import budget_from_dict, budget_to_dict
-from asymvlm.identity import ModelIdentity, identify
+from asymvlm.identity import ModelIdentity, identify, is_hub_id
 from asymvlm_kernels import Budget, ScoreBudget, UniformBudget
 
 WEIGHT_FILE, CONFIG_FILE = "scorer.safetensors", "config.json"
 FORMAT = 1  # of the config; raised when an older reader would misread it
 QUANTILES = tuple(i / 20 for i in range(21))
 _PACKAGES = ("torch", "transformers")
+CARD = """---
+{{ card_data }}
+---
+
+# Scorer of vision tokens for {{ base }}
+
+A learned weight of width {{ width }} that ranks the vision tokens of a prompt by their similarity to its text, so that
+the least important ones can be dropped before prefill. Method: {{ paper_url }}.
+
+```python
+import asymvlm
+
+handle = asymvlm.patch(model, vision=asymvlm.VisionPruning(scorer="{{ repo_id }}"))
+```
+
+Budget: `{{ budget }}`. Trained on: {{ data }}. A budget's gaps belong to this model; others are refused.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +70,7 @@ class Scorer(
     ModelHubMixin,
     library_name="asymvlm",
     tags=["asymvlm", "vision-token-pruning"],
+    model_card_template=CARD,
     paper_url="https://arxiv.org/abs/2605.29535",
 ):
     """A learned weight of Eq. 1, the budget that goes with it, and where it comes from.
@@ -157,6 +175,17 @@ class Scorer(
         text = json.dumps(_plain(record), indent=2, allow_nan=False) + "\n"  # before any file is written
         save_file({"weight": self.weight}, save_directory / WEIGHT_FILE)
         (save_directory / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The README of a saved scorer: what it is, for which model, and how to use it."""
+        base = self.base.model_id if is_hub_id(self.base.model_id) else self.base.model_type or "a model"
+        facts = {"base": base, "width": self.base.width, "budget": self.budget, "repo_id": "owner/name"}
+        card = super().generate_model_card(
+            *args, **{**facts, "data": self.training.get("data") or "unnamed samples", **kwargs}
+        )
+        if is_hub_id(self.base.model_id):
+            card.data["base_model"] = self.base.model_id
+        return card
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Scorer:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -159,3 +161,30 @@ def test_gap_statistics_leave_unknown_gaps_out(plain):
     assert (found.samples, found.quantiles[0], found.quantiles[-1]) == (2, pytest.approx(0.1), pytest.approx(0.3))
     assert found.mean == pytest.approx(0.2)
     assert GapStatistics.of(torch.tensor([math.nan])) is None
+
+
+def test_push_to_hub_uploads_the_same_files(plain, monkeypatch):
+    """The hub's client is replaced: nothing leaves the machine."""
+    seen = {}
+
+    class Client:
+        def __init__(self, **options):
+            pass
+
+        def create_repo(self, repo_id, **options):
+            return SimpleNamespace(repo_id=repo_id)
+
+        def upload_folder(self, *, repo_id, folder_path, **options):
+            seen[repo_id] = {file.name for file in Path(folder_path).iterdir()}
+            seen["loaded"] = Scorer.from_pretrained(folder_path)
+            seen["card"] = (Path(folder_path) / "README.md").read_text()
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Client)
+    base = ModelIdentity(32, "llava", "owner/base", "f")
+    scorer = Scorer(torch.rand(32), base, UniformBudget(0.4), GAPS, {"data": "pages"})
+    scorer.push_to_hub("owner/scorer")
+    assert seen["owner/scorer"] == {CONFIG_FILE, WEIGHT_FILE, "README.md"}
+    assert seen["loaded"] == scorer
+    assert "base_model: owner/base" in seen["card"]
+    assert "Trained on: pages" in seen["card"]
+    assert "UniformBudget(ratio=0.4)" in seen["card"]

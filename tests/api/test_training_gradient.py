@@ -163,6 +163,38 @@ def test_a_bias_of_zero_is_the_model_itself(model, plain):
         assert torch.allclose(logits, wanted[batch.compared], atol=2e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("batch", [BATCH, "right_padded", "ends_in_image"])
+def test_positions_that_are_compared(model, batch):
+    """Text behind a row's last image; all text where the prompt sees itself both ways; never nothing."""
+    name = family_name(model)
+    if batch == "ends_in_image" and not tiny.FAMILIES[name].bare_images:
+        pytest.skip("the family needs tokens around an image")
+    inputs = tiny.make_batch(name, batch)
+    merged = FrozenModel(model).merge(inputs)
+    for b, ids in enumerate(inputs["input_ids"].tolist()):
+        real = [place for place, seen in enumerate(inputs["attention_mask"][b].tolist()) if seen]
+        images = [place for place in real if ids[place] == tiny.IMAGE]
+        wanted = [place for place in real if place not in images and (name == "paligemma" or place > images[-1])]
+        assert merged.compared[b].nonzero()[:, 0].tolist() == (wanted or [real[-1]])
+        assert merged.text[b].nonzero()[:, 0].tolist() == [place for place in real if place not in images]
+
+
+def test_key_bias_attention_keeps_no_square_for_the_backward_pass(model):
+    """Except where the model's own mask is more than causal: image blocks, windows."""
+    name = family_name(model)
+    inputs, weight = tiny.make_batch(name, BATCH), start(model).requires_grad_()
+    S = inputs["input_ids"].shape[1]
+    squares = {}
+    for injection in ("mask", "bias"):
+        found = []
+        frozen = FrozenModel(model, injection=injection)
+        keep = torch.autograd.graph.saved_tensors_hooks(lambda x, found=found: found.append(x.shape) or x, lambda x: x)
+        with frozen.frozen(), keep:
+            row_losses(frozen, frozen.merge(inputs), weight, 0.5, TrainingSettings())
+        squares[injection] = any(shape[-2:] == (S, S) for shape in found)
+    assert squares == {"mask": True, "bias": name in ("gemma3", "paligemma")}
+
+
 def test_a_row_alone_has_the_loss_it_has_in_a_batch(model):
     name = family_name(model)
     settings, weight = TrainingSettings(), start(model)
