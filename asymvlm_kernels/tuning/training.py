@@ -1,7 +1,7 @@
 """Tile sizes of key-bias attention.
 
-Chosen offline: the largest tiles whose code spills nothing on the named architectures (Triton 3.6 and 3.9). No GPU has
-timed them.
+Chosen offline among few, for code that spills nothing on five architectures (Triton 3.6 and 3.9). No GPU has timed
+them.
 """
 
 from __future__ import annotations
