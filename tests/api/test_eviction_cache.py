@@ -21,7 +21,7 @@ from asymvlm.eviction.choose import lowest
 SCORES = st.sampled_from([0.0, -0.0, 0.25, 0.5, float("nan"), float("inf")])
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(st.data())
 def test_only_candidates_go_lowest_first_and_oldest_among_equal(data):
     rows, width = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 9))
@@ -64,7 +64,7 @@ class Tokens:
         return sorted(columns)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(st.data())
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
 def test_prompt_and_newest_token_stay_whatever_the_scores(static, data):

@@ -48,6 +48,18 @@ def test_removal_restores_the_model_bit_for_bit(family, plain, model, how):
     assert all(torch.equal(a, b) for a, b in zip(again, outputs, strict=True))
 
 
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_removal_of_eviction_restores_the_model_bit_for_bit(family, plain, model, layers):
+    outputs, before = use(family, model), snapshot(model)
+    text, turns = asymvlm.TextEviction(3, 0.7, layers=layers), asymvlm.TurnEviction(4, 0.5)
+    with asymvlm.patch(model, vision=uniform(0.5), text=text, turns=turns):
+        assert "config" in {name.rpartition(".")[2] for name in changes(before, snapshot(model))}
+        use(family, model)
+    again = use(family, model)
+    assert not changes(before, snapshot(model), ignore=frozenset())
+    assert all(torch.equal(a, b) for a, b in zip(again, outputs, strict=True))
+
+
 def test_an_own_generate_of_the_instance_comes_back(family, model):
     def generate(*args, **kwargs):
         return "mine"
