@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bench.conftest import DEVICE
+from bench.decode_cases import LONGEST
 from bench.decode_shapes import DecodeShape, decode_shapes_for
 
 Compare = Callable[[str, Any, torch.dtype], None]
@@ -30,4 +31,6 @@ def bench_attend_scores(compare: Compare, shape: DecodeShape, dtype: torch.dtype
 
 @SHAPES
 def bench_move_slots(compare: Compare, shape: DecodeShape) -> None:
+    if shape.B * shape.S > LONGEST:
+        pytest.skip("too much memory for all layers")
     compare("move_slots", shape, torch.bfloat16)
