@@ -60,6 +60,8 @@ def test_train_calibrate_run(checkpoint, page, questions, tmp_path, capsys):
     asked = ("run", "--model", checkpoint, "--image", page, "--question", "What is due?", "--scorer", fitted)
     answer = call(capsys, *asked, "--device", "cpu", "--max-new-tokens", 2)
     assert answer["budget"] == result["budget"]
+    drawn = call(capsys, "heatmap", *asked[1:], "--device", "cpu", "-o", tmp_path / "map.png")
+    assert drawn["budget"] == result["budget"]
     answer = call(capsys, *asked, "--keep", 0.25, "--device", "cpu", "--max-new-tokens", 2)
     assert answer["budget"] == {"type": "uniform", "ratio": 0.25}
     assert answer["report"]["kept"] == [4]

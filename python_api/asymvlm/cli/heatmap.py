@@ -22,13 +22,15 @@ def heatmap(
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG, PDF, SVG or JPEG to write.")],
     keep: options.KeepOption = None,
     budget: options.BudgetOption = None,
+    scorer: options.ScorerOption = None,
     scored: options.TextOption = "all",
     dtype: options.DtypeOption = "auto",
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
     """Draw the importance of every patch over the image, with the kept patches outlined and the gap in the title."""
-    chosen = options.parse_budget(keep, budget)
+    learned = options.load_scorer(scorer)
+    chosen = options.parse_budget_of(learned, keep, budget)
     text = options.parse_question(question)
     file = options.check_output(output)
     picture = options.read_images([image])[0]
@@ -39,7 +41,9 @@ def heatmap(
     with console.stdout_reserved(as_json):
         console.hush_transformers(progress=not as_json)
         session = load(model, dtype=dtype, device=device)
-        report = ask(session, [picture], text, chosen, scored=scored, max_new_tokens=1, compare=False).report
+        report = ask(
+            session, [picture], text, chosen, scorer=learned, scored=scored, max_new_tokens=1, compare=False
+        ).report
         try:
             grid = plot.patch_grid(report)[2]
             seen = visible_region(picture, session.processor.image_processor)
@@ -55,7 +59,7 @@ def heatmap(
             {
                 "model": session.name,
                 "question": text,
-                "budget": budget_to_dict(chosen),
+                "budget": budget_to_dict(report.budget),
                 "output": str(file),
                 "grid": list(grid),
                 "gap": report.to_dict()["gap"][0],

@@ -115,6 +115,12 @@ def _retention(option: str, value: str | None) -> float:
     return ratio
 
 
+def parse_budget_of(scorer: Scorer | None, keep: str | None, file: Path | None) -> AnyBudget | None:
+    """`parse_budget`, or None where nothing is asked for and the scorer brings a budget of its own."""
+    own = scorer is not None and scorer.budget is not None and keep is None and file is None
+    return None if own else parse_budget(keep, file)
+
+
 def load_scorer(name: str | None) -> Scorer | None:
     """The scorer that ``--scorer`` names. Raises InputError if it cannot be loaded."""
     try:

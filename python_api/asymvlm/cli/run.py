@@ -48,8 +48,7 @@ def run(
 ) -> None:
     """Ask a question about images with pruned vision tokens, and show what was saved."""
     learned = options.load_scorer(scorer)
-    own = learned is not None and learned.budget is not None and keep is None and budget is None
-    chosen = None if own else options.parse_budget(keep, budget)
+    chosen = options.parse_budget_of(learned, keep, budget)
     text = options.parse_question(question)
     eviction = options.parse_text_eviction(text_threshold, text_retention)
     images = options.read_images(image)

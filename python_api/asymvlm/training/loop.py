@@ -103,10 +103,13 @@ def train_scorer(
         "samples": len(samples),
     }
     folder = None if checkpoint is None else Path(checkpoint)
-    state = None if folder is None or not resume else TrainingState.load(folder, belongs, frozen.device)
-    if state is None:
-        state = TrainingState.fresh(_initial(initial, frozen))
-    run.ranks.from_first(state.weight)
+    state = None
+    if run.ranks.is_first:  # which alone writes states: the others need not share its disk
+        if folder is not None and resume:
+            state = TrainingState.load(folder, belongs)
+        if state is None:
+            state = TrainingState.fresh(_initial(initial, frozen)).to("cpu")
+    state = run.ranks.share(state).to(frozen.device)
 
     def save() -> None:
         if folder is not None and run.ranks.is_first:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,13 @@ class Ranks:
             dist.broadcast(tensor, 0)
         return tensor
 
-    def from_first(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The first rank's values, in place."""
+    def share(self, value: T | None) -> T:
+        """The first rank's value on all of them: a plain object with tensors on the CPU."""
+        box = [value]
         if self.world > 1:
-            dist.broadcast(tensor, 0)
-        return tensor
+            dist.broadcast_object_list(box, 0)
+        assert box[0] is not None
+        return box[0]
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
         """The ``(n,)`` values of all ranks, by rank; n may differ."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from dataclasses import dataclass, field
@@ -36,6 +37,10 @@ class TrainingState:
     def fresh(cls, weight: torch.Tensor) -> TrainingState:
         return cls(weight.clone(), torch.zeros_like(weight), torch.zeros_like(weight), weight.clone())
 
+    def to(self, device: torch.device | str) -> TrainingState:
+        """The same with its tensors on ``device``."""
+        return dataclasses.replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
+
     def save(self, folder: Path, run: dict[str, Any]) -> None:
         """Write it, replacing an older one at once. ``run`` says which run it belongs to."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,8 +51,8 @@ class TrainingState:
         os.replace(part, folder / FILE)
 
     @classmethod
-    def load(cls, folder: Path, run: dict[str, Any], device: torch.device) -> TrainingState | None:
-        """The state in ``folder``; None where there is none.
+    def load(cls, folder: Path, run: dict[str, Any]) -> TrainingState | None:
+        """The state in ``folder``, on the CPU; None where there is none.
 
         Raises:
             ValueError: if it is the state of another run.
@@ -57,7 +62,7 @@ class TrainingState:
             return None
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata()
-            tensors = {name: opened.get_tensor(name).to(device) for name in TENSORS}
+            tensors = {name: opened.get_tensor(name) for name in TENSORS}
         found = json.loads(metadata["run"])
         wanted = json.loads(json.dumps(run))
         if found != wanted:
