@@ -110,3 +110,29 @@ def test_a_template_that_hides_the_answer_is_refused(loaded):
     talk.ask("What?")
     with pytest.raises(ValueError, match="hides where"):
         talk.ask("What?")
+
+
+def test_the_end_of_an_answer_is_said_once(loaded):
+    """The model generates the end of its turn, and the template writes it too."""
+    model, processor = loaded
+    processor.chat_template = (
+        "{% if not messages[1:] %}<s>{% endif %}{% for m in messages %}{{ m.role | upper }}: "
+        "{% for p in m.content %}{{ p.text }}{% endfor %}</s>{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    )
+    end = processor.tokenizer.eos_token_id
+    words = iter([50, 51, end, 52, 53, 54, 55])  # the first answer ends itself, the second is cut off
+
+    def forced(ids, scores):
+        return torch.full_like(scores, -1e9).index_fill_(1, torch.tensor([next(words)]), 0.0)
+
+    talk = Conversation(model, processor, max_new_tokens=4, do_sample=False, logits_processor=[forced])
+    with asymvlm.patch(model, turns=TurnEviction(64, 0.5)):
+        assert talk.ask("What?").new_tokens == 3
+        assert talk.ask("due?").new_tokens == 4
+        ids = talk.ids[0].tolist()
+        first = processor(text="<s>USER: What?</s>ASSISTANT:", add_special_tokens=False)["input_ids"]
+        later = processor(text="</s>USER: due?</s>ASSISTANT:", add_special_tokens=False)["input_ids"]
+        first, later = (ids[0] if isinstance(ids[0], list) else ids for ids in (first, later))
+        assert ids == [*first, 50, 51, *later, 52, 53, 54, 55]
+        assert [answer.words.sum().item() for answer in talk.cache.dialogue.answers] == [2, 4]

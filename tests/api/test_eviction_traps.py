@@ -282,3 +282,16 @@ def test_a_static_cache_named_by_a_generation_config():
     assert found.past_key_values.is_static
     assert config.cache_implementation == "static"
     assert torch.equal(found.sequences[:, -14:], Masked(model, inputs, **POLICY).generate(14)[0])
+
+
+def test_a_checkpoint_of_the_hybrid_days_gets_a_growing_cache():
+    model = copy.deepcopy(windowed("gemma3"))
+    model.generation_config.cache_implementation = "hybrid"
+    inputs = tiny.make_batch("gemma3", "single")
+    with asymvlm.patch(model, text=TextEviction(**POLICY)):
+        found = model.generate(**inputs, **GREEDY, max_new_tokens=9)
+        named = model.generate(**inputs, **GREEDY, max_new_tokens=9, cache_implementation="static")
+    assert not found.past_key_values.is_static
+    assert named.past_key_values.is_static
+    assert torch.equal(found.sequences, named.sequences)
+    assert model.generation_config.cache_implementation == "hybrid"

@@ -154,6 +154,8 @@ class TextEvictor:
 
     def _new_cache(self, model: nn.Module, call: Mapping[str, Any], columns: int, evicts: bool) -> EvictionCache:
         name = setting(model, call, "cache_implementation")
+        if name == "hybrid" and call.get("cache_implementation") != name:
+            name = None  # old checkpoints of Gemma say so, and transformers does not listen to them either
         if name not in (None, "dynamic", *STATIC):
             raise NotImplementedError(f"text eviction works with cache_implementation None or 'static', got {name!r}")
         new = setting(model, call, "max_new_tokens")
