@@ -169,13 +169,15 @@ def test_later_turns_on_a_static_cache(family):
         assert_close(torch.stack(found.logits, 1), logits, atol=ATOL)
 
 
-def test_tokens_that_a_later_turn_masks():
+@pytest.mark.parametrize("family,static", [("llava", False), ("gemma3", False), ("llava", True)])
+def test_tokens_that_a_later_turn_masks(family, static):
     """Rows of a batch that stopped early were padded by `generate`; the next turn's mask says so."""
-    model, policy = windowed("llava"), dict(threshold=6, retention=0.5)
-    inputs = tiny.make_batch("llava", "left_padded")
+    model, policy = windowed(family), dict(threshold=6, retention=0.5)
+    inputs = tiny.make_batch(family, "left_padded")
+    cache = {"past_key_values": asymvlm.EvictionCache(model.config, capacity=90, static=True)} if static else {}
     reference = Masked(model, inputs, **policy)
     with asymvlm.patch(copy.deepcopy(model), text=TextEviction(**policy)) as handle:
-        first = handle.model.generate(**inputs, **GREEDY, max_new_tokens=5)
+        first = handle.model.generate(**inputs, **cache, **GREEDY, max_new_tokens=5)
         reference.generate(5)
         question = torch.tensor([[21, 22, 23]] * 3)
         reference.append(question)
