@@ -113,20 +113,20 @@ class PatchHandle:
         self._static_length = StaticLength()
         self._pending: dict[Call, None] = {}  # calls before their decode steps; empty, the hooks are constant
         self._previous_generate = model.__dict__.get("generate")
-        self._hooks = [
-            model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
-        ]
         text_config = cast("Any", model.config).get_text_config()
         # before our own decoder hook: that one narrows the windows of masks that evicted tokens are gone from
         self._evictor = None
         if text is not None or turns is not None:
             turn_evictor = None if turns is None else TurnEvictor(self.adapter, turns)
+            # it refuses decoders that it does not know, so it goes before hooks of ours are on the model
             self._evictor = TextEvictor(self, self.adapter.text_of(model), text_config, text, turn_evictor)
         tightened = vision.positions == "keep" and not vision.bypassed
         self._window = sliding_window(text_config) if tightened else None
-        decoder = self.adapter.text_of(model)
-        self._hooks.append(decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
+        self._hooks = [
+            model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
+            self.adapter.text_of(model).register_forward_pre_hook(self._before_decoder, with_kwargs=True),
+        ]
         model.__dict__["generate"] = functools.update_wrapper(_Generate(self), cast("Any", model).generate)
         model.__dict__[HANDLE] = self
 

@@ -58,6 +58,13 @@ def test_adjacent_images_have_floors_of_their_own(bare, plain, model, ratio):
     check_both_calls(plain, model, inputs, ratio)
 
 
+@pytest.mark.every_family
+def test_images_in_different_places_and_a_prompt_of_template_only(family, plain, model):
+    inputs = make_batch(family, "different_places")
+    assert (inputs["attention_mask"].sum(-1) < inputs["input_ids"].shape[1]).any()
+    check_both_calls(plain, model, inputs)
+
+
 def test_a_hole_in_the_mask(family, plain, model):
     """Text that the caller masks out in the middle is neither scored nor kept."""
     inputs = make_batch(family, "single")

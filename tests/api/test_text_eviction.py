@@ -106,6 +106,8 @@ def test_every_family_beside_pruning(family, plain, model):
     if family == "llama4":
         with pytest.raises(NotImplementedError, match="does not know the 'chunked_attention'"):
             asymvlm.patch(model, text=TextEviction(**policy))
+        hooks = [module._forward_pre_hooks for module in (model, model.language_model.model)]
+        assert not any(hooks), "a refused patch leaves nothing behind"
         return
     keep = select(plain, inputs, 0.5).keep
     # a recurrent layer's state keeps what an evicted token wrote to it, and never saw a pruned one

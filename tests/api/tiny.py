@@ -54,6 +54,9 @@ ENDS_IN_IMAGE = Row((41, 42, 43, 44, 45), 1, (), bare=True)
 ADJACENT = Row((46, 47, 48), 2, (49, 50, 51, 52), bare=True)
 LONGEST = Row((53, 54, 55, 56), 1, (57, 58, 59, 60, 61, 62, 63))
 TEXT_ONLY = Row((29, 30), 0, (31, 32, 33))
+FIRST = Row((), 1, (64, 65, 66))  # the image before any text, behind all, and between nothing but the template
+LAST = Row((67, 68, 69, 70), 1, ())
+TEMPLATE = Row((), 1, ())
 
 SPECIAL = [PAD, EOS, BOS, IMAGE, VIDEO, BEGIN_IMAGE, END_IMAGE, ROW_END, AUDIO]
 
@@ -66,6 +69,7 @@ BATCHES: dict[str, tuple[tuple[Row, ...], str]] = {
     "right_padded": ((ONE, LONGER, TWO), "right"),
     "image_free_row": ((ONE, TEXT_ONLY, TWO), "left"),
     "ends_in_image": ((ENDS_IN_IMAGE, LONGER), "left"),
+    "different_places": ((FIRST, LAST, TEMPLATE), "left"),
     "text_only": ((TEXT_ONLY, Row((34,), 0, (35, 36, 37, 38, 39))), "left"),
 }
 
