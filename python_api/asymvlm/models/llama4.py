@@ -18,7 +18,7 @@ def _merge(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     whole: Any = model
     ids = inputs["input_ids"]
     embeds = whole.get_input_embeddings()(ids)
-    features = whole.get_image_features(pixel_values=inputs["pixel_values"], return_dict=True).last_hidden_state
+    features = whole.vision_model(inputs["pixel_values"], return_dict=True).last_hidden_state
     projected = whole.multi_modal_projector(features.view(-1, features.shape[-1])).to(embeds)
     places = whole.get_placeholder_mask(ids, inputs_embeds=embeds, image_features=projected)
     return {"inputs_embeds": embeds.masked_scatter(places, projected)}
