@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers.masking_utils import create_masks_for_generate
+from transformers.masking_utils import create_causal_mask, create_masks_for_generate
 
 from asymvlm.flash import uses_flash
 
-SLIDING, CHUNKED = "sliding_attention", "chunked_attention"
+FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 
 
 def sliding_window(text_config: Any) -> int | None:
@@ -60,8 +60,11 @@ def tighten(text_config: Any, inputs: Mapping[str, Any], index: torch.Tensor, or
             f"(window {window}): use attn_implementation 'sdpa', 'eager' or 'flex_attention', or positions='compact'"
         )
     if masks is None or (isinstance(masks, torch.Tensor) and masks.ndim == 2):
-        masks = create_masks_for_generate(text_config, embeds, masks, cache, None)
-    mask = masks.get(kind) if isinstance(masks, dict) else masks
+        if kind == CHUNKED:  # transformers 5.17 fails to make both
+            masks = {FULL: create_causal_mask(text_config, embeds, masks, cache, None)}
+        else:
+            masks = create_masks_for_generate(text_config, embeds, masks, cache, None)
+    mask = masks.get(FULL if kind == CHUNKED else kind) if isinstance(masks, dict) else masks
     if not (mask is None or isinstance(mask, BlockMask) or (isinstance(mask, torch.Tensor) and mask.ndim == 4)):
         raise NotImplementedError(f"windows by original position need dense or block masks, got {type(mask).__name__}")
     keys, offset = queries, 0
@@ -88,9 +91,10 @@ def tighten(text_config: Any, inputs: Mapping[str, Any], index: torch.Tensor, or
     elif isinstance(mask, BlockMask):
         mask = _block_mask(near[:, 0], None if kind == CHUNKED else mask)
     else:
-        closed = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-        opened = torch.full_like(mask, True if mask.dtype == torch.bool else 0)
-        mask = (opened if kind == CHUNKED else mask).masked_fill(~near, closed)
+        closed, opened = (False, True) if mask.dtype == torch.bool else (torch.finfo(mask.dtype).min, 0)
+        # the full layers' mask only lends its form to the chunked ones'
+        mask = mask.new_full(near.shape, opened) if kind == CHUNKED else mask
+        mask = mask.masked_fill(~near, closed)
     return {**masks, kind: mask} if isinstance(masks, dict) else mask
 
 

@@ -58,8 +58,9 @@ def test_generation(windowed, batch, cache):
     set_tolerance(tiny.FAMILIES[family].atol)
     if cache and family == "paligemma":
         pytest.skip("PaliGemma 2 without a growing cache fails or answers differently without any patch")
-    if "cache_implementation" in cache and family == "gemma4" and Version(transformers.__version__) < Version("5.23"):
-        pytest.skip("the unpatched model answers differently with a static cache")
+    old = Version(transformers.__version__) < Version("5.23")
+    if "cache_implementation" in cache and family in ("gemma4", "llama4") and old:
+        pytest.skip("the unpatched model fails or answers differently with a static cache")
     inputs = tiny.make_batch(family, batch)
     ids, logits = masked_greedy(model, inputs, select(model, inputs, 0.5).keep, steps=8)
     with asymvlm.patch(copy.deepcopy(model), vision=uniform(0.5)) as handle:
