@@ -133,6 +133,15 @@ def test_answers_are_compared_but_never_scored_against(model, family):
 
 
 @pytest.mark.parametrize("family", ["llava"], indirect=True)
+def test_every_epoch_sees_every_sample_in_an_order_of_its_own(model, data):
+    seen: list[int] = []
+    train(model, range(len(data)), epochs=3, collate=lambda part: seen.extend(part) or data[part[0]], gap_samples=0)
+    epochs = [tuple(seen[start : start + 5]) for start in range(0, 15, 5)]
+    assert all(sorted(epoch) == list(range(5)) for epoch in epochs)
+    assert len(set(epochs)) == 3
+
+
+@pytest.mark.parametrize("family", ["llava"], indirect=True)
 def test_rows_without_vision_do_not_count(model, family):
     pair = tiny.make_inputs(family, (tiny.ONE, tiny.TEXT_ONLY))
     alone = tiny.make_inputs(family, (tiny.ONE,))
