@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from asymvlm.scorer import Scorer
 from asymvlm.user_turns import UserTurns
 from asymvlm_kernels import Budget, ScoreBudget, Spread, UniformBudget
 
+logger = logging.getLogger(__name__)
 POSITIONS = ("keep", "compact")
 MILLION = 1_000_000  # ratios are carried in millionths, so that floor(r * count) is exact
 
@@ -74,6 +76,10 @@ class VisionPruning:
             raise ValueError(f"text must be 'all', 'user', UserTurns or a (B, S) bool mask, got {self.text!r}")
         if self.spread is not None and not isinstance(self.spread, Spread):
             raise ValueError(f"spread must be None or Spread(reach=4, share=0.7), got {self.spread!r}")
+        trained = self.scorer.training.get("text") if isinstance(self.scorer, Scorer) else None
+        used = None if isinstance(self.text, torch.Tensor) else "user" if isinstance(self.text, UserTurns) else "all"
+        if trained is not None and used is not None and trained != used:
+            logger.warning("the scorer was trained with text=%r and is used with text=%r: scores differ", trained, used)
         if self.positions not in POSITIONS:
             raise ValueError(f"positions must be 'keep' or 'compact', got {self.positions!r}")
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import asymvlm
-from asymvlm import LinearBudget, Scorer, ThresholdBudget, UniformBudget, VisionPruning
+from asymvlm import LinearBudget, Scorer, ThresholdBudget, UniformBudget, UserTurns, VisionPruning
 from asymvlm.identity import ModelIdentity, identify
 from asymvlm.scorer import CONFIG_FILE, WEIGHT_FILE, GapStatistics
 
@@ -60,6 +60,15 @@ def test_pruning_takes_the_budget_along_unless_one_is_given(model, tmp_path):
         model(**inputs)
         assert torch.equal(handle.last.index, index)
     assert VisionPruning(scorer=scorer_of(model)).budget == UniformBudget(0.5)
+
+
+def test_other_text_than_in_training_is_told(plain, caplog):
+    scorer = scorer_of(plain).replace(training={"text": "user"})
+    VisionPruning(scorer=scorer, text=UserTurns((1,), (2,)))
+    VisionPruning(scorer=scorer, text=torch.ones(1, 3, dtype=torch.bool))
+    assert not caplog.records
+    VisionPruning(scorer=scorer)
+    assert "trained with text='user' and is used with text='all'" in caplog.text
 
 
 def test_another_model_is_refused(model):
