@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import builds
 import cases_decode as decode
 import cases_prefill as calls
+import cases_training as training
 import torch
 from case import Case
 
@@ -65,6 +66,8 @@ print(
             "kinds of score_from_lse": kinds([decode.score_call(decode.GEMMA_3, BF16, S=S) for _, S in caches]),
             "kinds of plan": kinds([decode.plan_call(S, B) for B, S in caches[:3]]),
             "kinds of move": kinds([decode.move_call(decode.GEMMA_3, BF16, S=S, B=B, M=S % 9) for B, S in caches]),
+            "kinds of key_bias_attention": kinds([training.forward_call(96, BF16, S) for _, S in caches]),
+            "kinds of key_bias_attention_grad": kinds([training.grad_call(96, BF16, S) for _, S in caches]),
             "kinds of gap": kinds([calls.gap_call(N) for N in (2049, 2500, 2501, 4096)]),
         }
     )

@@ -74,8 +74,9 @@ def test_the_two_launches_of_prune_sequence(calls):
 
 PREFILL = ("score", "gather", "select", "gap", "score_select", "gather_sequence")
 DECODE = ("attend", "score_from_lse", "plan", "move")
+TRAINING = ("key_bias_attention", "key_bias_attention_grad")
 
 
-@pytest.mark.parametrize("op", PREFILL + DECODE)
+@pytest.mark.parametrize("op", PREFILL + DECODE + TRAINING)
 def test_a_new_length_compiles_nothing_new(calls, op):
     assert calls[f"kinds of {op}"] == 1
