@@ -1,4 +1,4 @@
-"""Figures from ``bench/results/``: tables between the markers of README.md, and a roofline picture beside each file.
+"""Figures from ``bench/results/``: tables between markers in the documents, and a roofline picture beside each file.
 
 ``python bench/plot.py`` rewrites the text between ``<!-- bench:prefill-cpu -->`` (``generate-gpu``, ``quality-beyond``,
 ...) and ``<!-- /bench -->``, and nothing else; ``--check`` fails where that text is stale; ``--picture`` draws.
@@ -19,6 +19,7 @@ from bench import results, tables  # noqa: E402
 from bench.floors import OPS  # noqa: E402
 from bench.quality import tables as quality  # noqa: E402
 
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "measurements.md")
 MARKED = re.compile(r"(<!-- bench:([\w-]+) -->\n)(.*?)(<!-- /bench -->)", re.DOTALL)
 KINDS = {"prefill-cpu": "cpu", "prefill-gpu": "gpu"}
 GENERATE = {"generate-cpu": "cpu", "generate-gpu": "gpu"}  # files named <date>-generate.json
@@ -29,16 +30,19 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if a table is stale")
     parser.add_argument("--picture", action="store_true", help="draw the roofline of each kind's newest results")
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--document", type=Path, action="append", help="file with markers, repeatable; default: ours")
     options = parser.parse_args(args)
-    before = options.readme.read_text() if options.readme.exists() else ""
-    after = MARKED.sub(lambda match: match[1] + table(match[2], options.results) + "\n" + match[4], before)
+    stale = 0
+    for document in options.document or DOCUMENTS:
+        before = document.read_text()
+        after = MARKED.sub(lambda match: match[1] + table(match[2], options.results) + "\n" + match[4], before)
+        if after != before and options.check:
+            print(f"{document}: tables are stale, run python bench/plot.py", file=sys.stderr)
+            stale = 1
+        elif after != before:
+            document.write_text(after)
     if options.check:
-        if after != before:
-            print(f"{options.readme}: tables are stale, run python bench/plot.py", file=sys.stderr)
-        return int(after != before)
-    if after != before:
-        options.readme.write_text(after)
+        return stale
     for kind in KINDS.values() if options.picture else ():
         file = results.newest(options.results, kind)
         if file is not None:

@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 def test_tables_are_put_between_the_markers_and_check_notices_stale_ones(folder, tmp_path, capsys):
     readme = tmp_path / "README.md"
     readme.write_text(README.format("STALE\n"))
-    args = ["--results", str(folder), "--readme", str(readme)]
+    args = ["--results", str(folder), "--document", str(readme)]
     assert plot.main([*args, "--check"]) == 1
     assert "stale" in capsys.readouterr().err
     assert plot.main(args) == 0
