@@ -42,6 +42,12 @@ class Recipe:
 RECIPES = {
     "paper": Recipe("learned (paper)", "paper", answers=False),
     "default": Recipe("learned (default)", "default", answers=True),
+    "warm": Recipe(
+        "default with tau 1 and three slower passes",
+        "default",
+        answers=True,
+        changes={"temperature": 1.0, "learning_rate": 1e-2, "epochs": 3},
+    ),
     # one change each from the paper's preset
     "paper_answers": Recipe("paper preset, answers compared", "paper", answers=True),
     "paper_theta": Recipe("paper preset, gradient through theta", "paper", answers=False, changes={"theta_grad": True}),

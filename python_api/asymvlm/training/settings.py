@@ -23,7 +23,7 @@ class TrainingSettings:
         theta_grad: let the gradient flow through ``theta`` too; the paper detaches it.
         learning_rate: of AdamW, weight decay 0.
         batch_size: samples a step, over all ranks and accumulated pieces.
-        epochs: passes over the samples.
+        epochs: passes over the samples. The default was measured on 1500 samples, 188 steps; few samples need more.
         regularization: lambda of ``lambda * ||w - 1||^2``.
         seed: of the order of samples and of drawn ratios. The same seed gives the same weight.
         injection: ``"mask"`` (additive 4-D masks), ``"bias"`` (key-bias attention, where the model's mask allows), or
@@ -35,11 +35,11 @@ class TrainingSettings:
 
     keep_ratio: float | tuple[float, ...] = 0.5
     strength: float = 5.0
-    temperature: float = 1.0
+    temperature: float = 0.1
     theta_grad: bool = True
-    learning_rate: float = 1e-2
+    learning_rate: float = 3e-2
     batch_size: int = 8
-    epochs: int = 3
+    epochs: int = 1
     regularization: float = 1e-3
     seed: int = 0
     injection: str = "auto"
@@ -74,7 +74,15 @@ class TrainingSettings:
 
         The paper does not name its ratio; 0.5 is used here.
         """
-        settings: dict[str, Any] = {"theta_grad": False, "learning_rate": 1e-3, "batch_size": 1}
+        settings: dict[str, Any] = {
+            "strength": 5.0,
+            "temperature": 1.0,
+            "theta_grad": False,
+            "learning_rate": 1e-3,
+            "batch_size": 1,
+            "epochs": 3,
+            "regularization": 1e-3,
+        }
         return cls(**{**settings, **changes})
 
     @classmethod
