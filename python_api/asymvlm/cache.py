@@ -16,7 +16,8 @@ from transformers.cache_utils import (
 )
 
 from asymvlm.eviction.layers import SlotLayer
-from asymvlm.eviction.slots import Slots, StaticSlots
+from asymvlm.eviction.slots import Slots
+from asymvlm.eviction.static_slots import StaticSlots
 from asymvlm.eviction.turns import Dialogue
 from asymvlm.windows import CHUNKED, sliding_window
 

@@ -205,7 +205,8 @@ def test_sliding_layers_count_for_themselves():
 
 def test_the_phase_is_read_from_the_cache():
     """``cache_position`` is gone from transformers: nothing may ask for it."""
-    for module in (capture, masks, asymvlm.cache, asymvlm.eviction.text, asymvlm.eviction.slots):
+    tables = (asymvlm.eviction.table, asymvlm.eviction.slots, asymvlm.eviction.static_slots)
+    for module in (capture, masks, asymvlm.cache, asymvlm.eviction.text, *tables):
         assert "cache_position" not in inspect.getsource(module)
 
 

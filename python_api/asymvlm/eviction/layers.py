@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from asymvlm.eviction.slots import Slots, StaticSlots, enlarged
+from asymvlm.eviction.slots import Slots
+from asymvlm.eviction.static_slots import StaticSlots
+from asymvlm.eviction.table import enlarged
 
 
 class SlotLayer(CacheLayerMixin):

@@ -12,7 +12,8 @@ import torch
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from asymvlm.cache import EvictionCache
-from asymvlm.eviction.slots import Slots, StaticSlots
+from asymvlm.eviction.slots import Slots
+from asymvlm.eviction.static_slots import StaticSlots
 from asymvlm.windows import SLIDING
 
 FULL = "full_attention"

@@ -16,7 +16,7 @@ from asymvlm.cache import EvictionCache
 from asymvlm.eviction import capture
 from asymvlm.eviction.masks import FULL, real_tokens, slot_masks
 from asymvlm.eviction.report import EvictionReport
-from asymvlm.eviction.slots import StaticSlots
+from asymvlm.eviction.static_slots import StaticSlots
 from asymvlm.eviction.turns import TurnEvictor
 from asymvlm.generation import infer_attention_mask, setting
 from asymvlm.merge import merging
