@@ -108,8 +108,9 @@ def record(case: Case, arch: int) -> list[Build]:
         builds.append(Build(case, arch, kernel, signature, constants, attributes, parsed))
 
     with patch.object(JITFunction, "run", run), contextlib.ExitStack() as patched:
+        asked = architecture  # this module is among those patched
         for module in list(sys.modules.values()):  # wherever a launcher asks for the device
-            if getattr(module, "architecture", None) is architecture:
+            if getattr(module, "architecture", None) is asked:
                 patched.enter_context(patch.object(module, "architecture", lambda device: arch))
         case.call()
     return builds

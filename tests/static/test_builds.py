@@ -73,7 +73,7 @@ def test_an_update_says_what_it_changes(tmp_path):
 
 def test_rules_follow_from_the_kernel_and_the_case():
     kernel = Kernel(wide_loads=True, wide_stores=True, multiplies=True)
-    cases = [Case("", print, dtype, wide) for dtype in (torch.float16, torch.float32) for wide in (True, False)]
+    cases = [Case("", print, dtype, wide=wide) for dtype in (torch.float16, torch.float32) for wide in (True, False)]
     wide = ["wide_loads", "wide_stores"]
     products = ["tensor_cores"], ["no_tensor_cores"]
     assert [kernel.rules(case) for case in cases] == [wide + products[0], products[0], wide + products[1], products[1]]
