@@ -18,7 +18,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := -m pytest -n $(JOBS) --benchmark-disable
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-floor bench gpu lint format clean help
+.PHONY: demo test test-floor bench gate gpu lint format clean help
 
 demo: .venv/.ready  ## answer a question about an image with and without pruning: IMAGE=… QUESTION=… MODEL=…
 	@.venv/bin/python -m bench.demo $${IMAGE:+--image="$$IMAGE"} $${QUESTION:+--question="$$QUESTION"} $${MODEL:+--model="$$MODEL"}
@@ -31,6 +31,9 @@ test-floor: .venv-floor/.ready  ## the API tests on the oldest transformers (the
 
 bench: .venv/.ready  ## the benchmarks of single operations: ARGS="-k gather"
 	.venv/bin/python -m pytest bench --benchmark-only $(ARGS)
+
+gate: .venv/.ready  ## machine code of all kernels for all architectures against the baseline: ARGS="--update"
+	PYTHONPATH=. .venv/bin/python tests/static/baseline.py $(ARGS)
 
 # A machine whose python3 has a CUDA torch needs no set-up, hence no network; any other gets .venv.
 gpu:  ## everything that a GPU should prove, in one command

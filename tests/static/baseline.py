@@ -40,6 +40,9 @@ def main() -> int:
             print(f"written: {file}")
         else:
             complaints += grown
+            complaints += [
+                f"{name}: no longer built" for name in known.keys() - {gate.name_of(build) for build in part}
+            ]
     print("\n".join(complaints), file=sys.stderr)
     return 1 if complaints else 0
 
