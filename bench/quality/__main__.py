@@ -59,6 +59,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = RESULTS,
     part: Annotated[list[str] | None, typer.Option(help="Part to measure, all by default; repeatable.")] = None,
     samples: Annotated[int, typer.Option(min=2, help="Test samples.")] = SAMPLES,
+    pages: Annotated[int, typer.Option(min=0, help="Seed of the test pages; transcripts take the next.")] = 100,
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps the calibration's measurements.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 leaves its own choice.")] = 0,
 ) -> None:
@@ -72,16 +73,16 @@ def main(
     found = read_scorers(scorers)
     network = load_model(model)
     weights = {METHODS[preset]: [one.weight for one in found[preset]] for preset in METHODS if preset in found}
-    study = Study(network, make_samples("test", samples, seed=100), weights)
+    study = Study(network, make_samples("test", samples, seed=pages), weights)
     for wanted in part or PARTS:
         with console.err.status(f"measuring {wanted}"):
-            measured = _measure(wanted, study, found, samples, cache)
+            measured = _measure(wanted, study, found, samples, cache, pages)
         _write(out / f"{name}.json", wanted, measured, samples)
         console.out.print(f"{wanted}: written to {out / name}.json", markup=False, soft_wrap=True)
 
 
 def _measure(
-    part: str, study: Study, scorers: dict[str, list[Scorer]], samples: int, cache: Path | None
+    part: str, study: Study, scorers: dict[str, list[Scorer]], samples: int, cache: Path | None, pages: int
 ) -> dict[str, Any]:
     if part == "uniform":
         learned = study.weights.get(OURS, [None])[0]
@@ -89,7 +90,7 @@ def _measure(
     if part == "budgets":
         return adaptive(study, scorers["default"], cache=cache, progress=False)
     if part == "eviction":
-        lines = transcript_samples(min(samples, TRANSCRIPTS), seed=101)
+        lines = transcript_samples(min(samples, TRANSCRIPTS), seed=pages + 1)
         return {
             "transcripts": transcripts(study.model, lines) | {"samples": len(lines)},
             "conversations": conversations(study.model, samples) | {"samples": samples},
