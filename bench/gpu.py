@@ -3,7 +3,7 @@
 Each part runs in a process of its own with a time limit, and what it found is written at once, so a part that fails or
 hangs loses nothing of the others. Results go to ``bench/results/<device>/<date>.json``; a second run merges into the
 file of the day, and ``--resume`` skips the cases that the same sources have measured. It takes at most 8 minutes; the
-peers that torch.compile tunes and the optional CUDA library take as long again: ``make gpu ARGS="--only compiled cuda"``.
+peers that torch.compile tunes and the optional CUDA library run by name: ``make gpu ARGS="--only compiled cuda"``.
 Exit code: 0 all passed, 1 a part failed, 2 no such device.
 """
 
