@@ -130,12 +130,12 @@ def all_builds(
 
 
 def sample(found: list[Build]) -> list[Build]:
-    """All builds for sm_90, and the first two cases of each kernel for the others."""
+    """All builds for sm_90, and the first case of each kernel for the others."""
     count: collections.Counter[tuple[str, int]] = collections.Counter()
     chosen = []
     for build in found:
         count[build.name, build.arch] += 1
-        if build.arch == 90 or count[build.name, build.arch] <= 2:
+        if build.arch == 90 or count[build.name, build.arch] == 1:
             chosen.append(build)
     return chosen
 
@@ -197,7 +197,7 @@ def options() -> argparse.ArgumentParser:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, parents=[options()])
-    parser.add_argument("--sample", action="store_true", help="all for sm_90, two cases a kernel for the others")
+    parser.add_argument("--sample", action="store_true", help="all for sm_90, one case a kernel for the others")
     args = parser.parse_args()
     found = all_builds(tuple(args.arch), args.group, args.case)
     for result in compile_all(sample(found) if args.sample else found, args.jobs, args.cache):

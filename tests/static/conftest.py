@@ -1,6 +1,6 @@
 """The builds of every shipped kernel: compiled once a test run, in processes without the interpreter.
 
-All of them take 8 minutes of processor time. `make test` builds everything for sm_90 and two cases of each kernel for
+All of them take 8 minutes of processor time. `make test` builds everything for sm_90 and one case of each kernel for
 the other architectures; `make gate` builds all.
 """
 

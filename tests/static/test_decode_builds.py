@@ -15,6 +15,8 @@ def test_scores_change_nothing_of_the_arithmetic_of_the_output(builds):
             found[build["case"], build["arch"]] = {
                 opcode: number for opcode, number in build["opcodes"].items() if re.match(ARITHMETIC, opcode)
             }
-    for arch in (80, 89, 90, 100, 120):
+    arches = {arch for case, arch in found if case == "attend scores"}
+    assert 90 in arches
+    for arch in arches:
         assert found["attend plain", arch] == found["attend scores", arch], arch
         assert sum(found["attend plain", arch].values()) > 100
