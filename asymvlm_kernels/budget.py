@@ -136,10 +136,7 @@ class LinearBudget(_KeepRatio):
     def __post_init__(self) -> None:
         for name in ("target", "slope", "mean_gap"):
             _check_finite(name, getattr(self, name))
-        for name in ("minimum", "maximum"):
-            _check_ratio(name, getattr(self, name))
-        if self.minimum > self.maximum:
-            raise ValueError(f"minimum must not exceed maximum, got {self.minimum} and {self.maximum}")
+        _check_range(self.minimum, self.maximum)
 
     @property
     def max_ratio(self) -> float:
@@ -168,10 +165,7 @@ class RelativeThresholdBudget:
 
     def __post_init__(self) -> None:
         _check_finite("beta", self.beta)
-        for name in ("minimum", "maximum"):
-            _check_ratio(name, getattr(self, name))
-        if self.minimum > self.maximum:
-            raise ValueError(f"minimum must not exceed maximum, got {self.minimum} and {self.maximum}")
+        _check_range(self.minimum, self.maximum)
 
     @property
     def max_ratio(self) -> float:
@@ -227,6 +221,13 @@ def to_millionths(ratio: float) -> int:
 def _check_ratio(name: str, value: float) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 1:
         raise ValueError(f"{name} must be a keep ratio in (0, 1], got {value!r}")
+
+
+def _check_range(minimum: float, maximum: float) -> None:
+    _check_ratio("minimum", minimum)
+    _check_ratio("maximum", maximum)
+    if minimum > maximum:
+        raise ValueError(f"minimum must not exceed maximum, got {minimum} and {maximum}")
 
 
 def _check_finite(name: str, value: float) -> None:

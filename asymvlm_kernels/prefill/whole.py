@@ -5,7 +5,8 @@ Elsewhere it is `score_select` and `gather_sequence`, one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -20,24 +21,33 @@ PruneStatic = tuple[
 ]
 
 
-def _prune_static_reference(
-    embeds: torch.Tensor,
-    vision_mask: torch.Tensor,
-    text_mask: torch.Tensor,
-    protect: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    ratios: Sequence[int],
-    numbers: Sequence[float],
-    carry: Sequence[torch.Tensor],
-    pads: Sequence[float],
-    stacked: Sequence[bool],
-    capacity: int,
-    left: bool,
-) -> PruneStatic:
-    tokens = (embeds, vision_mask, text_mask, protect, weight)
-    *results, order = fused._score_select_reference(*tokens, ratios, numbers, capacity)
-    moved = fused._gather_sequence_reference(embeds, order, results[3], carry, pads, stacked, capacity, left)
-    return (*results, *moved)  # type: ignore[return-value]
+def _in_turn(score_select: Callable[..., Any], gather: Callable[..., Any]) -> Callable[..., PruneStatic]:
+    """Both halves of `prune_sequence` as one function."""
+
+    def run(
+        embeds: torch.Tensor,
+        vision_mask: torch.Tensor,
+        text_mask: torch.Tensor,
+        protect: torch.Tensor | None,
+        weight: torch.Tensor | None,
+        ratios: Sequence[int],
+        numbers: Sequence[float],
+        carry: Sequence[torch.Tensor],
+        pads: Sequence[float],
+        stacked: Sequence[bool],
+        capacity: int,
+        left: bool,
+    ) -> PruneStatic:
+        *results, order = score_select(embeds, vision_mask, text_mask, protect, weight, ratios, numbers, capacity)
+        moved = gather(embeds, order, results[3], carry, pads, stacked, capacity, left)
+        return (*results, *moved)
+
+    return run
+
+
+_prune_static_reference = _in_turn(fused._score_select_reference, fused._gather_sequence_reference)
+_prune_static_two_launches = _in_turn(fused._score_select_triton, fused._gather_sequence_triton)
+_prune_static_fake = _in_turn(fused._score_select_fake, fused._gather_sequence_fake)
 
 
 def _prune_static_triton(
@@ -58,9 +68,7 @@ def _prune_static_triton(
     if capacity > 0 and prefill_path(embeds.device).launches == 1:
         (*results, order), moved = prune_in_one_launch(tokens, ratios, numbers, carry, pads, stacked, capacity, left)
         return (*results, *moved)  # type: ignore[return-value]
-    *results, order = fused._score_select_triton(*tokens, ratios, numbers, capacity)
-    moved = fused._gather_sequence_triton(embeds, order, results[3], carry, pads, stacked, capacity, left)
-    return (*results, *moved)  # type: ignore[return-value]
+    return _prune_static_two_launches(*tokens, ratios, numbers, carry, pads, stacked, capacity, left)
 
 
 def _prune_static_cuda(
@@ -89,26 +97,6 @@ def _prune_static_cuda(
     ]
     prune(tokens, (*results, None, out, index), ratios, numbers, capacity, left, carries)
     return outputs
-
-
-def _prune_static_fake(
-    embeds: torch.Tensor,
-    vision_mask: torch.Tensor,
-    text_mask: torch.Tensor,
-    protect: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    ratios: Sequence[int],
-    numbers: Sequence[float],
-    carry: Sequence[torch.Tensor],
-    pads: Sequence[float],
-    stacked: Sequence[bool],
-    capacity: int,
-    left: bool,
-) -> PruneStatic:
-    tokens = (embeds, vision_mask, text_mask, protect, weight)
-    *results, order = fused._score_select_fake(*tokens, ratios, numbers, capacity)
-    moved = fused._gather_sequence_fake(embeds, order, results[3], carry, pads, stacked, capacity, left)
-    return (*results, *moved)  # type: ignore[return-value]
 
 
 prune_static = define_op(
