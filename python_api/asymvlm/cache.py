@@ -6,20 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Cache, DynamicCache, StaticCache
-from transformers.cache_utils import (
-    CacheLayerMixin,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    StaticLayer,
-    StaticSlidingWindowLayer,
-)
 
 from asymvlm.eviction.layers import SlotLayer
 from asymvlm.eviction.slots import Slots
 from asymvlm.eviction.static_slots import StaticSlots
 from asymvlm.eviction.turns import Dialogue
-from asymvlm.windows import CHUNKED, sliding_window
+from asymvlm.hf.caches import Cache, is_full, is_known_layer, is_sliding, stock_layers
+from asymvlm.hf.masks import CHUNKED
+from asymvlm.hf.windows import sliding_window
 
 
 @dataclass(frozen=True)
@@ -70,21 +64,19 @@ class EvictionCache(Cache):
         if static:
             if capacity is None:
                 raise ValueError("a static cache needs its capacity, the slots to allocate, got None")
-            stock = StaticCache(text_config, max_cache_len=max_length or capacity).layers
             self.table = StaticSlots(capacity)
         else:
-            stock = DynamicCache(config=text_config).layers
             self.table = Slots(capacity)
+        stock = stock_layers(text_config, (max_length or capacity) if static else None)
         if CHUNKED in (getattr(text_config, "layer_types", None) or ()):
             raise NotImplementedError(f"text eviction does not know the {CHUNKED!r} of {text_config.model_type!r}")
         bounded = sliding_window(text_config) is not None  # else a "sliding" layer never drops a token
         layers: list[Any] = []
         for layer in stock:
-            sliding = type(layer) in (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)
-            if type(layer) in (DynamicLayer, StaticLayer) or (sliding and not bounded):
+            if is_full(layer) or (is_sliding(layer) and not bounded):
                 first = not any(isinstance(done, SlotLayer) for done in layers)
                 layers.append(SlotLayer(self.table, first))
-            elif sliding or not isinstance(layer, CacheLayerMixin):
+            elif is_known_layer(layer):
                 layers.append(layer)
             else:
                 raise NotImplementedError(f"text eviction does not know cache layers like {type(layer).__name__}")
@@ -119,6 +111,12 @@ class EvictionCache(Cache):
         if not isinstance(layer, SlotLayer):
             return super().get_query_offset(layer_idx)
         return self.table.offset
+
+    def end_call(self) -> None:
+        """Forget what only the call of `generate` that is over had said about its prompt."""
+        self.table.prompt_end = self.table.prompt_mask = None
+        self.table.announced = False
+        self.dialogue.vision = self.dialogue.merged = None
 
     def reset(self) -> None:
         self.table.reset()

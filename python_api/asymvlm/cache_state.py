@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from asymvlm.hf.arguments import CACHE, MASK, POSITIONS, past_length, tokens_of
+
 UNKNOWN = torch.iinfo(torch.int64).min  # the id of a token that only a cache has seen
 _ATTRIBUTE = "_asymvlm_state"
 
@@ -37,7 +39,7 @@ class PromptState:
 def state_of(cache: Any) -> PromptState | None:
     """The state of a cache that holds a pruned prompt, None of any other (or of one that was reset since)."""
     state: PromptState | None = getattr(cache, _ATTRIBUTE, None)
-    if state is not None and int(cache.get_seq_length()) < state.length:
+    if state is not None and past_length(cache) < state.length:
         return None
     return state
 
@@ -47,32 +49,25 @@ def remember(cache: Any, state: PromptState) -> None:
     setattr(cache, _ATTRIBUTE, state)
 
 
-def find_cache(output: Any) -> Any:
-    """The cache in a model's output, as an attribute or in a tuple; None without one."""
-    if isinstance(output, tuple):
-        return next((item for item in output if hasattr(item, "get_seq_length")), None)
-    return getattr(output, "past_key_values", None)
-
-
 def repair_step(state: PromptState, kwargs: dict[str, Any]) -> dict[str, Any]:
     """A later step on a pruned cache, written for the original length: give it the mask and the positions that fit."""
-    tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
-    new, mask = tokens.shape[1], kwargs.get("attention_mask")
-    past = int(kwargs["past_key_values"].get_seq_length())
+    tokens = tokens_of(kwargs)
+    new, mask = tokens.shape[1], kwargs.get(MASK)
+    past = past_length(kwargs[CACHE])
     kwargs = dict(kwargs)
     prompt_mask = state.attention_mask
     if mask is None:
         ones = prompt_mask.new_ones(prompt_mask.shape[0], past - state.length + new)
-        kwargs["attention_mask"] = torch.cat([prompt_mask, ones], 1)
+        kwargs[MASK] = torch.cat([prompt_mask, ones], 1)
     elif mask.ndim == 2 and mask.shape[1] == past - state.length + state.original_length + new:
-        kwargs["attention_mask"] = torch.cat([prompt_mask.to(mask), mask[:, state.original_length :]], 1)
+        kwargs[MASK] = torch.cat([prompt_mask.to(mask), mask[:, state.original_length :]], 1)
     elif mask.ndim != 2 or mask.shape[1] != past + new:
         wanted = past - state.length + state.original_length + new
         raise ValueError(
             f"attention_mask must have {wanted} columns (original prompt and new tokens) or {past + new} (pruned), "
             f"got shape {tuple(mask.shape)}"
         )
-    if kwargs.get("position_ids") is None:
+    if kwargs.get(POSITIONS) is None:
         offsets = torch.arange(past - state.length, past - state.length + new, device=tokens.device)
-        kwargs["position_ids"] = state.next_position + offsets
+        kwargs[POSITIONS] = state.next_position + offsets
     return kwargs

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from asymvlm.cache import EvictionCache
-from asymvlm.generation import setting
+from asymvlm.hf.arguments import IDS, MASK, cache_of
+from asymvlm.hf.generation import generate_callee, setting
 from asymvlm.models import adapter_for
 from asymvlm.patch import HANDLE, PatchHandle
 from asymvlm.prompt import has_images
@@ -76,7 +77,7 @@ class Conversation:
         new = self._first(message) if self.ids is None else self._later(message, images)
         new = {name: _placed(value, self.model) for name, value in new.items()}
         ids, per_token = self._joined(new)
-        inputs = {name: value for name, value in new.items() if name not in ("input_ids", "attention_mask", *per_token)}
+        inputs = {name: value for name, value in new.items() if name not in (IDS, MASK, *per_token)}
         handle: PatchHandle | None = self.model.__dict__.get(HANDLE)
         evicts = handle is not None and (handle.text is not None or handle.turns is not None)
         if self.cache is None and evicts:
@@ -87,12 +88,12 @@ class Conversation:
                 attention_mask=torch.ones_like(ids),
                 **per_token,
                 **inputs,
-                **({} if self.cache is None else {"past_key_values": self.cache}),
+                **({} if self.cache is None else {generate_callee(self.model).cache: self.cache}),
                 **{**self.options, **options},
                 return_dict_in_generate=True,
             )
         answer = result.sequences[:, ids.shape[1] :]
-        self.cache, self.ids = result.past_key_values, self._without_end(result.sequences, answer)
+        self.cache, self.ids = cache_of(result), self._without_end(result.sequences, answer)
         self._per_token = {
             name: torch.nn.functional.pad(value, (0, self.ids.shape[1] - value.shape[1]))
             for name, value in per_token.items()
@@ -135,10 +136,10 @@ class Conversation:
         return inputs
 
     def _joined(self, new: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        ids: torch.Tensor = new["input_ids"]
+        ids: torch.Tensor = new[IDS]
         names = [
             name for name, value in new.items()
-            if name not in ("input_ids", "attention_mask") and torch.is_tensor(value) and value.shape == ids.shape
+            if name not in (IDS, MASK) and torch.is_tensor(value) and value.shape == ids.shape
         ]  # fmt: skip
         if self.ids is None:
             return ids, {name: new[name] for name in names}

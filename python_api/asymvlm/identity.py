@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from asymvlm.decoder import decoder_of
+from asymvlm.hf.decoder import decoder_of
 
 SAMPLES = 16  # values read of each parameter
 

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from asymvlm.cache_state import UNKNOWN, PromptState
-from asymvlm.generation import check_conversation
+from asymvlm.continuing import check_conversation
+from asymvlm.hf.arguments import CACHE, IDS, MASK, POSITIONS, past_length
 from asymvlm.models.adapter import Adapter, Inputs
 from asymvlm.policies import VisionPruning
 from asymvlm.prompt import PrunedPrompt, has_images, prune_prompt
@@ -23,7 +24,7 @@ from asymvlm.report import PruningReport
 
 def brings_images(model: nn.Module, adapter: Adapter, state: PromptState, call: Mapping[str, Any]) -> bool:
     """Whether a `generate` on a pruned cache has images behind what the cache holds."""
-    ids = call.get("input_ids")
+    ids = call.get(IDS)
     return ids is not None and bool(adapter.vision_mask(model, ids[:, state.original_length :]).any())
 
 
@@ -40,7 +41,7 @@ def prune_later_images(
 
     Args:
         state: of the cache, which may hold generated tokens too.
-        inputs: of the call, with ``past_key_values``. `generate` gets ``input_ids`` and masks of the whole
+        inputs: of the call under our names, with its cache. `generate` gets ``input_ids`` and masks of the whole
             conversation, and either all of its images or the new ones; a forward gets the new tokens and their images.
     Returns:
         The shorter problem of the new tokens, told in columns of the whole conversation.
@@ -55,11 +56,11 @@ def prune_later_images(
         )
     if not has_images(adapter, inputs):
         raise ValueError(f"input_ids have new images, but none of {', '.join(adapter.triggers)} was given")
-    cached = int(inputs["past_key_values"].get_seq_length())
+    cached = past_length(inputs[CACHE])
     past = cached - state.length
     known = state.original_length + past  # columns of the conversation that the cache stands for
-    ids: torch.Tensor = inputs["input_ids"]
-    mask: torch.Tensor = inputs["attention_mask"] if inputs.get("attention_mask") is not None else torch.ones_like(ids)
+    ids: torch.Tensor = inputs[IDS]
+    mask: torch.Tensor = inputs[MASK] if inputs.get(MASK) is not None else torch.ones_like(ids)
     if generating:
         check_conversation(adapter, state, inputs)
         past_ids, past_mask = (x[:, state.original_length : known] for x in (ids, mask))
@@ -88,7 +89,7 @@ def prune_later_images(
 def _has_all_images(model: nn.Module, adapter: Adapter, inputs: Inputs, known: int) -> bool:
     """Whether the call brings the images of the whole conversation: more tokens than its new part has places for."""
     grids = adapter.grids(model, inputs)
-    new = adapter.unify(inputs["input_ids"])[:, known:]
+    new = adapter.unify(inputs[IDS])[:, known:]
     for name, token_id in adapter.token_ids(model).items():
         if name in grids and sum(rows * columns for rows, columns in grids[name]) > int((new == token_id).sum()):
             return True
@@ -99,17 +100,17 @@ def _behind(
     adapter: Adapter, policy: VisionPruning, inputs: Inputs, mask: torch.Tensor, first: int
 ) -> tuple[dict[str, Any], VisionPruning]:
     """The call and the policy with nothing of what is cached."""
-    rows = {name: inputs[name][:, first:] for name in ("input_ids", *adapter.per_token) if inputs.get(name) is not None}
-    if first and inputs.get("position_ids") is not None:
-        rows["position_ids"] = inputs["position_ids"][..., first:]
+    rows = {name: inputs[name][:, first:] for name in (IDS, *adapter.per_token) if inputs.get(name) is not None}
+    if first and inputs.get(POSITIONS) is not None:
+        rows[POSITIONS] = inputs[POSITIONS][..., first:]
     if first and isinstance(policy.text, torch.Tensor):
         policy = dataclasses.replace(policy, text=policy.text[:, first:])
-    return {**inputs, **rows, "attention_mask": mask[:, first:]}, policy
+    return {**inputs, **rows, MASK: mask[:, first:]}, policy
 
 
 def _past_mask(state: PromptState, inputs: Inputs, past: int) -> torch.Tensor:
     """``(B, past)``: the mask of what was generated since, from a mask of either length."""
-    mask, new = inputs.get("attention_mask"), inputs["input_ids"].shape[1]
+    mask, new = inputs.get(MASK), inputs[IDS].shape[1]
     if mask is None or mask.shape[1] == new:
         return state.attention_mask.new_ones(state.attention_mask.shape[0], past)
     if mask.ndim != 2 or mask.shape[1] not in (state.length + past + new, state.original_length + past + new):
@@ -145,9 +146,9 @@ def _join(
         position_ids=torch.cat([state.position_ids, state.next_position + offsets, new.position_ids], -1),
         next_position=new.next_position,
     )
-    inputs = {**prompt.inputs, "attention_mask": joined.attention_mask}
+    inputs = {**prompt.inputs, MASK: joined.attention_mask}
     if generating:
-        inputs["position_ids"] = joined.position_ids
+        inputs[POSITIONS] = joined.position_ids
     # masks are made from token types, which are read by their place in the cache
     types = tuple(name for name in adapter.per_token if name != "labels" and inputs.get(name) is not None)
     for name in types:

@@ -1,44 +1,36 @@
-"""Hooks, positions, masks, undo: the mechanics, once for every family.
+"""Patch one model instance: its ``generate`` works on the shortened prompt, its forwards go through `Forwards`.
 
-Three touch points, all on the instance and all removed without a trace: the attribute ``generate``, a forward pre-hook
-and a forward hook on the top model. `generate` is called on the shorter problem; the pre-hook hands it the merged
-embeddings during prefill. A plain forward is pruned by the same pre-hook, and later steps on its cache are repaired.
+Everything is put on the instance and taken off again without a trace. `generate` is called on the shorter problem; the
+model's door hands it the merged embeddings during prefill.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from asymvlm.cache_state import PromptState, find_cache, remember, repair_step, state_of
-from asymvlm.calls import Call, current_call, feed_prompt, in_flight, set_call
-from asymvlm.deepstack import deepstack_inputs
+from asymvlm.cache_state import PromptState, state_of
+from asymvlm.continuing import continue_call, restate_settings, with_original_prompt
 from asymvlm.eviction.text import TextEvictor
 from asymvlm.eviction.turns import TurnEvictor
-from asymvlm.flash import one_sequence, uses_flash
-from asymvlm.generation import (
-    StaticLength,
-    continue_call,
-    infer_attention_mask,
-    restate_settings,
-    with_original_prompt,
-)
+from asymvlm.forward import Forwards, check_call
+from asymvlm.hf.arguments import CACHE, EMBEDS, IDS, MASK, bind, cache_of, past_length
+from asymvlm.hf.context import entered
+from asymvlm.hf.generation import StaticLength, generate_callee, infer_attention_mask
+from asymvlm.hf.peft import unwrapped
+from asymvlm.in_flight import Call
 from asymvlm.later_images import brings_images, prune_later_images
 from asymvlm.models import adapter_for
 from asymvlm.policies import TextEviction, TurnEviction, VisionPruning
-from asymvlm.prompt import PrunedPrompt, check_prompt, has_images, prune_prompt, untouched_report
+from asymvlm.prompt import PrunedPrompt, has_images, prune_prompt, untouched_report
 from asymvlm.report import PruningReport
 from asymvlm.strategy import AutoStrategy, Choice
-from asymvlm.windows import sliding_window, tighten
-from asymvlm.wrappers import unwrapped
 from asymvlm_kernels import UniformBudget
 
 HANDLE = "_asymvlm_handle"  # where a patched model keeps its handle
@@ -111,22 +103,15 @@ class PatchHandle:
         self.enabled = True
         self.last: PruningReport | None = None
         self._static_length = StaticLength()
-        self._pending: dict[Call, None] = {}  # calls before their decode steps; empty, the hooks are constant
+        self._callee = generate_callee(model)
         self._previous_generate = model.__dict__.get("generate")
         text_config = cast("Any", model.config).get_text_config()
-        # before our own decoder hook: that one narrows the windows of masks that evicted tokens are gone from
         self._evictor = None
         if text is not None or turns is not None:
             turn_evictor = None if turns is None else TurnEvictor(self.adapter, turns)
-            # it refuses decoders that it does not know, so it goes before hooks of ours are on the model
+            # it refuses decoders that it does not know, so it goes before anything of ours is on the model
             self._evictor = TextEvictor(self, self.adapter.text_of(model), text_config, text, turn_evictor)
-        tightened = vision.positions == "keep" and not vision.bypassed
-        self._window = sliding_window(text_config) if tightened else None
-        self._hooks = [
-            model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
-            self.adapter.text_of(model).register_forward_pre_hook(self._before_decoder, with_kwargs=True),
-        ]
+        self._forwards = Forwards(self, self._evictor)
         model.__dict__["generate"] = functools.update_wrapper(_Generate(self), cast("Any", model).generate)
         model.__dict__[HANDLE] = self
 
@@ -140,8 +125,7 @@ class PatchHandle:
         """Restore the model, bit for bit. Calling it again does nothing."""
         if self.model.__dict__.get(HANDLE) is not self:
             return
-        for hook in self._hooks:
-            hook.remove()
+        self._forwards.remove()
         if self._evictor is not None:
             self._evictor.remove()
         del self.model.__dict__[HANDLE]
@@ -153,65 +137,69 @@ class PatchHandle:
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """`GenerationMixin.generate` on the shortened prompt; the returned sequences start with the original one."""
         model_class: Any = type(self.model)
-        original = self._previous_generate or functools.partial(model_class.generate, self.model)
-        call = _named(model_class.generate, self.model, args, kwargs)
-        if call.get("inputs") is not None and call.get("input_ids") is None:
-            call["input_ids"] = call.pop("inputs")
-        state = state_of(call.get("past_key_values"))
-        choice = self._choose(call, generating=True)
-        vision = self._chosen_vision(choice, call)
+        call = bind(model_class.generate, self.model, args, kwargs)
+        if call.get("inputs") is not None and call.get(IDS) is None:
+            call[IDS] = call.pop("inputs")
+        cache = call.get(CACHE)
+        state = state_of(cache)
+        choice = self.choose(call, generating=True)
+        vision = self.chosen_vision(choice, call)
+        original = self._original
         if self._evictor is not None and self.enabled:
-            original = functools.partial(self._evicting, self._evictor, choice, original)
+            original = functools.partial(self._evicting, self._evictor, choice)
         if state is None and not (self.enabled and has_images(self.adapter, call)):
-            return original(*args, **kwargs)
-        if call.get("attention_mask") is None and call.get("input_ids") is not None:
-            call["attention_mask"] = infer_attention_mask(self.model, call)
+            return original(call)
+        if call.get(MASK) is None and call.get(IDS) is not None:
+            call[MASK] = infer_attention_mask(self.model, call)
         if state is not None and not brings_images(self.model, self.adapter, state, call):
             return self._continue(original, state, call)
         if state is None and vision.bypassed:
             self.last = untouched_report(self.model, self.adapter, vision, call)
-            with self._in_flight(Call(self, self.last, None, "measure")):
-                return original(*args, **kwargs)
-        _check_call(call, state)
-        accepted = inspect.signature(type(self.model).forward).parameters
-        inputs = {name: value for name, value in call.items() if name in accepted}
-        prompt = self._prune(vision, inputs, state, generating=True)
+            with self._forwards.in_flight(Call(owner=self, report=self.last, phase="measure")):
+                return original(call)
+        check_call(call, state)
+        accepted = self._forwards.model.callee.accepted
+        prompt = self.prune(vision, {name: call[name] for name in call if name in accepted}, state, generating=True)
         self.last = prompt.report
         shorter = {name: value for name, value in call.items() if name not in accepted}
         shorter |= {name: value for name, value in prompt.inputs.items() if value is not None}
-        for name in ("inputs_embeds", *prompt.decoder_rows):
-            del shorter[name]  # the pre-hook hands them out, so that any decoding method works
-        shorter |= {"input_ids": prompt.state.input_ids, **restate_settings(self.model, call, prompt.state)}
-        with self._in_flight(Call(self, prompt.report, prompt, "prefill")), self._static_length.used_by(self.model):
-            result = original(**shorter)
-        return with_original_prompt(result, prompt.state)
+        for name in (EMBEDS, *prompt.decoder_rows):
+            del shorter[name]  # the model's door hands them out, so that any decoding method works
+        shorter |= {IDS: prompt.state.input_ids, **restate_settings(self.model, call, prompt.state)}
+        running = Call(owner=self, report=prompt.report, prompt=prompt, phase="prefill")
+        with self._forwards.in_flight(running), self._static_length.used_by(self.model):
+            result = original(shorter)
+        sequences = result if torch.is_tensor(result) else result.sequences
+        given = cache if cache is not None or torch.is_tensor(result) else cache_of(result)
+        running.check_end(sequences.shape[1] - prompt.state.length, given)
+        return with_original_prompt(result, prompt.state, cache)
 
-    def _choose(self, call: dict[str, Any], *, generating: bool) -> Choice | None:
+    def _original(self, call: dict[str, Any]) -> Any:
+        """The model's own `generate`, or the one that was on the instance before."""
+        model_class: Any = type(self.model)
+        original = self._previous_generate or functools.partial(model_class.generate, self.model)
+        return original(**self._callee.write(call))
+
+    def choose(self, call: dict[str, Any], *, generating: bool) -> Choice | None:
         """What the strategy says about a call; None without one."""
         if self.strategy is None or not self.enabled:
             return None
         return self.strategy.choose(self.model, self.adapter, call, generating=generating)
 
-    def _chosen_vision(self, choice: Choice | None, call: dict[str, Any]) -> VisionPruning:
+    def chosen_vision(self, choice: Choice | None, call: dict[str, Any]) -> VisionPruning:
         if choice is None:
             return self.vision
-        cache = call.get("past_key_values")
-        unpruned = cache is not None and state_of(cache) is None and int(cache.get_seq_length()) > 0
+        cache = call.get(CACHE)
+        unpruned = cache is not None and state_of(cache) is None and past_length(cache) > 0
         if choice.prunes_vision and not unpruned:  # a cache that holds whole images goes on with whole images
             return self.vision
         return dataclasses.replace(self.vision, budget=UniformBudget(1.0))
 
-    def _evicting(
-        self, evictor: TextEvictor, choice: Choice | None, original: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        """`original` on a cache to evict from."""
-        model_class: Any = type(self.model)
-        call = _named(model_class.generate, self.model, args, kwargs)
-        if call.get("inputs") is not None and call.get("input_ids") is None:
-            call["input_ids"] = call.pop("inputs")
+    def _evicting(self, evictor: TextEvictor, choice: Choice | None, call: dict[str, Any]) -> Any:
+        """The original `generate` on a cache to evict from."""
         evicts = choice is None or not choice.prunes_vision
         with evictor.call(self.model, call, evicts) as prepared:
-            result = original(**prepared.arguments)
+            result = self._original(prepared.arguments)
             prepared.sequences = result if torch.is_tensor(result) else result.sequences
         report = untouched_report(self.model, self.adapter, self.vision, call) if self.last is None else self.last
         self.last = report and dataclasses.replace(report, eviction=prepared.report(), strategy=choice)
@@ -220,108 +208,17 @@ class PatchHandle:
     def _continue(self, original: Callable[..., Any], state: PromptState, call: dict[str, Any]) -> Any:
         """A later turn on the cache of a pruned prompt: its images are in the cache already."""
         shorter = call | continue_call(self.adapter, state, call) | restate_settings(self.model, call, state)
-        with in_flight(Call(self, None, None, "decode")):
-            result = original(**{name: value for name, value in shorter.items() if value is not None})
-        return with_original_prompt(result, state)
+        with entered(Call(owner=self, phase="decode")):
+            result = original({name: value for name, value in shorter.items() if value is not None})
+        return with_original_prompt(result, state, call[CACHE])
 
-    def _prune(
+    def prune(
         self, vision: VisionPruning, inputs: dict[str, Any], state: PromptState | None, *, generating: bool
     ) -> PrunedPrompt:
         if state is None:
             return prune_prompt(self.model, self.adapter, vision, inputs, generating=generating)
         vision = vision if self.enabled else dataclasses.replace(vision, budget=UniformBudget(1.0))
         return prune_later_images(self.model, self.adapter, vision, state, inputs, generating=generating)
-
-    @contextlib.contextmanager
-    def _in_flight(self, call: Call) -> Iterator[None]:
-        self._pending[call] = None
-        try:
-            with in_flight(call):
-                yield
-        finally:
-            self._pending.pop(call, None)
-
-    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        cache = kwargs.get("past_key_values")
-        images = has_images(self.adapter, kwargs)
-        if not (self._pending or args or images) and cache is not None and state_of(cache) is None:
-            return None  # a decode step, which torch.compile traces without a graph break
-        call = current_call()
-        if call is not None and call.owner is self and call.phase == "forward":
-            self._pending.pop(call, None)
-            call = call.outer  # an interrupted forward, whose hook never ran, left its call behind
-            set_call(call)
-        if call is not None and call.owner is self:
-            # a step without a cache after some with one: LongRoPE passed its switch and starts over
-            starts_over = call.prompt is not None and cache is None
-            return (args, feed_prompt(module, call, kwargs)) if call.phase == "prefill" or starts_over else None
-        if args:
-            kwargs = _named(type(module).forward, module, args, kwargs)
-            cache, images = kwargs.get("past_key_values"), has_images(self.adapter, kwargs)
-        state = state_of(cache)
-        if state is not None and not images:
-            return (), repair_step(state, kwargs)
-        if state is None and not (self.enabled and images):
-            return (), kwargs
-        choice = self._choose(kwargs, generating=False)
-        vision = self._chosen_vision(choice, kwargs)
-        if state is None and vision.bypassed:
-            self.last = untouched_report(self.model, self.adapter, vision, kwargs)
-            if self.last is not None:
-                self.last.strategy = choice
-            self._expect(Call(self, self.last, None, "forward", outer=call))
-            return (), kwargs
-        _check_call(kwargs, state)
-        if state is None and self.adapter.needs_fresh_cache and getattr(cache, "is_initialized", False):
-            raise NotImplementedError(f"{self.adapter.model_type} needs a new cache here, got one that was reset")
-        prompt = self._prune(vision, kwargs, state, generating=False)
-        prompt.report.strategy = choice
-        self.last = prompt.report
-        self._expect(Call(self, prompt.report, prompt, "forward", outer=call))
-        return (), prompt.inputs
-
-    def _expect(self, call: Call) -> None:
-        self._pending[call] = None
-        set_call(call)
-
-    def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Hand the decoder what its composite cannot: thinned DeepStack rows, windows as wide as they were.
-
-        FlashAttention is told, too, that a row is one sequence.
-        """
-        if not self._pending and self._window is None:
-            return None
-        call, cache = current_call(), kwargs.get("past_key_values")
-        prompt = call.prompt if call is not None and call.owner is self else None
-        state = prompt.state if prompt is not None else state_of(cache)
-        if state is None:
-            return None
-        batch, queries = kwargs["inputs_embeds"].shape[:2]
-        past = 0 if cache is None else int(cache.get_seq_length())
-        in_prompt = past < state.length
-        if prompt is not None and prompt.deepstack is not None and in_prompt:
-            kwargs |= deepstack_inputs(prompt.deepstack, past - prompt.cached, queries, batch)
-        text_config = cast("Any", self.model.config).get_text_config()
-        if in_prompt and batch == 1 < queries and uses_flash(text_config):
-            kwargs |= one_sequence(module, queries, past, kwargs["inputs_embeds"].device)
-        if self._window is not None and not (self.adapter.open_prompt and in_prompt):
-            kwargs["attention_mask"] = tighten(text_config, kwargs, state.index, state.original_length)
-        return args, kwargs
-
-    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        call = current_call() if self._pending else None
-        if call is None or call.owner is not self or call.phase in ("prefill", "decode"):
-            return
-        self._pending.pop(call, None)
-        cache = find_cache(output)
-        if call.report is not None:
-            call.report.measure(cache)
-        if call.phase == "measure":
-            call.phase = "decode"
-            return
-        set_call(call.outer)
-        if cache is not None and call.prompt is not None:
-            remember(cache, call.prompt.state)
 
 
 @dataclass(eq=False)
@@ -332,27 +229,6 @@ class _Generate:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.handle.generate(*args, **kwargs)
-
-
-def _named(function: Any, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of a method call by name."""
-    bound = inspect.signature(function).bind_partial(model, *args, **kwargs).arguments
-    bound.pop("self", None)
-    return {**bound, **bound.pop("kwargs", {})}
-
-
-def _check_call(call: dict[str, Any], state: PromptState | None) -> None:
-    cache = call.get("past_key_values")
-    if state is None and cache is not None and cache.get_seq_length() > 0:
-        raise NotImplementedError(
-            f"pruning needs an empty cache, got one of {cache.get_seq_length()} tokens: pass the whole conversation"
-        )
-    if call.get("assistant_model") is not None:
-        raise NotImplementedError("an assistant_model is not supported: it would see a prompt of another length")
-    if isinstance(call.get("logits_to_keep"), torch.Tensor):
-        raise NotImplementedError("logits_to_keep must be a number of last columns, got columns of the unpruned prompt")
-    if state is None:
-        check_prompt(call)
 
 
 __all__ = ["PatchHandle", "patch"]

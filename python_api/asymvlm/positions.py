@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from asymvlm.hf.arguments import POSITIONS
 from asymvlm.models.adapter import Adapter, Inputs
 
 
@@ -25,10 +26,10 @@ def original_positions(
         start: position of the first token where others are in a cache already, ``(B, 1)`` or ``(R, B, 1)``.
     """
     B, S = mask.shape
-    positions = inputs.get("position_ids")
+    positions = inputs.get(POSITIONS)
     if positions is None:
-        if adapter.mrope and record.get("position_ids") is not None:
-            positions = record["position_ids"]
+        if adapter.mrope and record.get(POSITIONS) is not None:
+            positions = record[POSITIONS]
         elif generating:
             positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
         else:

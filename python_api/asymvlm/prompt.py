@@ -12,15 +12,16 @@ from torch import nn
 
 from asymvlm.cache_state import PromptState
 from asymvlm.deepstack import DeepStack, prune_deepstack
+from asymvlm.hf.arguments import EMBEDS, IDS, MASK, POSITIONS
+from asymvlm.hf.merge import merge_embeddings
+from asymvlm.hf.peft import unwrapped
 from asymvlm.images import grids_by_row, image_lines, image_numbers
-from asymvlm.merge import merge_embeddings
 from asymvlm.models import adapter_for
 from asymvlm.models.adapter import Adapter, Grid, Inputs
 from asymvlm.policies import VisionPruning
 from asymvlm.positions import next_position, original_positions, renumbered
 from asymvlm.report import PruningReport
 from asymvlm.user_turns import UserTurns
-from asymvlm.wrappers import unwrapped
 from asymvlm_kernels import PrunedSequence, gather_rows, prune_sequence
 
 
@@ -90,7 +91,7 @@ def prune_prompt(
     real = mask.bool()
     vision = adapter.vision_mask(model, input_ids) & real
     record = merge_embeddings(model, adapter, inputs)
-    embeds = record["inputs_embeds"].detach()
+    embeds = record[EMBEDS].detach()
     from_the_start = first > 0 and policy.positions == "keep"
     positions = original_positions(
         adapter, inputs, record, mask, generating=generating, start=None if from_the_start else start
@@ -109,7 +110,7 @@ def prune_prompt(
         input_ids, real, vision, structural, text = (x[:, first:] for x in (input_ids, real, vision, structural, text))
         embeds, positions = embeds[:, first:], positions[..., first:]
         per_token = {name: tensor[:, first:] for name, tensor in per_token.items()}
-    carry_pad = {"input_ids": getattr(text_config, "pad_token_id", None) or 0, **adapter.per_token}
+    carry_pad = {IDS: getattr(text_config, "pad_token_id", None) or 0, **adapter.per_token}
     pruned = prune_sequence(
         embeds,
         vision,
@@ -121,25 +122,25 @@ def prune_prompt(
         per_image=policy.per_image,
         spread=policy.spread,
         lines=lines,
-        carry={"input_ids": input_ids, "position_ids": positions, **per_token},
+        carry={IDS: input_ids, POSITIONS: positions, **per_token},
         carry_pad=carry_pad,
         padding_side=_padding_side(real),
     )
     if start is not None and len(real) > 1:
         pruned = _pad_in_place(pruned, carry_pad, {name: x for name, x in per_token.items() if name != "labels"})
     kept = pruned.index >= 0
-    carried = {name: tensor for name, tensor in pruned.carry.items() if name != "input_ids"}
+    carried = {name: tensor for name, tensor in pruned.carry.items() if name != IDS}
     following = next_position(positions, real)
     if policy.positions == "compact":
-        carried["position_ids"] = renumbered(kept, positions, adapter, generating=generating, start=start)
-        following = carried["position_ids"][..., -1:] + 1
+        carried[POSITIONS] = renumbered(kept, positions, adapter, generating=generating, start=start)
+        following = carried[POSITIONS][..., -1:] + 1
     # always a mask: gapped positions without one are read as packed sequences
-    carried |= {"inputs_embeds": pruned.embeds, "attention_mask": kept.to(mask.dtype)}
+    carried |= {EMBEDS: pruned.embeds, MASK: kept.to(mask.dtype)}
     for name in adapter.decoder_rows:
         if record.get(name) is not None:
             rows = record[name][:, first:]
             carried[name] = gather_rows(rows.flatten(2), pruned.index).unflatten(-1, rows.shape[2:])
-    removed = {*adapter.drop, *adapter.drop_when_pruned, "input_ids"}
+    removed = {*adapter.drop, *adapter.drop_when_pruned, IDS}
     forwarded = {name: value for name, value in {**inputs, **carried}.items() if name not in removed}
     prunable = vision & ~structural
     report = PruningReport(
@@ -163,9 +164,9 @@ def prune_prompt(
         original_ids=input_ids,
         original_lengths=real.sum(-1),
         index=pruned.index,
-        input_ids=pruned.carry["input_ids"],
-        attention_mask=carried["attention_mask"],
-        position_ids=carried["position_ids"] + shift,
+        input_ids=pruned.carry[IDS],
+        attention_mask=carried[MASK],
+        position_ids=carried[POSITIONS] + shift,
         next_position=following + shift,
     )
     decoder_rows = {name: more for name, more in adapter.decoder_rows.items() if name in carried}
@@ -200,12 +201,12 @@ def untouched_report(model: nn.Module, adapter: Adapter, policy: VisionPruning, 
 
 def check_prompt(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
     """The ids and the 2-D mask of a call, or an error that names what was found."""
-    input_ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    input_ids, mask = inputs.get(IDS), inputs.get(MASK)
     if input_ids is None:
         raise ValueError("pruning needs input_ids beside the images: embeddings do not tell where vision tokens are")
     if input_ids.ndim != 2:
         raise ValueError(f"input_ids must have shape (B, S), got {tuple(input_ids.shape)}")
-    if inputs.get("inputs_embeds") is not None:
+    if inputs.get(EMBEDS) is not None:
         raise ValueError("pass input_ids or inputs_embeds beside the images, got both")
     if mask is None:
         return input_ids, torch.ones_like(input_ids)
@@ -229,8 +230,8 @@ def _images(
     Image number of each vision token, None where no row has several images; grids of each row, None if unknown.
     """
     token_ids, grids = adapter.token_ids(model), adapter.grids(model, inputs)
-    numbers = image_numbers(adapter.unify(inputs["input_ids"]), vision, separators, token_ids, grids)[:, first:]
-    rows = grids_by_row(numbers, inputs["input_ids"], token_ids, grids)
+    numbers = image_numbers(adapter.unify(inputs[IDS]), vision, separators, token_ids, grids)[:, first:]
+    rows = grids_by_row(numbers, inputs[IDS], token_ids, grids)
     # one image a row needs no floors, and the fused path serves it
     several = policy.per_image or rows is None or any(len(row) > adapter.views for row in rows)
     return numbers // adapter.views if several else None, rows
@@ -245,7 +246,7 @@ def _lines(
         raise ValueError(
             f"spread needs the grid of an image's tokens, which the {adapter.model_type} adapter does not know"
         )
-    return image_lines(adapter.unify(inputs["input_ids"]), vision, separators, token_ids, grids)[:, first:]
+    return image_lines(adapter.unify(inputs[IDS]), vision, separators, token_ids, grids)[:, first:]
 
 
 def _last_token(real: torch.Tensor) -> torch.Tensor:
@@ -292,7 +293,7 @@ def _pad_in_place(
     slots = torch.where(is_real, first + is_real.cumsum(1) - 1, -1)
 
     def move(name: str, rows: torch.Tensor) -> torch.Tensor:
-        if name == "position_ids" and rows.ndim == 3:
+        if name == POSITIONS and rows.ndim == 3:
             return gather_rows(rows.permute(1, 2, 0), slots).permute(2, 0, 1).contiguous()
         return gather_rows(rows, slots, pad=carry_pad.get(name, 0))
 

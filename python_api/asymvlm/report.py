@@ -11,9 +11,9 @@ import torch
 
 from asymvlm.eviction.report import EvictionReport
 from asymvlm.flops import cache_bytes, decoder_flops, unpruned_cache_bytes
+from asymvlm.hf.windows import sliding_window
 from asymvlm.models.adapter import Grid
 from asymvlm.strategy import Choice
-from asymvlm.windows import sliding_window
 from asymvlm_kernels import Budget, ScoreBudget, ThresholdBudget
 from asymvlm_kernels.budget import TIERS
 

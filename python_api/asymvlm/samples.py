@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from asymvlm.hf.arguments import IDS, MASK
 from asymvlm.loading import open_image
 from asymvlm.models import adapter_for
 from asymvlm.session import InputError, Session, first_line
@@ -105,21 +106,19 @@ def prepare_with_answer(session: Session, sample: Question) -> dict[str, Any]:
     if not sample.answers:
         return inputs
     tokenizer = getattr(session.processor, "tokenizer", session.processor)
-    ids = list(tokenizer(sample.answers[0], add_special_tokens=False)["input_ids"])
+    ids = list(tokenizer(sample.answers[0], add_special_tokens=False)[IDS])
     if getattr(tokenizer, "eos_token_id", None) is not None:
         ids.append(tokenizer.eos_token_id)
     adapter = adapter_for(session.model)
-    prompt = inputs["input_ids"]
+    prompt = inputs[IDS]
     new = torch.tensor([ids], device=prompt.device, dtype=prompt.dtype)
     labels = torch.full_like(prompt, -100)
     for name in adapter.per_token:
         if name in inputs:  # a suffix is of type 1 where the prompt sees itself both ways, else it is plain text
             inputs[name] = torch.cat([inputs[name], torch.full_like(new, int(adapter.open_prompt)).to(inputs[name])], 1)
-    if "attention_mask" in inputs:
-        inputs["attention_mask"] = torch.cat(
-            [inputs["attention_mask"], torch.ones_like(new).to(inputs["attention_mask"])], 1
-        )
-    inputs["input_ids"] = torch.cat([prompt, new], 1)
+    if MASK in inputs:
+        inputs[MASK] = torch.cat([inputs[MASK], torch.ones_like(new).to(inputs[MASK])], 1)
+    inputs[IDS] = torch.cat([prompt, new], 1)
     return {**inputs, "labels": torch.cat([labels, new], 1)}
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from asymvlm.flops import cache_bytes
+from asymvlm.hf.arguments import IDS, cache_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -110,7 +111,7 @@ class Session:
     def generate(self, inputs: Any, max_new_tokens: int) -> Generation:
         """Greedy answer, decoded without special tokens."""
         output = self._generate(inputs, max_new_tokens=max_new_tokens)
-        tokens = output.sequences[0, inputs["input_ids"].shape[1] :]
+        tokens = output.sequences[0, inputs[IDS].shape[1] :]
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         return Generation(tokenizer.decode(tokens, skip_special_tokens=True).strip(), len(tokens))
 
@@ -136,7 +137,7 @@ class Session:
                     self._synchronize()
                     if pair > 0:  # pair 0 is the warm-up
                         times[pruned].append((time.perf_counter() - start) * 1e3)
-                    kv_bytes[pruned] = cache_bytes(output.past_key_values)
+                    kv_bytes[pruned] = cache_bytes(cache_of(output))
                 if sum(times[False]) + sum(times[True]) > seconds * 1e3:
                     break
         finally:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from asymvlm.generation import setting
+from asymvlm.hf.arguments import IDS, MASK
+from asymvlm.hf.generation import setting
 from asymvlm.models.adapter import Adapter
 from asymvlm.policies import TextEviction, TurnEviction, VisionPruning
 
@@ -70,10 +71,10 @@ class AutoStrategy:
 
     def choose(self, model: nn.Module, adapter: Adapter, call: Mapping[str, Any], *, generating: bool) -> Choice:
         """Count the tokens of a call. Synchronises once."""
-        ids = call.get("input_ids")
+        ids = call.get(IDS)
         if ids is None:
             return Choice(0, 0, 0)
-        mask = call.get("attention_mask")
+        mask = call.get(MASK)
         usable = isinstance(mask, torch.Tensor) and mask.shape == ids.shape
         real = mask.bool() if usable and mask is not None else torch.ones_like(ids, dtype=torch.bool)
         vision, total = torch.stack([(adapter.vision_mask(model, ids) & real).sum(), real.sum()]).tolist()

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from asymvlm.hf.arguments import IDS
+
 # they start and end unlike each other, so that what all of them share is none of theirs
 USER = ("alpha", "zebra?", "my days", "green.")
 ANSWER = ("omega", "no.", "four")
@@ -105,7 +107,7 @@ class _Renderer:
                 continue
             printed = isinstance(text, str) and "'type': 'text'" in text  # a template for strings prints the list
             if isinstance(text, str) and not printed and all(probe in text for _, probe in turns):
-                return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+                return list(self.tokenizer(text, add_special_tokens=False)[IDS])
         return None
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from test_text_eviction import windowed
 
 import asymvlm
-import asymvlm.eviction.capture as capture
 import asymvlm.eviction.slots as slots
+import asymvlm.hf.attention as capture
 from asymvlm import EvictionCache, TextEviction, TurnEviction
 from asymvlm.eviction.choose import lowest
 

@@ -18,8 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.masking_utils import eager_mask, flash_attention_mask
 
 import asymvlm
-import asymvlm.eviction.capture as capture
 import asymvlm.eviction.masks as masks
+import asymvlm.hf.attention as capture
 from asymvlm import EvictionCache, TextEviction
 
 POLICY = dict(threshold=6, retention=0.5)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.cache_utils import CacheLayerMixin
 
 from asymvlm.eviction.slots import Slots
 from asymvlm.eviction.static_slots import StaticSlots
 from asymvlm.eviction.table import enlarged
+from asymvlm.hf.caches import CacheLayerMixin
+from asymvlm.hf.errors import MechanismError
 
 
 class SlotLayer(CacheLayerMixin):
@@ -48,6 +49,8 @@ class SlotLayer(CacheLayerMixin):
         """Write the step's K and V ``(B, G, queries, head_dim)``; K and V of the slots in use, as views."""
         if self.first:
             if not self.table.open:
+                if self.table.announced:
+                    raise MechanismError("giving a step its slots", "its first layer ran before the decoder's hook")
                 self.table.begin(key_states.shape[0], key_states.shape[2], key_states.device)
             self.table.open = False
         if not self.is_initialized:

@@ -9,14 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from asymvlm.cache import EvictionCache
 from asymvlm.eviction.slots import Slots
 from asymvlm.eviction.static_slots import StaticSlots
-from asymvlm.windows import SLIDING
-
-FULL = "full_attention"
+from asymvlm.hf.masks import FULL, SLIDING, causal_mask, sliding_mask
 
 
 def real_tokens(cache: EvictionCache, mask: Any, queries: int) -> torch.Tensor | None:
@@ -74,7 +71,7 @@ def slot_masks(config: Any, cache: EvictionCache, mask: Any, embeds: torch.Tenso
         elif not isinstance(mask, dict) and sliding is None:
             return visible  # the decoder makes the rest
         else:
-            full = create_causal_mask(config, embeds, visible, cache)
+            full = causal_mask(config, embeds, visible, cache)
     if sliding is None:
         return {**mask, FULL: full} if isinstance(mask, dict) else full
     return {**(mask if isinstance(mask, dict) else {}), FULL: full, SLIDING: _sliding(
@@ -88,11 +85,11 @@ def _sliding(config: Any, cache: EvictionCache, mask: Any, embeds: torch.Tensor,
     if isinstance(mask, dict) and not (hide or dense):
         return given
     if not dense and not hide:
-        return create_sliding_window_causal_mask(config, embeds, mask, cache)
+        return sliding_mask(config, embeds, mask, cache)
     keys, offset = cache.get_mask_sizes(embeds.shape[1], layer)
     if not dense:
         columns = cache.table.alive(0, keys + offset)
-        return create_sliding_window_causal_mask(config, embeds, columns, cache)
+        return sliding_mask(config, embeds, columns, cache)
     if not hide:
         return given
     alive = cache.table.alive(offset, keys)[:, None, None]

@@ -28,6 +28,7 @@ class Table:
         self.rows = 0  # 0 until the first step
         self.prompt_end: int | None = None
         self.prompt_mask: torch.Tensor | None = None  # (B, columns) bool, for steps whose mask does not tell padding
+        self.announced = False  # a patched model's `generate` runs, whose hook gives each step its slots
         self.open = False  # a step has its slots, and its first layer has not written yet
         self.remapped = False  # a slot's number need not be its column any more
 

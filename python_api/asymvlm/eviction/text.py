@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,24 +12,27 @@ import torch
 from torch import nn
 
 from asymvlm.cache import EvictionCache
-from asymvlm.eviction import capture
 from asymvlm.eviction.masks import FULL, real_tokens, slot_masks
 from asymvlm.eviction.report import EvictionReport
 from asymvlm.eviction.static_slots import StaticSlots
 from asymvlm.eviction.turns import TurnEvictor
-from asymvlm.generation import infer_attention_mask, setting
-from asymvlm.merge import merging
+from asymvlm.hf import attention as capture
+from asymvlm.hf.arguments import CACHE, EMBEDS, IDS, MASK, USE_CACHE, tokens_of
+from asymvlm.hf.context import Frame, entered, innermost
+from asymvlm.hf.errors import MechanismError
+from asymvlm.hf.generation import infer_attention_mask, setting
+from asymvlm.hf.merge import merging
 from asymvlm.policies import TextEviction
 from asymvlm.prompt import has_images
 
 STATIC = ("static", "hybrid", "sliding_window", "hybrid_chunked")  # names transformers gave its static caches
 
 
-_running: ContextVar[EvictingCall | None] = ContextVar("asymvlm_evicting_call", default=None)
+MECHANISM = "evicting generated tokens"
 
 
-@dataclass(eq=False)
-class EvictingCall:
+@dataclass(eq=False, kw_only=True)
+class EvictingCall(Frame):
     """A call of `generate` and the cache that it evicts from."""
 
     arguments: dict[str, Any]
@@ -38,15 +40,25 @@ class EvictingCall:
     evicted_before: list[int]
     owner: object
     sequences: torch.Tensor | None = None  # what the call returned, once it has
+    asked: int = 0  # steps that were to evict, as far as the host counts them
+    taken: int = 0  # steps that did
 
     def report(self) -> EvictionReport:
         stats = self.cache.stats()
         evicted = [now - then for now, then in zip(stats.evicted, self.evicted_before)]
         return EvictionReport(evicted, [sorted(row) for row in self.cache.dialogue.dropped], stats)
 
+    def check(self) -> None:
+        """Raise a MechanismError where a step was to evict and did not."""
+        if self.asked != self.taken:
+            raise MechanismError(MECHANISM, f"{self.asked} steps were to evict and {self.taken} did")
+
 
 class TextEvictor:
-    """Hooks of one decoder. ``policy`` None keeps the slots of a cache and evicts nothing by score."""
+    """What one decoder does before and after each step.
+
+    ``policy`` None keeps the slots of a cache and evicts nothing by score.
+    """
 
     def __init__(
         self, owner: Any, decoder: nn.Module, config: Any, policy: TextEviction | None, turns: TurnEvictor | None
@@ -63,43 +75,38 @@ class TextEvictor:
         chosen = full if policy is not None and policy.layers == "all" else full[-1:]
         self._scored = [attention[index] for index in chosen] if policy is not None else []
         capture.install(self._scored)
-        self._hooks = [
-            decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
-            decoder.register_forward_hook(self._after_decoder, with_kwargs=True, always_call=True),
-        ]
 
     def remove(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
         capture.remove(self._scored)
 
     # -- calls of generate ------------------------------------------------------------------------------------------
 
     @staticmethod
     def _rows(model: nn.Module, call: Mapping[str, Any]) -> int:
-        prompt = call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
+        prompt = call[EMBEDS] if call.get(IDS) is None else call[IDS]
         return len(prompt) * _repeats(model, call)
 
     @contextlib.contextmanager
     def call(self, model: nn.Module, call: Mapping[str, Any], evicts: bool = True) -> Iterator[EvictingCall]:
         """One call of `generate`, with a cache to evict from if it ``evicts``. Arguments and errors as in `prepare`."""
         arguments = self.prepare(model, call, evicts)
-        cache: EvictionCache = arguments["past_key_values"]
+        cache: EvictionCache = arguments[CACHE]
         cache.evicts = evicts
         evicted = cache.table.counters()["evicted"] or [0] * self._rows(model, arguments)
-        running = EvictingCall(arguments, cache, evicted, self)
-        token = _running.set(running)
         repeats = setting(model, call, "num_return_sequences") or 1
+        running = EvictingCall(arguments=arguments, cache=cache, evicted_before=evicted, owner=self)
+        cache.table.announced = True
         try:
-            if self.turns is not None:
-                self.turns.begin(model, arguments, cache, repeats)
-            yield running
+            with entered(running):
+                if self.turns is not None:
+                    self.turns.begin(model, arguments, cache, repeats)
+                yield running
+            running.check()
             if self.turns is not None and running.sequences is not None:
                 self.turns.end(model, arguments, running.cache, running.sequences)
         finally:
-            _running.reset(token)
-            running.cache.table.prompt_end = running.cache.table.prompt_mask = None
-            running.cache.dialogue.vision = running.cache.dialogue.merged = None
+            running.cache.end_call()
+            cache.table.announced = False
 
     def prepare(self, model: nn.Module, call: Mapping[str, Any], evicts: bool = True) -> dict[str, Any]:
         """The arguments of a `generate` call with a cache to evict from. ``call`` is left as it is.
@@ -115,19 +122,19 @@ class TextEvictor:
                     f"text eviction does not work with {name}: drafted tokens are taken back from the end of the "
                     "cache, whose last slots need not be the last tokens"
                 )
-        if setting(model, call, "use_cache") is False:
+        if setting(model, call, USE_CACHE) is False:
             raise ValueError("text eviction needs the K/V cache, got use_cache=False")
-        ids = call.get("input_ids")
-        embeds = call.get("inputs_embeds")
+        ids = call.get(IDS)
+        embeds = call.get(EMBEDS)
         prompt = ids if embeds is None else embeds
         if prompt is None:
             raise ValueError("text eviction needs input_ids or inputs_embeds")
-        mask = call.get("attention_mask")
+        mask = call.get(MASK)
         if mask is None and ids is not None:
             mask = infer_attention_mask(model, call)
         columns = prompt.shape[1]
         repeats = _repeats(model, call)
-        cache = call.get("past_key_values")
+        cache = call.get(CACHE)
         if cache is None:
             cache = self._new_cache(model, call, columns, evicts)
         elif isinstance(cache, EvictionCache):
@@ -135,10 +142,10 @@ class TextEvictor:
                 raise NotImplementedError("new images on a static cache with text eviction are not supported")
         else:
             raise NotImplementedError(
-                f"text eviction needs its own cache, got a {type(cache).__name__}: leave past_key_values out, or pass "
+                f"text eviction needs its own cache, got a {type(cache).__name__}: leave the cache out, or pass "
                 "the one that an earlier call returned"
             )
-        call["past_key_values"] = cache
+        call[CACHE] = cache
         call.pop("cache_implementation", None)
         config = call.get("generation_config") or getattr(model, "generation_config", None)
         if config is not None and config.cache_implementation is not None:
@@ -170,18 +177,19 @@ class TextEvictor:
 
     # -- one forward pass of the decoder ----------------------------------------------------------------------------
 
-    def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def before_decoder(self, module: nn.Module, arguments: dict[str, Any]) -> dict[str, Any] | None:
+        """Give the step its slots and the mask that fits them. ``arguments`` as of `Door`."""
         if not torch.compiler.is_compiling() and merging():
             return None
-        cache = kwargs.get("past_key_values")
-        if cache is None and self._wants_cache(kwargs):
-            kwargs["past_key_values"] = cache = self._started_over()
+        cache, made = arguments.get(CACHE), False
+        if cache is None and self._wants_cache(arguments):
+            cache, made = self._started_over(), True
+            arguments[CACHE] = cache
         if not isinstance(cache, EvictionCache):
             return None
-        tokens = kwargs.get("inputs_embeds")
-        tokens = kwargs["input_ids"] if tokens is None else tokens
+        tokens = tokens_of(arguments)
         rows, queries = tokens.shape[:2]
-        mask, table = kwargs.get("attention_mask"), cache.table
+        mask, table = arguments.get(MASK), cache.table
         real = real_tokens(cache, mask, queries)
         fresh = not table.rows
         if queries > 1 and not fresh and isinstance(mask, torch.Tensor) and mask.ndim == 2:
@@ -190,51 +198,68 @@ class TextEvictor:
             embeds = tokens if tokens.ndim == 3 else _shape_of(tokens, module)
             self.turns.before_prompt(self.owner.model, cache, embeds, queries)
         table.begin(rows, queries, tokens.device, real)
-        if table.remapped and not fresh:
+        remapped = table.remapped and not fresh
+        if remapped:
             embeds = tokens if tokens.ndim == 3 else _shape_of(tokens, module)
             hide = self.policy is not None and self.policy.sliding == "mask"
-            kwargs["attention_mask"] = slot_masks(self.config, cache, mask, embeds, hide)
+            arguments[MASK] = slot_masks(self.config, cache, mask, embeds, hide)
         self._arm(cache, queries)
-        return args, kwargs
+        return arguments if made or remapped else None
 
     def _started_over(self) -> EvictionCache:
         """A new cache: for a loop of the caller's own, or inside `generate` where LongRoPE passes its switch.
 
         There the whole sequence is fed again, evicted tokens too; as far as it was generated it stays evictable.
         """
-        cache, running = EvictionCache(self.config), _running.get()
+        cache, running = EvictionCache(self.config), innermost(EvictingCall)
         if running is not None and running.owner is self:
             before, running.cache = running.cache, cache
             cache.evicts, cache.dialogue = before.evicts, before.dialogue
             cache.table.prompt_end = before.table.prompt_end
             cache.table.prompt_mask = before.table.prompt_mask
+            cache.table.announced = True
             running.evicted_before = [then - now for then, now in zip(running.evicted_before, before.stats().evicted)]
         return cache
 
     def _wants_cache(self, kwargs: Mapping[str, Any]) -> bool:
         """Whether the decoder is about to make a cache of its own."""
-        use = kwargs.get("use_cache")
-        use = getattr(self.config, "use_cache", True) if use is None else use
+        use = kwargs.get(USE_CACHE)
+        use = getattr(self.config, USE_CACHE, True) if use is None else use
         return bool(use) and self.owner.enabled and not torch.is_grad_enabled()
 
     def _arm(self, cache: EvictionCache, queries: int) -> None:
-        table = cache.table
+        table, scores = cache.table, None
         capture.wanted.set(None)
         if self.policy is None or not cache.evicts or not self.owner.enabled or queries != 1:
             return
         if isinstance(table, StaticSlots):  # the count is on the device: every step scores, the last layer only
-            capture.wanted.set(capture.Scores(table.slot_pos, table.column))
+            scores = capture.Scores(slot_pos=table.slot_pos, q_pos=table.column)
         elif any(table.excess(self.policy)):
-            capture.wanted.set(capture.Scores(table.slot_pos[:, : table.span].contiguous(), table.column))
+            scores = capture.Scores(slot_pos=table.slot_pos[:, : table.span].contiguous(), q_pos=table.column)
+        if scores is None:
+            return
+        if not torch.compiler.is_compiling() and (running := self._running(cache)) is not None:
+            running.check()
+            running.asked += 1
+        capture.wanted.set(scores)
 
-    def _after_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _running(self, cache: EvictionCache) -> EvictingCall | None:
+        """The call of `generate` that this step of the cache belongs to."""
+        running = innermost(EvictingCall)
+        return running if running is not None and running.cache is cache else None
+
+    def after_decoder(self, arguments: dict[str, Any], output: Any) -> None:
+        """Evict by the scores that the step handed out. ``arguments`` and ``output`` as of `Door`."""
         scores = capture.wanted.get()
         if scores is None:
             return
         capture.wanted.set(None)
-        cache = kwargs.get("past_key_values")
-        if output is not None and isinstance(cache, EvictionCache) and self.policy is not None:
-            cache.table.evict(scores.mean(), self.policy)
+        cache = arguments.get(CACHE)
+        if output is None or not isinstance(cache, EvictionCache) or self.policy is None:
+            return
+        cache.table.evict(scores.mean(), self.policy)
+        if not torch.compiler.is_compiling() and (running := self._running(cache)) is not None:
+            running.taken += 1
 
 
 def _repeats(model: nn.Module, call: Mapping[str, Any]) -> int:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from asymvlm.generation import setting
-from asymvlm.merge import merge_embeddings
+from asymvlm.hf.arguments import EMBEDS, IDS, MASK
+from asymvlm.hf.generation import setting
+from asymvlm.hf.merge import merge_embeddings
 from asymvlm.models.adapter import Adapter
 from asymvlm.policies import TurnEviction
 from asymvlm_kernels import score_tokens
@@ -62,16 +63,16 @@ class TurnEvictor:
 
     def begin(self, model: nn.Module, call: Mapping[str, Any], cache: EvictionCache, repeats: int) -> None:
         """Note which columns of the coming prompt are image tokens."""
-        if call.get("input_ids") is None:
+        if call.get(IDS) is None:
             raise ValueError("turn eviction needs input_ids: embeddings do not tell where images are")
         if (setting(model, call, "num_beams") or 1) > 1:
             raise NotImplementedError("turn eviction does not work with beams: an answer is known when a call ends")
-        ids = call["input_ids"]
+        ids = call[IDS]
         vision = self.adapter.vision_mask(model, ids)
-        missing = 0 if call.get("attention_mask") is None else call["attention_mask"].shape[1] - ids.shape[1]
+        missing = 0 if call.get(MASK) is None else call[MASK].shape[1] - ids.shape[1]
         vision = nn.functional.pad(vision, (missing, 0))  # only the new part was sent
-        if call.get("attention_mask") is not None:
-            vision = vision & call["attention_mask"].bool()
+        if call.get(MASK) is not None:
+            vision = vision & call[MASK].bool()
         dialogue = cache.dialogue
         dialogue.vision = vision.repeat_interleave(repeats, 0)
         dialogue.dropped = [[] for _ in range(len(dialogue.vision))]
@@ -79,7 +80,7 @@ class TurnEvictor:
             call.get(name) is not None for name in self.adapter.triggers
         )
         if merges_inside:  # the decoder is called with ids and pixels, so its own call does not show the embeddings
-            merged = merge_embeddings(model, self.adapter, call)["inputs_embeds"]
+            merged = merge_embeddings(model, self.adapter, call)[EMBEDS]
             dialogue.merged = nn.functional.pad(merged, (0, 0, missing, 0)).repeat_interleave(repeats, 0)
 
     def before_prompt(self, model: nn.Module, cache: EvictionCache, embeds: torch.Tensor, queries: int) -> None:
@@ -99,7 +100,7 @@ class TurnEvictor:
     def end(self, model: nn.Module, call: Mapping[str, Any], cache: EvictionCache, sequences: torch.Tensor) -> None:
         """Note the answer of a call that has returned ``sequences`` ``(B, prompt and answer)``."""
         assert cache.table.prompt_end is not None
-        answer = sequences[:, call["input_ids"].shape[1] :]
+        answer = sequences[:, call[IDS].shape[1] :]
         ends = setting(model, call, "eos_token_id")
         special = [*(ends if isinstance(ends, (list, tuple)) else [ends]), setting(model, call, "pad_token_id")]
         known = torch.tensor([token for token in special if token is not None], device=answer.device)

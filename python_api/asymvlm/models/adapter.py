@@ -41,7 +41,7 @@ def same_ids(input_ids: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Adapter:
-    """Facts of one family, read by `asymvlm.merge`, `asymvlm.prompt` and `asymvlm.patch`."""
+    """Facts of one family, read by `asymvlm.hf.merge`, `asymvlm.prompt` and `asymvlm.patch`."""
 
     model_type: str  # config.model_type
     composite: str = "model"  # the module that merges features into the embeddings

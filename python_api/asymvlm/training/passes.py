@@ -12,15 +12,16 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from asymvlm.decoder import decoder_of
-from asymvlm.merge import merge_embeddings
+from asymvlm.hf.arguments import CACHE, EMBEDS, MASK, USE_CACHE, Callee
+from asymvlm.hf.decoder import decoder_of
+from asymvlm.hf.key_bias import INJECTIONS, KeyBias, biased, causal, own_attention
+from asymvlm.hf.merge import merge_embeddings
 from asymvlm.models import adapter_for
 from asymvlm.models.adapter import Adapter
 from asymvlm.prompt import check_prompt
-from asymvlm.training.injection import INJECTIONS, KeyBias, biased, causal, own_attention
 from asymvlm.user_turns import UserTurns
 
-NOT_FOR_THE_PASS = ("past_key_values", "use_cache", "inputs_embeds", "attention_mask", "cache_position", "return_dict")
+NOT_FOR_THE_PASS = (CACHE, USE_CACHE, EMBEDS, MASK, "cache_position", "return_dict")
 OUR_INPUTS = ("text_mask",)
 
 
@@ -99,7 +100,7 @@ class FrozenModel:
         extra = {name: moved.pop(name) for name in OUR_INPUTS if name in moved}
         input_ids, mask = check_prompt(moved)
         record = merge_embeddings(self.model, self.adapter, moved)
-        embeds = record["inputs_embeds"].detach()
+        embeds = record[EMBEDS].detach()
         real = mask.bool()
         vision = self.adapter.vision_mask(self.model, input_ids) & real
         structural = _last_token(real)
@@ -118,8 +119,8 @@ class FrozenModel:
         compared = torch.where(compared.any(-1, keepdim=True), compared, _last_token(real))
         decoder = {name: value for name, value in record.items() if name not in NOT_FOR_THE_PASS}
         # always a mask: without one, gapped positions are read as packed sequences
-        own = record.get("attention_mask")
-        decoder["attention_mask"] = mask if own is None or getattr(own, "ndim", 0) == 2 else own
+        own = record.get(MASK)
+        decoder[MASK] = mask if own is None or getattr(own, "ndim", 0) == 2 else own
         return MergedBatch(embeds, prunable, text, compared, prunable.any(-1) & text.any(-1), decoder)
 
     def hidden(self, batch: MergedBatch, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -129,13 +130,14 @@ class FrozenModel:
         """
         zeros = torch.zeros(batch.prunable.shape, device=batch.embeds.device)
         key_bias = KeyBias(zeros if bias is None else bias, self.injection)
-        mask = batch.decoder["attention_mask"]
+        mask = batch.decoder[MASK]
         if isinstance(mask, dict):
             mask = {kind: self._join(key_bias, own, batch) for kind, own in mask.items()}
         elif mask.ndim == 4:
             mask = self._join(key_bias, mask, batch)
         with biased(key_bias):
-            output = self.text(inputs_embeds=batch.embeds, **{**batch.decoder, "attention_mask": mask}, use_cache=False)
+            arguments = {**batch.decoder, EMBEDS: batch.embeds, MASK: mask, USE_CACHE: False}
+            output = self.text(**Callee.of(type(self.text).forward).write(arguments))
         hidden: torch.Tensor = output.last_hidden_state[batch.compared]
         return hidden.to(exact_type(hidden))
 

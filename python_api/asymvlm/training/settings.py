@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from asymvlm.training.injection import INJECTIONS
+from asymvlm.hf.key_bias import INJECTIONS
 
 LOWEST, HIGHEST = 0.0, 3.0  # w is clamped to these after every step
 CLAMPED_SHARE = 0.2  # a larger share of widths on a clamp is worth a warning

@@ -6,6 +6,7 @@ the decoder has a module of its own inside it, without parameters, so that mergi
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from transformers.generation.logits_process import LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.phi3.modeling_phi3 import Phi3Model, Phi3PreTrainedModel
 
+from asymvlm.models.phi3_v.cache_name import NATIVE, takes_the_cache
 from asymvlm.models.phi3_v.configuration_phi3_v import Phi3VConfig
 from asymvlm.models.phi3_v.image_embedding_phi3_v import Phi3VImageEmbedding
 
@@ -49,6 +51,8 @@ class Phi3VDecoder(nn.Module):
         """`Phi3Model.forward` on ``inputs_embeds``."""
         return Phi3Model.forward(self._owner[0], **kwargs)
 
+    forward.__signature__ = inspect.signature(Phi3Model.forward)  # type: ignore[attr-defined]
+
 
 class Phi3VPreTrainedModel(Phi3PreTrainedModel):
     config: Phi3VConfig
@@ -80,12 +84,13 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):
         """Bool of the same shape: where image tokens go."""
         return (input_ids < 0) | (input_ids == self.config.image_token_id)
 
+    @takes_the_cache
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_sizes: torch.Tensor | None = None,
@@ -104,7 +109,7 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):
             raise ValueError("pass either input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        no_images = pixel_values is None and past_key_values is None  # nor any earlier, in a cache
+        no_images = pixel_values is None and cache is None  # nor any earlier, in a cache
         if no_images and input_ids is not None and self.placeholders(input_ids).any():
             raise ValueError("input_ids hold image placeholders, wanted pixel_values and image_sizes with them")
         if pixel_values is not None:
@@ -119,7 +124,7 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **{NATIVE: cache},
             use_cache=use_cache,
             **kwargs,
         )
@@ -136,12 +141,13 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @takes_the_cache
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_sizes: torch.Tensor | None = None,
@@ -156,7 +162,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
             image_sizes=image_sizes,
@@ -171,17 +177,18 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         result = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{NATIVE: getattr(outputs, NATIVE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return result if as_dict else result.to_tuple()
 
+    @takes_the_cache
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: torch.Tensor,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
@@ -192,16 +199,16 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         """
         images = {name: kwargs.get(name) for name in IMAGES}
         start_over = False
-        if past_key_values is not None and self.config.longrope_switch != math.inf:
+        if cache is not None and self.config.longrope_switch != math.inf:
             if is_first_iteration:
-                setattr(past_key_values, SWITCH, self.config.longrope_switch - _columns_missing(input_ids, kwargs))
-            switch = getattr(past_key_values, SWITCH, self.config.longrope_switch)
-            start_over = input_ids.shape[1] > switch and 0 < int(past_key_values.get_seq_length()) <= switch
+                setattr(cache, SWITCH, self.config.longrope_switch - _columns_missing(input_ids, kwargs))
+            switch = getattr(cache, SWITCH, self.config.longrope_switch)
+            start_over = input_ids.shape[1] > switch and 0 < int(cache.get_seq_length()) <= switch
         if start_over:
-            past_key_values, kwargs = None, {**kwargs, "next_sequence_length": None}
+            cache, kwargs = None, {**kwargs, "next_sequence_length": None}
         generation: Any = super()
         inputs = generation.prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, is_first_iteration=is_first_iteration, **kwargs
+            input_ids, **{NATIVE: cache}, is_first_iteration=is_first_iteration, **kwargs
         )
         return {**inputs, **images} if start_over else inputs
 

@@ -3,7 +3,7 @@
 A scored layer's attention module gets a copy of its configuration that names our attention function. That function
 calls the one the decoder is set to, reads the scores off beside it where a step asks for them, and returns the
 decoder's output unchanged. ``_attn_implementation`` is how transformers picks a module's function, in all versions
-we support; it is named in this file and in the masks only.
+we support.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +19,8 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from asymvlm.hf.context import Frame, pop, push, top
+from asymvlm.hf.errors import MechanismError
 from asymvlm_kernels import flash_attn_with_kvcache
 
 NAME = "asymvlm_scores"
@@ -27,8 +28,8 @@ BEFORE = "_asymvlm_config"  # where a scored module keeps the configuration it h
 WIDEST_HEAD = 256  # that the kernels take
 
 
-@dataclass(eq=False)
-class Scores:
+@dataclass(eq=False, kw_only=True)
+class Scores(Frame):
     """What one step asks for, and what its scored layers hand out."""
 
     slot_pos: torch.Tensor  # (B, S) int32, negative = not visible
@@ -37,29 +38,36 @@ class Scores:
 
     def mean(self) -> torch.Tensor:
         if not self.found:
-            raise RuntimeError("no layer handed out scores: its attention does not go by config._attn_implementation")
+            raise MechanismError(
+                "scoring by attention", "no layer handed out scores: none attends by config._attn_implementation"
+            )
         first = self.found[0]
         return first if len(self.found) == 1 else torch.stack([found.to(first.device) for found in self.found]).mean(0)
 
 
 class Request:
-    """The scores that the running step wants, if any. Threads do not see each other's.
+    """The scores that the running step wants, if any.
 
     torch.compile cannot trace a context variable; while it traces, a plain attribute serves, None again by the end.
     """
 
     def __init__(self) -> None:
-        self._eager: ContextVar[Scores | None] = ContextVar("asymvlm_scores", default=None)
         self._traced: Scores | None = None
 
     def get(self) -> Scores | None:
-        return self._traced if torch.compiler.is_compiling() else self._eager.get()
+        if torch.compiler.is_compiling():
+            return self._traced
+        frame = top()
+        return frame if isinstance(frame, Scores) else None
 
     def set(self, scores: Scores | None) -> None:
         if torch.compiler.is_compiling():
             self._traced = scores
-        else:
-            self._eager.set(scores)
+            return
+        if (before := self.get()) is not None:
+            pop(before)
+        if scores is not None:
+            push(scores)
 
 
 wanted = Request()

@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import threading
 from collections.abc import Iterator
-from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,17 +18,27 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from asymvlm.hf.arguments import CACHE, EMBEDS, USE_CACHE, read
+from asymvlm.hf.context import Frame, entered, top
+from asymvlm.hf.errors import MechanismError
 from asymvlm.models.adapter import Adapter, Inputs
 
-NOT_FOR_THE_MERGE = ("past_key_values", "use_cache", "labels", "output_attentions", "output_hidden_states")
-_recording: ContextVar[dict[str, Any] | None] = ContextVar("asymvlm_recording", default=None)
+NOT_FOR_THE_MERGE = (CACHE, USE_CACHE, "labels", "output_attentions", "output_hidden_states")
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _locks_lock = threading.Lock()
 
 
+@dataclass(eq=False, kw_only=True)
+class Recording(Frame):
+    """A merge in hand: the arguments that the decoder was called with, under our names."""
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    calls: int = 0
+
+
 def merging() -> bool:
     """Whether the decoder is called to be recorded, not to run."""
-    return _recording.get() is not None
+    return isinstance(top(), Recording)
 
 
 def merge_embeddings(model: nn.Module, adapter: Adapter, inputs: Inputs) -> dict[str, Any]:
@@ -54,14 +64,15 @@ def merge_embeddings(model: nn.Module, adapter: Adapter, inputs: Inputs) -> dict
     unknown = [name for name in adapter.triggers if inputs.get(name) is not None and name not in kwargs]
     if unknown:
         raise ValueError(f"{type(composite).__name__} takes no {', '.join(unknown)}: its images would be lost")
-    with torch.no_grad(), _recorder(adapter.text_of(model)) as record:
+    with torch.no_grad(), _recorder(adapter.text_of(model)) as recording:
         composite(**kwargs)
-    if "inputs_embeds" not in record:
-        raise RuntimeError(
-            f"{type(composite).__name__}.{adapter.text} was not called with inputs_embeds: "
-            f"the adapter of {adapter.model_type!r} does not fit this transformers version"
+    if recording.calls != 1 or recording.arguments.get(EMBEDS) is None:
+        raise MechanismError(
+            "merging images into the embeddings",
+            f"{type(composite).__name__} called its decoder {adapter.text!r} {recording.calls} times, and "
+            f"{'with' if EMBEDS in recording.arguments else 'without'} {EMBEDS}, wanted once with them",
         )
-    return record
+    return recording.arguments
 
 
 class _Recorded(BaseModelOutputWithPast):
@@ -73,7 +84,7 @@ class _Recorded(BaseModelOutputWithPast):
 
 
 @contextlib.contextmanager
-def _recorder(text: nn.Module) -> Iterator[dict[str, Any]]:
+def _recorder(text: nn.Module) -> Iterator[Recording]:
     with _locks_lock:
         lock = _locks.setdefault(text, threading.RLock())
     with lock:
@@ -81,20 +92,19 @@ def _recorder(text: nn.Module) -> Iterator[dict[str, Any]]:
         previous = text.__dict__.get("forward")
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            record = _recording.get()
-            if record is None:  # another thread decodes meanwhile
+            if top() is not recording:  # another thread decodes meanwhile
                 return original(*args, **kwargs)
-            record.update(kwargs)
-            return _Recorded(last_hidden_state=kwargs["inputs_embeds"])
+            recording.arguments.update(read(kwargs))
+            recording.calls += 1
+            return _Recorded(last_hidden_state=kwargs.get(EMBEDS))
 
-        record: dict[str, Any] = {}
-        token = _recording.set(record)
+        recording = Recording()
         text.__dict__["forward"] = forward
         try:
-            yield record
+            with entered(recording):
+                yield recording
         finally:
             if previous is None:
                 del text.__dict__["forward"]
             else:
                 text.__dict__["forward"] = previous
-            _recording.reset(token)

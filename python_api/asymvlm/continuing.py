@@ -1,20 +1,18 @@
-"""What `generate` measures from the start of the prompt, told in terms of the shortened one."""
+"""A `generate` on a pruned prompt, told in columns of the shortened one, and its result in those of the original."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from asymvlm.cache_state import UNKNOWN, PromptState, remember
+from asymvlm.hf.arguments import IDS, MASK, POSITIONS, cache_of
+from asymvlm.hf.generation import PromptStreamer, setting
 from asymvlm.models.adapter import Adapter
 from asymvlm_kernels import gather_rows
-
-STATIC_LENGTH = "_previous_max_cache_length"  # where transformers remembers the longest static cache of an instance
 
 
 def restate_settings(model: nn.Module, call: Mapping[str, Any], state: PromptState) -> dict[str, Any]:
@@ -26,68 +24,12 @@ def restate_settings(model: nn.Module, call: Mapping[str, Any], state: PromptSta
     dropped = state.original_length - state.length
     restated: dict[str, Any] = {}
     if call.get("streamer") is not None:
-        restated["streamer"] = PromptStreamer(call["streamer"], call["input_ids"])
+        restated["streamer"] = PromptStreamer(call["streamer"], call[IDS])
     for name, override in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         value = setting(model, call, name)
         if value and (call.get(name) is not None or setting(model, call, override) is None):
             restated[name] = max(value - dropped, 0)
     return restated
-
-
-def infer_attention_mask(model: nn.Module, call: Mapping[str, Any]) -> torch.Tensor:
-    """The mask `generate` makes when none is given: padding is where the pad id stands, unless it also ends a text."""
-    input_ids: torch.Tensor = call["input_ids"]
-    pad, eos = setting(model, call, "pad_token_id"), setting(model, call, "eos_token_id")
-    ends = eos if isinstance(eos, (list, tuple)) else [eos]
-    if pad is None or pad in ends:
-        return torch.ones_like(input_ids)
-    return (input_ids != pad).to(input_ids.dtype)
-
-
-def setting(model: nn.Module, call: Mapping[str, Any], name: str) -> Any:
-    """A generation setting in effect for this call: keyword, then the given config, then the model's own."""
-    configs = [call.get("generation_config"), getattr(model, "generation_config", None)]
-    values = [call.get(name), *(getattr(config, name, None) for config in configs)]
-    return next((value for value in values if value is not None), None)
-
-
-@dataclass
-class StaticLength:
-    """Static cache length of pruned calls: else a long cache of an unpruned call would be built again for them."""
-
-    length: int | None = None
-
-    @contextlib.contextmanager
-    def used_by(self, model: nn.Module) -> Iterator[None]:
-        """For the time of a block, the model remembers this length instead of its own."""
-        attributes = model.__dict__
-        outside = attributes.pop(STATIC_LENGTH, None)
-        if self.length is not None:
-            attributes[STATIC_LENGTH] = self.length
-        try:
-            yield
-        finally:
-            self.length = attributes.pop(STATIC_LENGTH, None)
-            if outside is not None:
-                attributes[STATIC_LENGTH] = outside
-
-
-class PromptStreamer:
-    """Hands a streamer the original prompt where `generate` would put the shortened one."""
-
-    def __init__(self, streamer: Any, original_ids: torch.Tensor) -> None:
-        self._streamer = streamer
-        self._prompt: torch.Tensor | None = original_ids.cpu()
-
-    def put(self, value: torch.Tensor) -> None:
-        prompt, self._prompt = self._prompt, None
-        self._streamer.put(value if prompt is None else prompt)
-
-    def end(self) -> None:
-        self._streamer.end()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._streamer, name)
 
 
 def continue_call(adapter: Adapter, state: PromptState, call: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +44,7 @@ def continue_call(adapter: Adapter, state: PromptState, call: Mapping[str, Any])
         ValueError: if ``input_ids`` do not start with the prompt of the cache.
     """
     check_conversation(adapter, state, call)
-    input_ids, length, mask = call["input_ids"], state.original_length, call["attention_mask"]
+    input_ids, length, mask = call[IDS], state.original_length, call[MASK]
     per_token = {name: call[name] for name in adapter.per_token if call.get(name) is not None}
     # as `generate` counts: masked tokens, after an answer that ended early, take no position
     offsets = (mask[:, length:].long().cumsum(-1) - 1).clamp_min(0)
@@ -113,16 +55,16 @@ def continue_call(adapter: Adapter, state: PromptState, call: Mapping[str, Any])
             changed[name] = torch.cat([head, tensor[:, length:]], 1)
     known = torch.where(state.index >= 0, gather_rows(input_ids[:, :length], state.index, pad=0), state.input_ids)
     return changed | {
-        "input_ids": torch.cat([known, input_ids[:, length:]], 1),
-        "attention_mask": torch.cat([state.attention_mask.to(mask), mask[:, length:]], 1),
+        IDS: torch.cat([known, input_ids[:, length:]], 1),
+        MASK: torch.cat([state.attention_mask.to(mask), mask[:, length:]], 1),
         # the model adds its first position itself
-        "position_ids": torch.cat([state.position_ids, state.next_position + offsets], -1) - adapter.first_position,
+        POSITIONS: torch.cat([state.position_ids, state.next_position + offsets], -1) - adapter.first_position,
     }
 
 
 def check_conversation(adapter: Adapter, state: PromptState, call: Mapping[str, Any]) -> None:
     """Raise a ValueError unless ``input_ids`` and their masks go on from the prompt of the cache."""
-    input_ids, length = call.get("input_ids"), state.original_length
+    input_ids, length = call.get(IDS), state.original_length
     if input_ids is None:
         raise ValueError("a later turn on a pruned cache needs input_ids of the whole conversation, got none")
     same = input_ids.shape[0] == state.original_ids.shape[0] and input_ids.shape[1] > length
@@ -132,15 +74,22 @@ def check_conversation(adapter: Adapter, state: PromptState, call: Mapping[str, 
             f"conversation of shape {tuple(input_ids.shape)}"
         )
     per_token = {name: call[name] for name in adapter.per_token if call.get(name) is not None}
-    for name, tensor in {"attention_mask": call["attention_mask"], **per_token}.items():
+    for name, tensor in {MASK: call[MASK], **per_token}.items():
         if tensor.shape != input_ids.shape:
             raise ValueError(
                 f"{name} must have the shape of input_ids {tuple(input_ids.shape)}, got {tuple(tensor.shape)}"
             )
 
 
-def with_original_prompt(result: Any, state: PromptState) -> Any:
-    """Put the original prompt back in front of the generated ids, and the state on the returned cache."""
+def with_original_prompt(result: Any, state: PromptState, given: Any) -> Any:
+    """Put the original prompt back in front of the generated ids, and the state on the cache.
+
+    Args:
+        result: what `generate` returned. given: the cache that the caller handed in, or None.
+    """
+    for cache in (given, None if torch.is_tensor(result) else cache_of(result)):
+        if cache is not None:
+            remember(cache, state)
     sequences = result if torch.is_tensor(result) else result.sequences
     generated = sequences[:, state.length :]
     ids = state.original_ids.to(sequences).repeat_interleave(sequences.shape[0] // state.original_ids.shape[0], 0)
@@ -148,6 +97,4 @@ def with_original_prompt(result: Any, state: PromptState) -> Any:
     if torch.is_tensor(result):
         return sequences
     result.sequences = sequences
-    if getattr(result, "past_key_values", None) is not None:
-        remember(result.past_key_values, state)
     return result

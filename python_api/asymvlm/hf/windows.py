@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers.masking_utils import create_causal_mask, create_masks_for_generate
 
-from asymvlm.flash import uses_flash
-
-FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+from asymvlm.hf.arguments import CACHE, EMBEDS, MASK, past_length
+from asymvlm.hf.flash import uses_flash
+from asymvlm.hf.masks import CHUNKED, FULL, SLIDING, causal_mask, masks_by_kind
 
 
 def sliding_window(text_config: Any) -> int | None:
@@ -47,10 +46,10 @@ def tighten(text_config: Any, inputs: Mapping[str, Any], index: torch.Tensor, or
     Raises:
         NotImplementedError: for FlashAttention, whose windows go by index.
     """
-    masks, embeds, cache = inputs.get("attention_mask"), inputs["inputs_embeds"], inputs.get("past_key_values")
+    masks, embeds, cache = inputs.get(MASK), inputs[EMBEDS], inputs.get(CACHE)
     kind, window, queries = _kind(text_config), sliding_window(text_config), embeds.shape[1]
     assert window is not None
-    past = 0 if cache is None else int(cache.get_seq_length())
+    past = past_length(cache)
     length = index.shape[1]
     if original_length + past + queries - length <= window:
         return masks  # nothing is out of reach yet
@@ -61,9 +60,9 @@ def tighten(text_config: Any, inputs: Mapping[str, Any], index: torch.Tensor, or
         )
     if masks is None or (isinstance(masks, torch.Tensor) and masks.ndim == 2):
         if kind == CHUNKED:  # transformers 5.17 fails to make both
-            masks = {FULL: create_causal_mask(text_config, embeds, masks, cache, None)}
+            masks = {FULL: causal_mask(text_config, embeds, masks, cache)}
         else:
-            masks = create_masks_for_generate(text_config, embeds, masks, cache, None)
+            masks = masks_by_kind(text_config, embeds, masks, cache)
     mask = masks.get(FULL if kind == CHUNKED else kind) if isinstance(masks, dict) else masks
     if not (mask is None or isinstance(mask, BlockMask) or (isinstance(mask, torch.Tensor) and mask.ndim == 4)):
         raise NotImplementedError(f"windows by original position need dense or block masks, got {type(mask).__name__}")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,6 +19,8 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
+from asymvlm.hf.arguments import MASK
+from asymvlm.hf.context import Frame, entered, innermost
 from asymvlm_kernels.training.attention import WIDEST, key_bias_attention
 
 NAME = "asymvlm_key_bias"
@@ -44,17 +45,18 @@ class KeyBias:
         return torch.where(mask, self.bias[:, None, None].to(dtype), torch.finfo(dtype).min)
 
 
-_current: ContextVar[KeyBias | None] = ContextVar("asymvlm_key_bias", default=None)
+@dataclass(eq=False, kw_only=True)
+class Pass(Frame):
+    """A pass under a bias."""
+
+    key_bias: KeyBias
 
 
 @contextlib.contextmanager
 def biased(key_bias: KeyBias) -> Iterator[None]:
     """Masks made inside the context carry this bias."""
-    token = _current.set(key_bias)
-    try:
+    with entered(Pass(key_bias=key_bias)):
         yield
-    finally:
-        _current.reset(token)
 
 
 @contextlib.contextmanager
@@ -131,7 +133,8 @@ def attend(
 
 def make_mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> torch.Tensor:
     """A mask function of transformers: the model's own mask, with the bias of the pass on top if one is running."""
-    key_bias, padding = _current.get(), kwargs.get("attention_mask")
+    running, padding = innermost(Pass), kwargs.get(MASK)
+    key_bias = None if running is None else running.key_bias
     if key_bias is not None and key_bias.injection == "bias" and kwargs.get("mask_function") is causal_mask_function:
         # no S x S mask at all; the passes run without a cache, so queries and keys are the same places
         return key_bias.bias if padding is None else key_bias.bias.masked_fill(~padding.bool(), float("-inf"))

@@ -1,0 +1,224 @@
+"""What a forward of a patched model goes through: the door of the model, then that of its decoder.
+
+At the model's door a prompt is pruned, or, inside `generate`, its merged embeddings are handed out; later steps on a
+pruned cache get the mask and the positions that fit. At the decoder's door come slots for text eviction, thinned
+DeepStack rows, and windows as wide as they were. Each door knows what the other must have seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from asymvlm.cache_state import PromptState, remember, repair_step, state_of
+from asymvlm.deepstack import deepstack_inputs
+from asymvlm.eviction.text import TextEvictor
+from asymvlm.hf.arguments import CACHE, MASK, POSITIONS, USE_CACHE, cache_of, past_length, tokens_of
+from asymvlm.hf.context import entered, innermost, pop, push
+from asymvlm.hf.doors import Door
+from asymvlm.hf.errors import MechanismError
+from asymvlm.hf.flash import one_sequence, uses_flash
+from asymvlm.hf.merge import merging
+from asymvlm.hf.windows import sliding_window, tighten
+from asymvlm.in_flight import PREFILL, Call, feed_prompt
+from asymvlm.prompt import check_prompt, has_images, untouched_report
+
+if TYPE_CHECKING:
+    from asymvlm.patch import PatchHandle
+
+Arguments = dict[str, Any]
+
+
+class Forwards:
+    """The two doors of one patched model."""
+
+    def __init__(self, handle: PatchHandle, evictor: TextEvictor | None) -> None:
+        self._handle = handle
+        self._evictor = evictor
+        self._adapter = handle.adapter
+        self._pending: dict[Call, None] = {}  # calls before their decode steps; empty, a compiled step is constant
+        tightened = handle.vision.positions == "keep" and not handle.vision.bypassed
+        self._window = sliding_window(self._text_config) if tightened else None
+        self.model = Door(handle.model, self._enter_model, self._leave_model)
+        try:
+            self.decoder = Door(handle.adapter.text_of(handle.model), self._enter_decoder, self._leave_decoder)
+        except BaseException:
+            self.model.remove()
+            raise
+
+    @property
+    def _text_config(self) -> Any:
+        return cast("Any", self._handle.model.config).get_text_config()
+
+    def remove(self) -> None:
+        self.model.remove()
+        self.decoder.remove()
+
+    @contextlib.contextmanager
+    def in_flight(self, call: Call) -> Iterator[None]:
+        """A call of `generate`."""
+        self._pending[call] = None
+        try:
+            with entered(call):
+                yield
+        finally:
+            self._pending.pop(call, None)
+
+    def _call(self) -> Call | None:
+        """The call in hand, if it is one of this model."""
+        call = innermost(Call)
+        return call if call is not None and call.owner is self._handle else None
+
+    # -- the model ---------------------------------------------------------------------------------------------------
+
+    def _enter_model(self, module: nn.Module, arguments: Arguments) -> Arguments | None:
+        cache, images = arguments.get(CACHE), has_images(self._adapter, arguments)
+        plain_step = not (self._pending or images) and cache is not None and state_of(cache) is None
+        if plain_step and torch.compiler.is_compiling():
+            return None  # a decode step, which torch.compile traces without a graph break
+        call = self._call()
+        if call is not None and call.phase == "forward":
+            self._drop(call)  # an interrupted forward, whose hook never ran, left its call behind
+            call = self._call()
+        changed = None if plain_step and call is None else self._changed(module, call, arguments)
+        if not torch.compiler.is_compiling() and (call := self._call()) is not None:
+            entered_with = arguments if changed is None else changed
+            call.enter_model(tokens_of(entered_with).shape[1], entered_with.get(CACHE))
+        return changed
+
+    def _changed(self, module: nn.Module, call: Call | None, arguments: Arguments) -> Arguments | None:
+        """The arguments to go on with; None for the same."""
+        cache, images = arguments.get(CACHE), has_images(self._adapter, arguments)
+        if call is not None:
+            # a step without a cache after some with one: LongRoPE passed its switch and starts over
+            starts_over = call.prompt is not None and cache is None
+            call.started_over |= starts_over and call.phase == "decode"
+            return feed_prompt(module, call, arguments) if call.phase == "prefill" or starts_over else None
+        state = state_of(cache)
+        if state is not None and not images:
+            if not torch.compiler.is_compiling():
+                self._expect(Call(owner=self._handle))
+            return repair_step(state, arguments)
+        if state is None and not (self._handle.enabled and images):
+            return None
+        return self._prune(state, arguments)
+
+    def _prune(self, state: PromptState | None, arguments: Arguments) -> Arguments:
+        """A plain forward with images."""
+        handle, cache = self._handle, arguments.get(CACHE)
+        choice = handle.choose(arguments, generating=False)
+        vision = handle.chosen_vision(choice, arguments)
+        if state is None and vision.bypassed:
+            handle.last = untouched_report(handle.model, self._adapter, vision, arguments)
+            if handle.last is not None:
+                handle.last.strategy = choice
+            self._expect(Call(owner=handle, report=handle.last))
+            return arguments
+        check_call(arguments, state)
+        if state is None and self._adapter.needs_fresh_cache and getattr(cache, "is_initialized", False):
+            raise NotImplementedError(f"{self._adapter.model_type} needs a new cache here, got one that was reset")
+        prompt = handle.prune(vision, arguments, state, generating=False)
+        prompt.report.strategy = choice
+        handle.last = prompt.report
+        self._expect(Call(owner=handle, report=prompt.report, prompt=prompt))
+        return prompt.inputs
+
+    def _expect(self, call: Call) -> None:
+        self._pending[call] = None
+        push(call)
+
+    def _drop(self, call: Call) -> None:
+        self._pending.pop(call, None)
+        pop(call)
+
+    def _leave_model(self, module: nn.Module, arguments: Arguments, output: Any) -> None:
+        if torch.compiler.is_compiling() and not self._pending:
+            return
+        call = self._call()
+        if call is None:
+            return
+        if output is None:  # an exception is on its way
+            if call.phase == "forward":
+                self._drop(call)
+            return
+        call.leave_model()
+        if call.phase in ("prefill", "decode"):
+            return
+        self._pending.pop(call, None)
+        cache = arguments.get(CACHE)
+        cache = cache_of(output) if cache is None else cache
+        if call.report is not None:
+            call.report.measure(cache)
+        call.check_cache(cache)
+        if call.phase == "measure":
+            call.phase = "decode"
+            return
+        self._drop(call)
+        if call.prompt is None:
+            return
+        if cache is not None:
+            remember(cache, call.prompt.state)
+        elif self._wants_cache(module, arguments):
+            raise MechanismError(PREFILL, f"a {type(output).__name__} came back without a K/V cache")
+
+    def _wants_cache(self, module: nn.Module, arguments: Arguments) -> bool:
+        use = arguments.get(USE_CACHE)
+        return bool(getattr(self._text_config, USE_CACHE, False) if use is None else use) and not module.training
+
+    # -- the decoder -------------------------------------------------------------------------------------------------
+
+    def _enter_decoder(self, module: nn.Module, arguments: Arguments) -> Arguments | None:
+        tracing = torch.compiler.is_compiling()
+        if not tracing and merging():
+            return None
+        given = arguments.get(CACHE)
+        if not tracing and (call := self._call()) is not None:
+            call.enter_decoder(tokens_of(arguments).shape[1], given)
+            call.check_position(arguments.get(POSITIONS))
+        evicting = None if self._evictor is None else self._evictor.before_decoder(module, arguments)
+        arguments = arguments if evicting is None else evicting
+        fitted = self._fitted(module, arguments)
+        return evicting if fitted is None else fitted
+
+    def _fitted(self, module: nn.Module, arguments: Arguments) -> Arguments | None:
+        """Hand the decoder what its composite cannot; FlashAttention is told, too, that a row is one sequence."""
+        if not self._pending and self._window is None:
+            return None
+        call, cache = self._call(), arguments.get(CACHE)
+        prompt = None if call is None else call.prompt
+        state = prompt.state if prompt is not None else state_of(cache)
+        if state is None:
+            return None
+        tokens, past = tokens_of(arguments), past_length(cache)
+        batch, queries = tokens.shape[:2]
+        in_prompt = past < state.length
+        if prompt is not None and prompt.deepstack is not None and in_prompt:
+            arguments |= deepstack_inputs(prompt.deepstack, past - prompt.cached, queries, batch)
+        if in_prompt and batch == 1 < queries and uses_flash(self._text_config):
+            arguments |= one_sequence(module, queries, past, tokens.device)
+        if self._window is not None and not (self._adapter.open_prompt and in_prompt):
+            arguments[MASK] = tighten(self._text_config, arguments, state.index, state.original_length)
+        return arguments
+
+    def _leave_decoder(self, module: nn.Module, arguments: Arguments, output: Any) -> None:
+        if self._evictor is not None:
+            self._evictor.after_decoder(arguments, output)
+
+
+def check_call(call: Arguments, state: PromptState | None) -> None:
+    """Refuse a call that pruning cannot serve, in the caller's words."""
+    cache = call.get(CACHE)
+    if state is None and past_length(cache) > 0:
+        raise NotImplementedError(
+            f"pruning needs an empty cache, got one of {past_length(cache)} tokens: pass the whole conversation"
+        )
+    if call.get("assistant_model") is not None:
+        raise NotImplementedError("an assistant_model is not supported: it would see a prompt of another length")
+    if isinstance(call.get("logits_to_keep"), torch.Tensor):
+        raise NotImplementedError("logits_to_keep must be a number of last columns, got columns of the unpruned prompt")
+    if state is None:
+        check_prompt(call)

@@ -1,0 +1,53 @@
+"""The forward of one module, entered and left under our names: hooks on the instance, undone without a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from asymvlm.hf.arguments import CACHE, Callee, bind
+
+Arguments = dict[str, Any]
+
+
+class Door:
+    """One pre-hook and one hook of a module, for all parts of the library together, so that their order is code.
+
+    Args:
+        module: whose forward is meant.
+        enter: gets the module and the arguments under our names; returns those to go on with, or None for the same.
+        leave: gets the module, the arguments under our names and the output, None after an exception.
+    Raises:
+        MechanismError: if the module's forward does not name its cache.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        enter: Callable[[nn.Module, Arguments], Arguments | None],
+        leave: Callable[[nn.Module, Arguments, Any], None],
+    ) -> None:
+        self.callee = Callee.of(type(module).forward)
+        self._enter, self._leave = enter, leave
+        self._hooks = [
+            module.register_forward_pre_hook(self._before, with_kwargs=True),
+            module.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Any:
+        arguments = bind(type(module).forward, module, args, kwargs)
+        changed = self._enter(module, arguments)
+        if changed is None:
+            if CACHE not in arguments or self.callee.cache in kwargs or args:
+                return None
+            changed = arguments  # the caller used a name of another version
+        return (), self.callee.write(changed)
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any) -> None:
+        self._leave(module, bind(type(module).forward, module, args, kwargs), output)

@@ -1,0 +1,30 @@
+"""The masks that transformers makes for a decoder, by kind of layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import masking_utils
+
+FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+
+
+def causal_mask(config: Any, embeds: torch.Tensor, mask: torch.Tensor | None, cache: Any) -> Any:
+    """The mask of full-attention layers, in the form that the decoder's attention function takes.
+
+    Args:
+        config: the decoder's. embeds: ``(B, queries, any)``, for its shape, dtype and device.
+        mask: ``(B, columns)``, nonzero = real; None = all.
+    """
+    return masking_utils.create_causal_mask(config, embeds, mask, cache, None)
+
+
+def sliding_mask(config: Any, embeds: torch.Tensor, mask: torch.Tensor | None, cache: Any) -> Any:
+    """As `causal_mask`, of sliding-window layers; the window goes by cache index."""
+    return masking_utils.create_sliding_window_causal_mask(config, embeds, mask, cache, None)
+
+
+def masks_by_kind(config: Any, embeds: torch.Tensor, mask: torch.Tensor | None, cache: Any) -> Any:
+    """As `causal_mask`, one for each kind of layer where the decoder has several."""
+    return masking_utils.create_masks_for_generate(config, embeds, mask, cache, None)
