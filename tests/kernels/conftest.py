@@ -1,7 +1,7 @@
 """Guarded scratch: whatever a launcher allocates is poisoned, and lies between guards that no kernel may touch.
 
 A kernel that leaves a slot unwritten, reads one, or writes outside answers wrongly instead of luckily. And in Triton's
-interpreter a product of one order on every CPU (see `fixed_order`).
+interpreter a product of one order on every CPU (see `interpreter`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import fixed_order
+import interpreter
 import pytest
 import torch
 from cuda_library import library_path
@@ -47,12 +47,10 @@ def guarded_scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_order_of_sums() -> Iterator[None]:
-    """The interpreter's ``tl.dot`` is `fixed_order.product`."""
+    """The interpreter's ``tl.dot`` is `interpreter.product`."""
     with pytest.MonkeyPatch.context() as patch:
         if INTERPRETED:
-            from triton.runtime.interpreter import InterpreterBuilder
-
-            patch.setattr(InterpreterBuilder, "create_dot", fixed_order.create_dot)
+            interpreter.install(patch)
         yield
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fixed_order
+import interpreter
 import numpy as np
 import pytest
 import torch
@@ -36,7 +36,7 @@ def operands(M: int, K: int, N: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_interpreter_multiplies_by_it():
     a, b = operands(32, 256, 64)
     result = interpreted(a, b)
-    assert torch.equal(result, torch.from_numpy(fixed_order.product(a.numpy(), b.numpy().T)))
+    assert torch.equal(result, torch.from_numpy(interpreter.product(a.numpy(), b.numpy().T)))
     assert not torch.equal(result, torch.from_numpy(a.numpy() @ b.numpy().T))  # BLAS has another order: hence all this
     exact = a.double() @ b.double().mT
     assert (result - exact).abs().max() < 2**-18 * exact.abs().max()
@@ -56,5 +56,5 @@ def test_a_row_and_a_column_have_the_same_bits_at_any_place_of_any_tile(K):
 
 def test_operands_in_any_order_in_memory_have_the_same_bits():
     a, b = (x.numpy() for x in operands(16, 64, 32))
-    expected = fixed_order.product(a, b.T)
-    assert np.array_equal(fixed_order.product(np.asfortranarray(a), np.ascontiguousarray(b.T)), expected)
+    expected = interpreter.product(a, b.T)
+    assert np.array_equal(interpreter.product(np.asfortranarray(a), np.ascontiguousarray(b.T)), expected)
