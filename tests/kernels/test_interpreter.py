@@ -10,6 +10,8 @@ import torch
 from asymvlm_kernels._triton import INTERPRETED, tl, triton
 from asymvlm_kernels.prefill.fold import multiply
 
+NAN, INF = float("nan"), float("inf")
+
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="the kernels run on a GPU")
 
 
@@ -58,3 +60,24 @@ def test_operands_in_any_order_in_memory_have_the_same_bits():
     a, b = (x.numpy() for x in operands(16, 64, 32))
     expected = interpreter.product(a, b.T)
     assert np.array_equal(interpreter.product(np.asfortranarray(a), np.ascontiguousarray(b.T)), expected)
+
+
+@triton.jit
+def _convert_kernel(x_ptr, narrow_ptr, wide_ptr, BLOCK: tl.constexpr):
+    offs = tl.arange(0, BLOCK)
+    narrow = tl.load(x_ptr + offs).to(tl.bfloat16)
+    tl.store(narrow_ptr + offs, narrow)
+    tl.store(wide_ptr + offs, narrow.to(tl.float32))
+
+
+def test_bf16_is_rounded_to_the_nearest_as_on_a_gpu():
+    bits = torch.randint(-(2**31), 2**31, (4096,), generator=torch.Generator().manual_seed(0)).to(torch.int32)
+    bits[:2048] |= 0x8000  # many halfway between two numbers of bf16
+    bits[:1024] &= -32768
+    values = torch.cat([bits.view(torch.float32)[:-6], torch.tensor([0.0, -0.0, 3.4e38, INF, -INF, NAN])])
+    narrow, wide = torch.empty(4096, dtype=torch.bfloat16), torch.empty(4096)
+    _convert_kernel[(1,)](values, narrow, wide, 4096)
+    expected = values.to(torch.bfloat16)
+    assert torch.equal(narrow.isnan(), expected.isnan())
+    assert torch.equal(narrow.nan_to_num(7.0), expected.nan_to_num(7.0))
+    assert torch.equal(wide.nan_to_num(7.0), expected.float().nan_to_num(7.0))
