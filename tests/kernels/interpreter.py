@@ -48,7 +48,7 @@ def install(patch: pytest.MonkeyPatch) -> None:
     builtins = {owner: [name for name in dir(owner) if core.is_builtin(getattr(owner, name))] for owner in owners}
 
     def patch_builtin(owner: Any, builder: Any, scope: Any) -> None:
-        for name in builtins[owner]:
+        for name in builtins[owner] if owner in builtins else dir(owner):
             member = getattr(owner, name)
             if core.is_builtin(member):  # not patched yet
                 interpreter._patch_attr(owner, name, member, builder, scope)
