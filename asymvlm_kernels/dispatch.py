@@ -2,8 +2,8 @@
 
 An op is defined once, with a reference, an optional Triton launcher and a fake. Its CPU kernel runs the reference, or
 the Triton launcher under the interpreter when ``"triton"`` is asked for. Its CUDA kernel runs Triton, or the reference
-where Triton cannot run; ``"auto"`` logs the reason once. Every backend returns the same indices, so the choice never
-changes a result. An explicit choice that cannot run raises.
+where Triton cannot run; ``"auto"`` logs the reason once. Given equal scores every backend returns the same indices; the
+scores themselves agree up to rounding (see `prefill.score`). An explicit choice that cannot run raises.
 
 ``"cuda"`` is the optional CUDA library. Ops that it has no kernel for run as under ``"auto"``; ``"auto"`` takes the
 library only where `tuning.cuda` holds a proof that it is faster.

@@ -50,8 +50,8 @@ def flash_attn_func(
         ValueError: on rank, size, dtype, device or stride mismatch, an unsupported argument, or an input that requires
             grad in grad mode.
 
-    The output is bitwise the same with and without scores, and for a sample in any batch. Does not synchronise. From 64
-    rows on the output comes from the flash-attn package or from PyTorch's attention where those can compute it.
+    The output is bitwise the same with and without scores, and below 64 rows for a sample in any batch. From 64 rows on
+    it comes from the flash-attn package or from PyTorch's attention where those can compute it. Does not synchronise.
     """
     arguments.check_unsupported("flash_attn_func", dropout_p=dropout_p, alibi_slopes=alibi_slopes)
     arguments.check_heads(q, k, v, ("q", "k", "v"))

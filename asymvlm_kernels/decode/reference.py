@@ -48,12 +48,19 @@ def valid_slots(
     return valid.expand(-1, Q, -1)
 
 
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """``(B, G, M, K) @ (B, G, K, N)``, on a CPU sample by sample: MKL's order of sums depends on the batch."""
+    if a.device.type != "cpu" or len(a) < 2:
+        return a @ b
+    return torch.stack([left @ right for left, right in zip(a, b, strict=True)])
+
+
 def scaled_logits(q: torch.Tensor, k: torch.Tensor, scale: float, softcap: float, valid: torch.Tensor) -> torch.Tensor:
     """``(B, G, R, Q, S)`` fp32: ``softcap * tanh(scale * q k / softcap)``, -inf where a row may not look."""
     B, Q, H, D = q.shape
     S, G = k.shape[1:3]
     rows = (q.float() * scale).view(B, Q, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(B, G, H // G * Q, D)
-    logits = (rows @ k.float().permute(0, 2, 3, 1)).view(B, G, H // G, Q, S)
+    logits = _product(rows, k.float().permute(0, 2, 3, 1)).view(B, G, H // G, Q, S)
     if softcap > 0:
         logits = softcap * torch.tanh(logits / softcap)
     return logits.masked_fill_(~valid[:, None, None], -INFINITY)
@@ -76,9 +83,28 @@ def attend_slots(
     score_rows: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``(B, Q, H, D)`` output, ``(B, H, Q)`` fp32 logsumexp and ``(B, S)`` fp32 scores, or no columns if not wanted."""
+    valid = valid_slots(q.shape[1], k.shape[1], seqlens, leftpad, slot_pos, q_pos, left, right, q.device)
+    valid = valid.expand(q.shape[0], -1, -1)
+    samples = [(q, k, v, valid)]
+    if q.device.type == "cpu" and q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] > LOGITS:
+        samples = list(zip(*(x.split(1) for x in (q, k, v, valid)), strict=True))  # blocks of rows as of one alone
+    parts = [_attend(*sample, scale, softcap, score_rows) for sample in samples]
+    out, lse, scores = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return out, lse if with_lse else lse[..., :0].clone(), scores
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    valid: torch.Tensor,
+    scale: float,
+    softcap: float,
+    score_rows: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Output, logsumexp and scores under the mask ``valid`` ``(B, Q, S)``."""
     B, Q, H, D = q.shape
     S, G = k.shape[1:3]
-    valid = valid_slots(Q, S, seqlens, leftpad, slot_pos, q_pos, left, right, q.device)
     seen = valid.any(1)
     values = v.float()
     if q.device.type != "cpu" or not bool(seen.all()):  # a NaN in a free slot times a probability of 0 would be NaN
@@ -95,7 +121,7 @@ def attend_slots(
         total = weights.sum(-1, keepdim=True)
         weights /= total.masked_fill(total == 0, 1.0)
         weights.masked_fill_(logits == -INFINITY, 0.0)  # in a row with a NaN too
-        rows = weights.flatten(2, 3) @ values.permute(0, 2, 1, 3)
+        rows = _product(weights.flatten(2, 3), values.permute(0, 2, 1, 3))
         rows = rows.view(B, G, H // G, stop - start, D).permute(0, 3, 1, 2, 4)
         out[:, start:stop] = rows.reshape(B, stop - start, H, D).to(q.dtype)
         sums = (peak + total.log()).masked_fill_(total == 0, INFINITY)
@@ -103,7 +129,7 @@ def attend_slots(
         scored = max(Q - score_rows - start, 0)
         if score_rows and scored < stop - start:
             scores += weights[:, :, :, scored:].sum((1, 2, 3))
-    return out, lse if with_lse else lse[..., :0].clone(), scores / (H * max(score_rows, 1))
+    return out, lse, scores / (H * max(score_rows, 1))
 
 
 def score_from_lse(

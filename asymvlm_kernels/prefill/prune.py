@@ -91,8 +91,9 @@ def prune_sequence(
             ``spread`` without ``lines``, a ``capacity`` that is negative or not static, or an input that requires grad
             in grad mode.
 
-    The kept index is the same on every backend, ties included (see `select_tokens`). Source: sections 3.2 and 3.3 of
-    arXiv:2605.29535.
+    Given equal scores the kept index is the same on every backend, ties included (see `select_tokens`); scores that
+    lie closer together than two backends round may change places (see `score_tokens`). Source: sections 3.2 and 3.3
+    of arXiv:2605.29535.
     """
     budget = UniformBudget(0.5) if budget is None else budget
     carry, pads = carry or {}, carry_pad or {}

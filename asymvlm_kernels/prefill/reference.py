@@ -10,12 +10,10 @@ import torch
 
 EPSILON = 1e-12  # norms are clamped from below, so a zero row scores 0
 ROWS = 512  # vision rows of one product, at most: their fp32 copy stays in cache; a normalised copy of V never exists
-FEW_COLUMNS = (
-    64  # up to here half as many rows of a 16-bit dtype: their fp32 copy is most of the work, and stays nearer
-)
+FEW_COLUMNS = 64  # up to here half as many of a 16-bit dtype: their fp32 copy is most of the work, and stays nearer
 MINIMUM_ROWS = 16  # of fewer rows MKL sums in another order: a row alone would score other last bits
 COLUMNS = 8  # text columns of one product are a multiple: on a Zen 4 core MKL takes 2.1 ms for 30 and 1.4 ms for 32
-MINIMUM_COLUMNS = 16  # 8 take longer than 16, and a path with other last bits
+MINIMUM_COLUMNS = 16  # against 8 MKL sums some rows of one product in another order than others, and takes longer
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:
@@ -70,23 +68,49 @@ def _score_into(
     N, L = vision.shape[1], text.shape[1]
     if L == 0 or N == 0:
         return
-    if vision_mask is not None and vision.device.type == "cpu":  # leave out what is masked at both ends, prompts mostly
-        real = vision_mask.any(0).nonzero()
-        first, last = (int(real[0]), int(real[-1]) + 1) if len(real) else (0, 0)
-        vision, vision_mask = vision[:, first:last], vision_mask[:, first:last]
-        outs = tuple(out[:, first:last] for out in outs)
-        N = last - first
-        if N == 0:
-            return
-    folded = _fill(fold_text(text, weight), max(-L % COLUMNS, MINIMUM_COLUMNS - L)).mT  # (B, D, L rounded up)
-    most = ROWS if L > FEW_COLUMNS or vision.dtype == torch.float32 else ROWS // 2
-    chunks = -(-N // most)
-    for rows, value, *more in zip(*(tensor.tensor_split(chunks, dim=1) for tensor in (vision, *outs)), strict=True):
-        rows = wide(rows)
-        similarity = (_fill(rows, MINIMUM_ROWS - rows.shape[1]) @ folded)[:, : rows.shape[1], :L]  # (B, rows, L)
-        if text_mask is not None:
-            similarity = similarity.masked_fill_(~text_mask[:, None], float("-inf"))
-        norm = torch.linalg.vector_norm(rows, dim=-1).clamp_min(EPSILON)
+    for b, (rows, columns) in enumerate(zip(vision, text, strict=True)):
+        parts, places, hidden = tuple(out[b] for out in outs), None, None
+        real = None if vision_mask is None else vision_mask[b]
+        if real is not None and vision.device.type == "cpu":  # leave out what is masked at both ends, prompts mostly
+            used = real.nonzero()
+            first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
+            rows, real, parts = rows[first:last], real[first:last], tuple(part[first:last] for part in parts)
+        if text_mask is not None and vision.device.type == "cpu":
+            places = text_mask[b].nonzero()[:, 0]
+            columns = columns[places]
+        elif text_mask is not None:
+            hidden = ~text_mask[b]
+        if len(rows) == 0 or len(columns) == 0:
+            continue
+        _score_sample(parts, rows, fold_text(columns, weight), hidden)
+        if places is not None:
+            for best in parts[1:2]:
+                best.copy_(torch.where(best < 0, best, places[best.clamp_min(0)]))
+        if real is not None:
+            parts[0].masked_fill_(~real, float("-inf"))
+            for best in parts[1:2]:
+                best.masked_fill_(~real, -1)
+
+
+def _score_sample(
+    outs: tuple[torch.Tensor, ...], vision: torch.Tensor, folded: torch.Tensor, hidden: torch.Tensor | None
+) -> None:
+    """The ``(N,)`` outs of one sample against all columns but the ``hidden`` ones.
+
+    The sample alone decides the shape of every product, so on a CPU its scores do not depend on its batch, whatever the
+    library does. A row's do not depend on the rows beside it if the library sums the rows of a product in one order,
+    however many (from MINIMUM_ROWS on) they are. MKL does, with and without AVX-512: a test holds it to that.
+    """
+    L = len(folded)
+    size = ROWS if L > FEW_COLUMNS or vision.dtype == torch.float32 else ROWS // 2
+    folded = _fill(folded, max(-L % COLUMNS, MINIMUM_COLUMNS - L)).mT  # (D, L rounded up)
+    for rows, value, *more in zip(*(tensor.split(size) for tensor in (vision, *outs)), strict=True):
+        count = len(rows)
+        rows = _fill(wide(rows), MINIMUM_ROWS - count)
+        similarity = (rows @ folded)[:count, :L]
+        if hidden is not None:
+            similarity = similarity.masked_fill_(hidden, float("-inf"))
+        norm = torch.linalg.vector_norm(rows, dim=-1)[:count].clamp_min(EPSILON)
         if not more:
             top = similarity.amax(-1)  # amax and max propagate NaN
         else:
@@ -94,14 +118,10 @@ def _score_into(
             more[0].copy_(index.masked_fill_(top == float("-inf"), -1))
             more[1].copy_(norm.masked_fill((top / norm).isnan(), float("nan")))
         value.copy_(top / norm)
-    if vision_mask is not None:
-        outs[0].masked_fill_(~vision_mask, float("-inf"))
-        for best in outs[1:2]:
-            best.masked_fill_(~vision_mask, -1)
 
 
 def _fill(rows: torch.Tensor, missing: int) -> torch.Tensor:
-    """``(B, S, D)`` with as many rows of zeros more. (Padding by nothing would copy.)"""
+    """``(S, D)`` with as many rows of zeros more. (Padding by nothing would copy.)"""
     return torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing > 0 else rows
 
 

@@ -1,7 +1,7 @@
 """Tokens above a threshold on the scale of their own sample: ``s > q05 + beta * (q98 - q05)``, counted for each row.
 
 The two quantiles are exact order statistics found bit by bit from the top, as in `order`; the threshold is float64, one
-rounding an operation, so that every backend counts the same tokens.
+rounding an operation, so that every backend counts the same tokens of equal scores.
 """
 
 from __future__ import annotations

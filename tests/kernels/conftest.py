@@ -1,6 +1,7 @@
 """Guarded scratch: whatever a launcher allocates is poisoned, and lies between guards that no kernel may touch.
 
-A kernel that leaves a slot unwritten, reads one, or writes outside answers wrongly instead of luckily.
+A kernel that leaves a slot unwritten, reads one, or writes outside answers wrongly instead of luckily. And in Triton's
+interpreter a product of one order on every CPU (see `interpreter`).
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import interpreter
 import pytest
 import torch
 from cuda_library import library_path
 
 from asymvlm_kernels import use_backend
+from asymvlm_kernels._triton import INTERPRETED
 
 GUARD = 256  # elements on either side: keeps 16-byte alignment
 
@@ -40,6 +43,15 @@ def guarded_scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for whole, guard in guarded:
         for side in (whole[:GUARD], whole[-GUARD:]):
             assert torch.equal(side.view(torch.uint8), guard.view(torch.uint8)), "a kernel wrote outside its tensor"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_order_of_sums() -> Iterator[None]:
+    """The interpreter's ``tl.dot`` is `interpreter.product`."""
+    with pytest.MonkeyPatch.context() as patch:
+        if INTERPRETED:
+            interpreter.install(patch)
+        yield
 
 
 @pytest.fixture

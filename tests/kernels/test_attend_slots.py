@@ -74,16 +74,29 @@ def test_output_has_the_same_bits_with_and_without_scores(name, device):
         assert torch.equal(one, other)
 
 
+@any_backend
 @any_dtype
 @pytest.mark.parametrize("options", [{"lengths": [150, 40, 97]}, {"slots": True}, {"leftpad": [3, 0, 77]}])
-def test_a_sample_has_the_same_bits_in_any_batch(options, dtype, monkeypatch, device):
+def test_a_sample_has_the_same_bits_in_any_batch(options, dtype, backend, monkeypatch, device):
     monkeypatch.setattr(tuning, "PROGRAMS", 4)  # two parts; a batch that counted would change them
     monkeypatch.setattr(tuning, "MINIMUM_BYTES", 1)
     call = make_call(3, 1, 4, 2, 150, 64, dtype, device, **options)
-    with use_backend("triton"):
+    with use_backend(backend):
         together = call.run(return_softmax_lse=True, return_scores=True)
         for b in range(3):
             alone = call.sample(b).run(return_softmax_lse=True, return_scores=True)
+            for one, many in zip(alone, together, strict=True):
+                assert torch.equal(one[0], many[b])
+
+
+@given(call=st.deferred(lambda: calls()))
+@settings(deadline=None, derandomize=True, max_examples=60)
+def test_a_sample_of_the_reference_has_the_same_bits_in_any_batch(call):
+    rows = call.q.shape[1]
+    with use_backend("reference"):
+        together = call.run(return_softmax_lse=True, return_scores=True, score_rows=rows)
+        for b in range(len(call.q)):
+            alone = call.sample(b).run(return_softmax_lse=True, return_scores=True, score_rows=rows)
             for one, many in zip(alone, together, strict=True):
                 assert torch.equal(one[0], many[b])
 
@@ -225,7 +238,7 @@ def test_any_call_of_the_kernel_equals_the_definition(call, device):
 def test_reference_in_blocks_of_rows_gives_the_same_bits(monkeypatch):
     call = make_call(2, 9, 4, 2, 30, 16, torch.float32, "cpu", causal=True)
     whole = call.run(return_softmax_lse=True, return_scores=True, score_rows=6)
-    monkeypatch.setattr(reference, "LOGITS", 2 * 4 * 30 * 4)  # 4 rows
+    monkeypatch.setattr(reference, "LOGITS", 4 * 30 * 4)  # 4 rows
     for got, want in zip(call.run(return_softmax_lse=True, return_scores=True, score_rows=6), whole, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
 

@@ -85,6 +85,7 @@ def test_long_rows_without_text_or_vision(device, in_chunks):
     assert all(not counters.any() for counters in scratch._counters.values())  # the bins too
 
 
+@pytest.mark.slow
 def test_a_really_long_row(device):
     S = 8200
     assert rank_config(S).chunked

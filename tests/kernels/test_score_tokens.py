@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from asymvlm_kernels import score_tokens, select_tokens
 from asymvlm_kernels.prefill import reference
@@ -207,3 +209,44 @@ def test_the_reference_scores_a_row_alike_among_any_number_of_rows(N, dtype):
     among_many = reference.score_tokens(vision, text, None, None, None)
     some = reference.score_tokens(vision[1:, 3 : 3 + N], text[1:], None, None, None)
     assert torch.equal(some, among_many[1:, 3 : 3 + N])
+
+
+@any_dtype
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    B=st.integers(2, 4), N=st.integers(1, 700), L=st.integers(1, 90), D=st.sampled_from([1, 3, 17, 70, 96, 255, 256]),
+    share=st.sampled_from([0.1, 0.6, 1.0]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_sample_of_the_reference_scores_the_same_in_any_batch(B, N, L, D, share, seed, dtype):
+    """With masked places at the ends of its vision and anywhere in its text, or without them."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = prefill_inputs(B, N, L, D, dtype, seed=seed)
+    v, t, w = inputs.vision, inputs.text, inputs.weight
+    first, last = (torch.randint(N, (2, B, 1), generator=generator)).sort(0).values
+    place = torch.arange(N).expand(B, N)
+    vision_mask = (place >= first) & (place <= last)
+    text_mask = torch.rand(B, L, generator=generator) < share
+    scores, best, _ = reference.score_tokens_best(v, t, w, vision_mask, text_mask)
+    assert torch.equal(scores, reference.score_tokens(v, t, w, vision_mask, text_mask))
+    for b in range(B):
+        seen, real = vision_mask[b], text_mask[b].nonzero()[:, 0]
+        alone, its_best, _ = reference.score_tokens_best(v[b : b + 1, seen], t[b : b + 1, real], w, None, None)
+        assert torch.equal(alone[0], scores[b, seen])
+        its_best = its_best[0].long()
+        assert torch.equal(its_best if len(real) == 0 else real[its_best], best[b, seen].long())
+        assert bool((scores[b, ~seen] == -INF).all())
+
+
+@any_dtype
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    N=st.integers(1, 700), start=st.integers(0, 699), L=st.integers(1, 90),
+    D=st.sampled_from([1, 3, 17, 70, 96, 255, 1024]),
+)  # fmt: skip
+def test_a_row_of_the_reference_scores_the_same_among_any_rows(N, start, L, D, dtype):
+    """Holds if the library of this CPU sums the rows of a product in one order: not by construction."""
+    inputs = prefill_inputs(1, 700, L, D, dtype)
+    v, t, w = inputs.vision, inputs.text, inputs.weight
+    among_many = reference.score_tokens(v, t, w, None, None)
+    some = slice(start, start + N)
+    assert torch.equal(reference.score_tokens(v[:, some], t, w, None, None), among_many[:, some])

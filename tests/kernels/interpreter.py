@@ -1,0 +1,67 @@
+"""What the tests change in Triton's interpreter: the order of sums in ``tl.dot``, the rounding of bf16, and its speed.
+
+The interpreter multiplies by `numpy.matmul`, hence by whatever BLAS has for this CPU. OpenBLAS without AVX-512 sums the
+last rows of a tile in another order than the first: a kernel would seem to depend on the batch where a GPU does not.
+It cuts fp32 off to bf16 where a GPU rounds to the nearest: bf16 scores would seem to err by 1.2e-5.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """``a @ b`` of ``(M, K)`` and ``(K, N)``: every element is one loop of NumPy's over K adjacent numbers."""
+    return np.einsum("mk,nk->mn", np.ascontiguousarray(a), np.ascontiguousarray(b.T), optimize=False)
+
+
+def create_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
+    """In place of ``InterpreterBuilder.create_dot``. The kernels hand it fp32 only (see `fold.multiply`)."""
+    found = {x.data.dtype.name for x in (a, b, d)}
+    assert found == {"float32"}, f"tl.dot in the interpreter wants float32, got {found}"
+    return type(d)(product(a.data, b.data) + d.data, d.dtype.scalar)
+
+
+def round_to_bf16(values: np.ndarray) -> np.ndarray:
+    """fp32 -> the bits of the nearest bf16, of the even one of two; NaN stays NaN."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(values), bits >> np.uint32(16) | np.uint32(0x40), nearest).astype(np.uint16)
+
+
+def widen_bf16(bits: np.ndarray) -> np.ndarray:
+    """The bits of bf16 -> the bits of fp32."""
+    return bits.view(np.uint16).astype(np.uint32) << np.uint32(16)
+
+
+def install(patch: pytest.MonkeyPatch) -> None:
+    """Before any kernel runs: the names of the builtins are listed here once, not at each call of a device function."""
+    import triton.language as tl
+    from triton.language import core, math, tensor
+    from triton.runtime import interpreter
+
+    patch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+    owners = (tl, core, tensor, math, core.tensor_descriptor_base)
+    builtins = {owner: [name for name in dir(owner) if core.is_builtin(getattr(owner, name))] for owner in owners}
+
+    def patch_builtin(owner: Any, builder: Any, scope: Any) -> None:
+        for name in builtins[owner] if owner in builtins else dir(owner):
+            member = getattr(owner, name)
+            if core.is_builtin(member):  # not patched yet
+                interpreter._patch_attr(owner, name, member, builder, scope)
+
+    patch.setattr(interpreter, "_patch_builtin", patch_builtin)
+    convert_other = interpreter._convert_float
+
+    def convert_float(values: np.ndarray, source: Any, target: Any, rounding_mode: Any) -> np.ndarray:
+        nearest = rounding_mode in (None, interpreter._ir.ROUNDING_MODE.RTNE)
+        if nearest and (source, target) == (tl.float32, tl.bfloat16):
+            return round_to_bf16(values)
+        if (source, target) == (tl.bfloat16, tl.float32):
+            return widen_bf16(values)
+        return convert_other(values, source, target, rounding_mode)
+
+    patch.setattr(interpreter, "_convert_float", convert_float)
