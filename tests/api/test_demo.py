@@ -18,6 +18,7 @@ def run_demo(*arguments: object) -> int:
     return demo.console.run_app(demo.app, [str(argument) for argument in arguments], name="demo")
 
 
+@pytest.mark.slow
 def test_demo_answers_rightly_with_all_and_with_half_of_the_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -42,6 +43,7 @@ def test_demo_answers_rightly_with_all_and_with_half_of_the_tokens(
         assert len(np.unique(np.asarray(heatmap.convert("RGB")).reshape(-1, 3), axis=0)) > 1000
 
 
+@pytest.mark.slow
 def test_demo_says_that_an_answer_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
