@@ -4,8 +4,11 @@
 PYTHON ?= python3
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 ARGS ?=
-# the oldest transformers that the whole API suite is run with
-FLOOR := transformers==5.17.0
+# The transformers besides the recorded newest that the API tests are run with, the oldest first. Each has a file of
+# versions, tools/transformers-<minor>.txt; the oldest is the floor in pyproject.toml.
+OLDER := 5.17 5.23
+# `make record TORCH=2.15.0` moves on to another torch; otherwise the recorded one stays
+TORCH ?= $(shell sed -n 's/^torch==//p' tools/constraints.txt)
 
 # Text from the user reaches the shell through the environment, unexpanded: quotes, spaces and $ arrive as typed.
 override IMAGE := $(value IMAGE)
@@ -13,21 +16,41 @@ override QUESTION := $(value QUESTION)
 override MODEL := $(value MODEL)
 export IMAGE QUESTION MODEL
 
-# The tests download nothing, and each of the $(JOBS) workers has one thread.
+# The tests download nothing, and each of the $(JOBS) workers has one thread. Tests that share a build share a worker.
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-PYTEST := -m pytest -n $(JOBS) --benchmark-disable
+PYTEST := -m pytest -n $(JOBS) --dist loadgroup --benchmark-disable
+# what OpenBLAS, oneDNN and ATen choose on a CPU without AVX-512
+AVX2 := OPENBLAS_CORETYPE=Haswell ATEN_CPU_CAPABILITY=avx2 DNNL_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+AVX2_TESTS := $(addprefix tests/kernels/test_,score_tokens.py fused_select.py attend_slots.py)
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-floor bench gate gpu lint format clean help
+.PHONY: demo test $(OLDER:%=test-%) test-floor test-avx2 test-next record bench gate gpu lint format clean help
 
 demo: .venv/.ready  ## answer a question about an image with and without pruning: IMAGE=… QUESTION=… MODEL=…
 	@.venv/bin/python -m bench.demo $${IMAGE:+--image="$$IMAGE"} $${QUESTION:+--question="$$QUESTION"} $${MODEL:+--model="$$MODEL"}
 
-test: .venv/.ready  ## the whole test suite on the newest transformers: ARGS="-k gather", JOBS=2
+test: .venv/.ready  ## the whole test suite on the recorded versions: ARGS="-k gather", JOBS=2
 	$(TEST_ENV) .venv/bin/python $(PYTEST) $(ARGS)
 
-test-floor: .venv-floor/.ready  ## the API tests on the oldest transformers (the kernels do not import it)
-	$(TEST_ENV) .venv-floor/bin/python $(PYTEST) tests/api $(ARGS)
+$(OLDER:%=test-%): test-%: .venv-%/.ready
+	$(TEST_ENV) .venv-$*/bin/python $(PYTEST) tests/api $(ARGS)
+
+test-5.23:  ## the API tests on transformers 5.23
+
+test-floor: test-$(firstword $(OLDER))  ## the API tests on the oldest transformers (the kernels do not import it)
+
+test-avx2: .venv/.ready  ## chosen kernel tests with the arithmetic of a CPU without AVX-512
+	$(AVX2) $(TEST_ENV) .venv/bin/python $(PYTEST) $(AVX2_TESTS) $(ARGS)
+
+test-next:  ## the whole suite on the newest of everything, whatever the record says
+	$(PYTHON) tools/setup_env.py .venv-next newest
+	@$(PYTHON) tools/recorded.py compare .venv-next
+	$(TEST_ENV) .venv-next/bin/python $(PYTEST) $(ARGS)
+
+record:  ## record the newest versions; torch stays as it is, or TORCH=2.15.0
+	rm -rf .venv-record
+	$(PYTHON) tools/setup_env.py .venv-record newest "torch==$(TORCH)"
+	$(PYTHON) tools/recorded.py write .venv-record
 
 bench: .venv/.ready  ## the benchmarks of single operations: ARGS="-k gather"
 	.venv/bin/python -m pytest bench --benchmark-only $(ARGS)
@@ -51,16 +74,18 @@ format: .venv/.ready  ## let ruff mend what it can
 	.venv/bin/python -m ruff format .
 
 clean:  ## remove the environments and everything built or cached
-	rm -rf .venv .venv-floor build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "make %-11s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "make %-11s %s\n", $$1, $$2 }'
 
-.venv/.ready: pyproject.toml setup.py tools/setup_env.py
+SET_UP := tools/setup_env.py tools/recorded.py
+
+.venv/.ready: pyproject.toml setup.py tools/constraints.txt $(SET_UP)
 	$(PYTHON) tools/setup_env.py .venv
 	@touch $@
 
-.venv-floor/.ready: pyproject.toml setup.py tools/setup_env.py Makefile
-	$(PYTHON) tools/setup_env.py .venv-floor "$(FLOOR)"
+.venv-%/.ready: .venv/.ready tools/transformers-%.txt $(SET_UP)
+	$(PYTHON) tools/setup_env.py .venv-$* $*
 	@touch $@

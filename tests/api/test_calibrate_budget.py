@@ -85,6 +85,7 @@ def test_methods(model, samples, gaps, method, budget, sign):
     json.dumps(result.to_dict())
 
 
+@pytest.mark.slow
 def test_measurements_are_kept_and_taken_up_again(model, samples, gaps, tmp_path):
     class Stop(Exception):
         pass

@@ -23,6 +23,7 @@ def arguments(checkpoint: Path, page: Path, output: Path, *more: str) -> list[st
     ]
 
 
+@pytest.mark.slow
 def test_png_and_json_agree_with_the_run(
     checkpoint: Path, page: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -44,6 +45,7 @@ def test_png_and_json_agree_with_the_run(
     assert outline.sum() > 500, "kept patches are outlined"
 
 
+@pytest.mark.slow
 def test_different_budgets_draw_different_pictures(checkpoint: Path, page: Path, tmp_path: Path) -> None:
     few, many = tmp_path / "few.png", tmp_path / "many.png"
     for file, keep in ((few, "0.25"), (many, "0.75")):

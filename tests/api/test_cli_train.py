@@ -38,6 +38,7 @@ def fails(capsys, *arguments) -> str:
     return error
 
 
+@pytest.mark.slow
 def test_train_calibrate_run(checkpoint, page, questions, tmp_path, capsys):
     learned, fitted = tmp_path / "learned", tmp_path / "fitted"
     source = ("--model", checkpoint, "--data", questions, "--device", "cpu")

@@ -27,6 +27,7 @@ def on_cpu():
 
 
 @pytest.mark.parametrize("family", ["llava", "gemma3", "qwen2_5_vl"], indirect=True)
+@pytest.mark.slow
 def test_static_decode_over_three_keep_counts(family, model, on_cpu):
     inputs = make_batch(family, "single")
     graphs = []
@@ -45,6 +46,7 @@ def test_static_decode_over_three_keep_counts(family, model, on_cpu):
 
 
 @pytest.mark.parametrize("family", ["llava", "gemma3"])
+@pytest.mark.slow
 def test_eviction_is_part_of_the_compiled_step(family, on_cpu):
     on_cpu.fullgraph = True
     model, inputs = copy.deepcopy(windowed(family)), make_batch(family, "one_image_each")

@@ -34,6 +34,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().out.split())  # however wide the terminal is
 
 
+@pytest.mark.slow
 def test_demo_answers_rightly_and_states_the_stored_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_demo("--output", tmp_path / "out", "--size", "tiny") == 0
     text = printed(capsys)

@@ -175,6 +175,7 @@ def test_bytes_are_those_of_the_tensors(family, static):
     assert stats.capacity == prompt + 7
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_two_thousand_tokens():
     model = tiny.build("llava", num_hidden_layers=1, max_position_embeddings=4096)
     held = []

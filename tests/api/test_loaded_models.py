@@ -154,6 +154,7 @@ def test_quantised_linears(family, model, by):
     check(copy.deepcopy(model), model)
 
 
+@pytest.mark.slow
 def test_ranks_of_a_tensor_parallel_model_keep_the_same_tokens(tmp_path: Path):
     """Two ranks with gloo; the script checks itself."""
     script = Path(__file__).parent / "tensor_parallel.py"

@@ -222,6 +222,7 @@ def test_the_pipeline_answers_from_the_folder(folder):
 
 
 @pytest.mark.parametrize("first", ["asymvlm", "transformers"])
+@pytest.mark.slow
 def test_importing_the_library_is_enough_in_any_order(folder, first):
     second = "transformers" if first == "asymvlm" else "asymvlm"
     code = (

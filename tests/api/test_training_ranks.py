@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import tiny
 import torch
 from train_on_a_rank import SETTINGS, samples
@@ -16,6 +17,7 @@ from asymvlm import train_scorer
 HERE = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_two_ranks_train_one_weight(tmp_path):
     paths = [str(HERE), str(HERE.parents[1]), str(HERE.parents[1] / "python_api")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}

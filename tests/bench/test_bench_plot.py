@@ -20,6 +20,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_tables_are_put_between_the_markers_and_check_notices_stale_ones(folder, tmp_path, capsys):
     readme = tmp_path / "README.md"
     readme.write_text(README.format("STALE\n"))

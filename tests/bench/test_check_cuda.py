@@ -25,6 +25,7 @@ def emulator(monkeypatch) -> str:
     return path
 
 
+@pytest.mark.slow
 def test_every_step_runs_and_times_stand_beside_the_others(emulator, tmp_path, capsys):
     file = tmp_path / "day.json"
     assert check_cuda.main(["--device", "cpu", "--smoke", "--file", str(file)]) == 0

@@ -26,6 +26,7 @@ def part_that_runs(code: str) -> gpu.Part:
     return gpu.Part(20, lambda *_: [sys.executable, "-c", code])
 
 
+@pytest.mark.slow
 def test_direct_call_from_another_folder_writes_results_and_passes(tmp_path):
     command = [sys.executable, str(ROOT / "bench" / "gpu.py"), "--device", "cpu", "--smoke", "--threads", "1"]
     done = subprocess.run(

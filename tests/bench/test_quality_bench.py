@@ -64,6 +64,7 @@ def test_study_counts_the_patched_models_own_answers(model: Any, samples: Sample
         assert (output[0, -4:].tolist() == answer.tolist()) == bool(found[number])
 
 
+@pytest.mark.slow
 def test_learned_scorer_loses_nothing_at_half_where_cosine_does(model: Any, scorer: asymvlm.Scorer) -> None:
     samples = make_samples("validation", 60, seed=7)
     study = Study(model, samples, {"learned": [scorer.weight]}, seeds=1)

@@ -110,6 +110,7 @@ def run_all(folder: Path, *, stop_after: int | None = None, resume: bool = False
     return training
 
 
+@pytest.mark.slow
 def test_resumed_training_equals_one_that_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "SAVE_EVERY", 1)
     monkeypatch.setattr(train, "CHECKED", 4)

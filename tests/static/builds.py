@@ -17,6 +17,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9 warns that 
 import argparse
 import collections
 import contextlib
+import hashlib
 import importlib
 import json
 import re
@@ -144,11 +145,7 @@ def inspect(build: Build) -> dict[str, Any]:
     """Compile one build and count its resources and instructions."""
     source = ASTSource(build.kernel, build.signature, build.constants, build.attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", build.arch, 32), options=build.options.__dict__)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        command = [CUOBJDUMP, "--dump-resource-usage", "--dump-sass", file.name]
-        code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    code = disassembled(compiled.asm["cubin"])
     resources = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", code)
     assert resources is not None, code
     registers, stack, local = map(int, resources.groups())
@@ -167,6 +164,20 @@ def inspect(build: Build) -> dict[str, Any]:
         "instructions": len(opcodes),
         "opcodes": collections.Counter(opcodes),
     }
+
+
+def disassembled(cubin: bytes) -> str:
+    """What cuobjdump says of a cubin. Kept in Triton's cache by the cubin's bytes: half a second a call, like ptxas."""
+    key = hashlib.sha256(triton.__version__.encode() + cubin).hexdigest()
+    kept = Path(os.environ["TRITON_CACHE_DIR"]) / f"{key}.sass"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+            binary, text = Path(folder) / "kernel.cubin", Path(folder) / "kernel.sass"
+            binary.write_bytes(cubin)
+            command = [CUOBJDUMP, "--dump-resource-usage", "--dump-sass", binary]
+            text.write_text(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            text.replace(kept)  # at once, so that a run that is broken off leaves no half of it
+    return kept.read_text()
 
 
 def compile_all(builds: list[Build], jobs: int | None, cache: str | None = None) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,155 @@
+"""The recorded versions: what a set-up installs today and in a year. `make record` writes them, setup_env.py reads.
+
+tools/constraints.txt holds every package of one environment, and tools/transformers-<minor>.txt what differs for an
+older transformers. Both are in pip's own format, one exact version a line.
+
+    python tools/recorded.py write .venv-record    # take the versions of this environment as the record
+    python tools/recorded.py compare .venv-next    # which versions it has, and which differ from the record
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+TOOLS = Path(__file__).resolve().parent
+CONSTRAINTS = TOOLS / "constraints.txt"
+PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([0-9][A-Za-z0-9.!]*)")
+# pip comes with Python, the project is what is installed, and a CUDA torch pins the packages of its CUDA itself
+NOT_RECORDED = re.compile(r"pip|asymvlm-kernels|(nvidia|cuda)-.*")
+HEADER = """\
+# {what}
+# Recorded on {date}, Python {python}, {system}, by `make record`: not edited by hand.
+"""
+
+
+class UnreadableRecordError(Exception):
+    """A record that cannot be read says where and why."""
+
+
+def canonical(name):
+    """One spelling of a package's name, as package indexes compare them: ``Jinja2`` and ``jinja2`` are one."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def older_file(minor):
+    """The file of what differs for an older transformers, ``"5.17"``."""
+    return TOOLS / f"transformers-{minor}.txt"
+
+
+def older_minors():
+    """The older transformers that are recorded, oldest first."""
+    minors = [file.stem.removeprefix("transformers-") for file in TOOLS.glob("transformers-*.txt")]
+    return sorted(minors, key=lambda minor: [int(part) for part in minor.split(".")])
+
+
+def read(file):
+    """Versions by canonical name.
+
+    Raises UnreadableRecordError: no such file, no package in it, or a line that is neither a comment nor one exact
+    public version; ``2.13.0+cpu`` names a build that other machines do not find.
+    """
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnreadableRecordError(f"{file.name}: {error}; `make record` writes it") from error
+    versions = {}
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        pin = PIN.fullmatch(text)
+        if pin is None:
+            wanted = "one exact public version, as in `numpy==2.4.6`"
+            raise UnreadableRecordError(f"{file.name}, line {number}: found `{text}`, wanted {wanted}")
+        name = canonical(pin[1])
+        if name in versions:
+            raise UnreadableRecordError(f"{file.name}, line {number}: {name} for the second time")
+        versions[name] = pin[2]
+    if not versions:
+        raise UnreadableRecordError(f"{file.name}: no package in it; `make record` writes it")
+    return versions
+
+
+def text_of(versions, what):
+    """The text of a record: header and one version a line, without the label of a local build (``+cpu``)."""
+    system = f"{platform.system()} {platform.machine()}"
+    python = ".".join(platform.python_version_tuple()[:2])
+    header = HEADER.format(what=what, date=datetime.date.today().isoformat(), python=python, system=system)
+    return header + "".join(f"{name}=={public(version)}\n" for name, version in sorted(versions.items()))
+
+
+def public(version):
+    return version.partition("+")[0]
+
+
+def installed(python):
+    """What an environment holds and a record would, by canonical name."""
+    listed = json.loads(pip(python, "list", "--format=json"))
+    versions = {canonical(package["name"]): package["version"] for package in listed}
+    return {name: version for name, version in versions.items() if not NOT_RECORDED.fullmatch(name)}
+
+
+def differing(python, minor, versions):
+    """What pip would change in an environment for the newest patch release of an older transformers."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        pip(python, "install", "--dry-run", "--quiet", "--report", str(report), f"transformers=={minor}.*")
+        changed = {
+            canonical(item["metadata"]["name"]): item["metadata"]["version"]
+            for item in json.loads(report.read_text())["install"]
+        }
+    return {name: version for name, version in changed.items() if versions.get(name) != version}
+
+
+def pip(python, *args):
+    command = [python, "-m", "pip", "--disable-pip-version-check", *args]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+    if done.returncode:
+        sys.exit(f"recorded: pip {args[0]} failed in {python}, for the reason above")
+    return done.stdout
+
+
+def write(environment, minors):
+    python = environment / "bin" / "python"
+    if "include-system-site-packages = true" in (environment / "pyvenv.cfg").read_text():
+        sys.exit(f"recorded: {environment} shows through to this machine's packages; record where no torch sees a GPU")
+    versions = installed(python)
+    files = {CONSTRAINTS: text_of(versions, "The versions that every set-up installs: constraints for pip.")}
+    for minor in minors:
+        what = f"What transformers {minor} needs besides constraints.txt, for `make test-{minor}`."
+        files[older_file(minor)] = text_of(differing(python, minor, versions), what)
+    for file, text in files.items():  # all of them, or none where pip failed
+        file.write_text(text)
+        print(f"written: {file.relative_to(TOOLS.parent)}")
+
+
+def compare(found, known):
+    """Lines that say which versions were met, and which of them are not those of the record."""
+    met = ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
+    new = {name: version for name, version in sorted(found.items()) if public(version) != known.get(name)}
+    lines = [f"  {name} {version}, recorded: {known.get(name, 'not at all')}" for name, version in new.items()]
+    return [f"versions met: {met}", f"{len(new)} of {len(found)} differ from the record", *lines]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("write", "compare"))
+    parser.add_argument("environment", type=Path)
+    args = parser.parse_args()
+    try:
+        if args.action == "write":
+            write(args.environment, older_minors())
+        else:
+            print("\n".join(compare(installed(args.environment / "bin" / "python"), read(CONSTRAINTS))))
+    except UnreadableRecordError as error:
+        sys.exit(f"recorded: {error}")
+
+
+if __name__ == "__main__":
+    main()
