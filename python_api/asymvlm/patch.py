@@ -31,6 +31,7 @@ from asymvlm.generation import (
     restate_settings,
     with_original_prompt,
 )
+from asymvlm.hf.versions import warn_if_untested
 from asymvlm.later_images import brings_images, prune_later_images
 from asymvlm.models import adapter_for
 from asymvlm.policies import TextEviction, TurnEviction, VisionPruning
@@ -73,6 +74,7 @@ def patch(
         ValueError: if the family is unknown, and the message lists the known ones; for another strategy.
         RuntimeError: if the model is patched already.
     """
+    warn_if_untested()
     if strategy not in (None, "auto"):
         raise ValueError(f"strategy must be None or 'auto', got {strategy!r}")
     if strategy is not None:
