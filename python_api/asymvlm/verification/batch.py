@@ -13,40 +13,32 @@ from asymvlm.patch import patch
 from asymvlm.policies import VisionPruning
 from asymvlm.report import PruningReport
 from asymvlm.verification.closed import ClosedColumns
-from asymvlm.verification.measure import TIMES_NOISE, hidden_apart, judge, logits_apart
+from asymvlm.verification.measure import hidden_apart, judge, logits_apart
 from asymvlm.verification.report import SKIPPED, CheckRow
 from asymvlm.verification.runs import Run, masked_run, run
-from asymvlm.verification.samples import Sample, collated, second_sample
-from asymvlm.verification.subject import Noise, Subject
+from asymvlm.verification.samples import Sample, collated
+from asymvlm.verification.subject import Subject
 from asymvlm_kernels import ThresholdBudget
 
 CHECK = "batch rows = single runs"
 
 
 def check_batch(subject: Subject) -> list[CheckRow]:
-    model, adapter, steps = subject.model, subject.adapter, subject.steps
-    if len(subject.sample["input_ids"]) > 1:
+    model, pair, steps = subject.model, subject.pair, subject.steps
+    if pair is None:
         note = "the inputs are a batch already, whose images cannot be told apart: pass one sample to check this"
         return [CheckRow(CHECK, SKIPPED, note=note)]
     if isinstance(subject.vision.text, torch.Tensor):
         return [CheckRow(CHECK, SKIPPED, note="the text mask is for one shape of call, a batch has another")]
-    subject.tell("a batch of two, unpatched")
-    pair = [subject.sample, second_sample(model, adapter, subject.sample)]
-    batch = collated(model, adapter, pair)
-    whole = run(model, batch, steps)
-    noise = Noise()
-    for row, sample in enumerate(pair):
-        alone = run(model, sample, steps, forced=whole.tokens[row : row + 1])
-        noise.add(_row(whole, row), alone, sample["attention_mask"].bool())
     subject.tell("a batch of two, pruned")
     vision = _two_tiers(subject, pair)
     singles = [_pruned(model, vision, sample, steps) for sample in pair]
     tokens = torch.cat([single.tokens for single, _ in singles])
-    found, report = _pruned(model, vision, batch, steps, tokens)
-    rows = []
-    for row, (sample, (single, alone)) in enumerate(zip(pair, singles)):
-        rows.append(_compare(subject, vision, sample, (_row(found, row), report, row), (single, alone), noise))
-    return rows
+    found, report = _pruned(model, vision, collated(model, subject.adapter, pair), steps, tokens)
+    return [
+        _compare(subject, vision, sample, (found.row(row), report, row), single)
+        for row, (sample, single) in enumerate(zip(pair, singles))
+    ]
 
 
 def _compare(
@@ -55,7 +47,6 @@ def _compare(
     sample: Sample,
     batch: tuple[Run, PruningReport, int],
     single: tuple[Run, PruningReport],
-    noise: Noise,
 ) -> CheckRow:
     found, report, row = batch
     wanted, alone = single
@@ -75,14 +66,10 @@ def _compare(
         wanted = masked_run(subject.model, sample, subject.steps, ClosedColumns([keep]), wanted.tokens)
         reference = wanted.hidden[0, index]
     difference = max(hidden_apart(hidden, reference), logits_apart(found.logits, wanted.logits))
-    own_noise = max(noise.hidden, noise.first, noise.steps)
-    subject_noise = max(subject.noise.hidden, subject.noise.first, subject.noise.steps)
-    return judge(f"{CHECK}: row {row}", difference, max(own_noise, subject_noise), subject.floor, note)
+    return judge(f"{CHECK}: row {row}", difference, subject.noise.largest, subject.floor, note)
 
 
-def _why_others(
-    report: PruningReport, alone: PruningReport, row: int, index: torch.Tensor, own: torch.Tensor
-) -> str:
+def _why_others(report: PruningReport, alone: PruningReport, row: int, index: torch.Tensor, own: torch.Tensor) -> str:
     """That a batch keeps other tokens than a sample by itself, if near ties explain it.
 
     Raises:
@@ -97,8 +84,8 @@ def _why_others(
     noise = float((scores - moved)[vision].abs().amax())
     spread = float(scores[others].amax() - scores[others].amin())
     words = (
-        f"the batch keeps {len(others) // 2} other tokens than the sample by itself; their scores lie within {spread:.1e}, "
-        f"and scores move by up to {noise:.1e} between batch and sample"
+        f"the batch keeps {len(others) // 2} other tokens than the sample by itself; their scores lie within "
+        f"{spread:.1e}, and scores move by up to {noise:.1e} between batch and sample"
     )
     if not spread <= 2 * noise:
         raise RuntimeError(words)
@@ -124,11 +111,6 @@ def _pruned(
         if handle.last is None:
             raise RuntimeError("the patch took no notice of the images")
         return result, handle.last
-
-
-def _row(whole: Run, row: int) -> Run:
-    part = slice(row, row + 1)
-    return Run(whole.tokens[part], whole.logits[part], whole.hidden[part], whole.kv_columns)
 
 
 __all__ = ["check_batch"]

@@ -49,7 +49,7 @@ def check_eviction(subject: Subject) -> list[CheckRow]:
     columns = ClosedColumns([everything, *(alive | _padding(alive, real) for alive in held)], _closes(subject, sliding))
     masked = masked_run(subject.model, subject.sample, EVICTION_STEPS, columns, evicting.tokens)
     difference = logits_apart(evicting.logits, masked.logits)
-    noise = max(subject.noise.first, subject.noise.steps)
+    noise = subject.noise.logits
     note = f"{evicted} of {EVICTION_STEPS - 1} cached answer tokens of each row evicted on the way"
     return [
         judge(f"{CHECK}: {EVICTION_STEPS} forced steps", difference, noise, subject.floor, note),

@@ -55,9 +55,9 @@ def compare(subject: Subject, pruned: Run, masked: Run, index: torch.Tensor, dro
             lowest,
             f"{len(rows)} kept tokens, {dropped} dropped",
         ),
-        judge("pruned = masked: first-token logits", first, noise.first, lowest),
-        judge(f"pruned = masked: {count - 1} forced steps", steps, max(noise.first, noise.steps), lowest),
-        greedy_row("pruned = masked: greedy tokens", pruned, masked, max(noise.first, noise.steps), lowest),
+        judge("pruned = masked: first-token logits", first, noise.logits, lowest),
+        judge(f"pruned = masked: {count - 1} forced steps", steps, noise.logits, lowest),
+        greedy_row("pruned = masked: greedy tokens", pruned, masked, noise.logits, lowest),
     ]
 
 
@@ -75,8 +75,9 @@ def greedy_row(check: str, found: Run, masked: Run, noise: float, lowest: float)
     gaps = masked.logits.gather(-1, chosen[..., None]) - masked.logits.gather(-1, found.tokens[..., None])
     gap = float((gaps[..., 0] / masked.logits.std(-1)).amax())
     note = (
-        f"{len(differ)} of {found.tokens.numel()} differ, first in row {row} at step {step}: {int(found.tokens[row, step])} "
-        f"instead of {int(chosen[row, step])}; the largest gap between the two logits is {gap:.1e} standard deviations, "
+        f"{len(differ)} of {found.tokens.numel()} differ, first in row {row} at step {step}: "
+        f"{int(found.tokens[row, step])} instead of {int(chosen[row, step])}; the largest gap between two such logits "
+        f"is {gap:.1e} standard deviations, "
     )
     note += "no more than rounding explains" if gap <= allowed else "which rounding does not explain"
     return CheckRow(check, PASS if gap <= allowed else FAIL, gap, noise, allowed, note)
@@ -107,11 +108,11 @@ def _control(subject: Subject, masked: Run, keep: torch.Tensor, report: PruningR
     less[torch.arange(len(keep), device=keep.device), best] = False
     other = masked_run(subject.model, subject.sample, 1, ClosedColumns([less]))
     difference = logits_apart(other.logits[:, :1], masked.logits[:, :1])
-    allowed = max(TIMES_NOISE * subject.noise.first, subject.floor)
+    allowed = max(TIMES_NOISE * subject.noise.logits, subject.floor)
     if difference == 0:
-        return CheckRow(check, FAIL, 0.0, None, allowed, "closing a column changed nothing: the masked run masks nothing")
+        return CheckRow(check, FAIL, 0.0, None, allowed, "closing a column changed nothing: nothing is masked")
     note = "" if difference > allowed else "too small to see in this dtype: verify in float32 to notice single tokens"
-    return CheckRow(check, PASS, difference, subject.noise.first, allowed, note)
+    return CheckRow(check, PASS, difference, subject.noise.logits, allowed, note)
 
 
 @torch.no_grad()
@@ -141,7 +142,9 @@ def _kept_only(subject: Subject, pruned: Run, report: PruningReport) -> CheckRow
     )[0]
     difference = hidden_apart(pruned.hidden[index >= 0], alone[index >= 0])
     note = (
-        f"{subject.adapter.model_type} has recurrent layers, whose state a mask does not reach: compared with the decoder "
-        "on the kept tokens alone at their own positions, prefill only"
+        f"{subject.adapter.model_type} has recurrent layers, whose state a mask does not reach: compared with the "
+        "decoder on the kept tokens alone at their own positions, prefill only"
     )
-    return judge("pruned = kept tokens alone: last hidden states", difference, subject.noise.hidden, subject.floor, note)
+    return judge(
+        "pruned = kept tokens alone: last hidden states", difference, subject.noise.hidden, subject.floor, note
+    )

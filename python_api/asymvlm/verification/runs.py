@@ -24,6 +24,10 @@ class Run:
     hidden: torch.Tensor  # (B, S, D) last hidden states of the prompt
     kv_columns: list[int]  # K/V columns of each full-attention layer after the prefill
 
+    def row(self, number: int) -> Run:
+        part = slice(number, number + 1)
+        return Run(self.tokens[part], self.logits[part], self.hidden[part], self.kv_columns)
+
 
 @torch.no_grad()
 def run(

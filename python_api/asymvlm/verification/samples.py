@@ -56,12 +56,12 @@ def left_padded(model: Any, adapter: Adapter, sample: Sample, more: int) -> Samp
 
 
 def second_sample(model: nn.Module, adapter: Adapter, sample: Sample) -> Sample:
-    """Another sample for a batch: other pixels, a longer text. Its last tokens are the first sample's last text token."""
+    """Another sample for a batch: other pixels, and a longer text, whose last token is repeated."""
     ids = sample["input_ids"]
     vision = adapter.vision_mask(model, ids)[0]
     real = sample["attention_mask"][0].bool() & ~vision
     last = ids[:, real.nonzero()[-1]]
-    longer = {name: value for name, value in sample.items()}
+    longer = dict(sample)
     for name, value in sample.items():
         if name in adapter.triggers and isinstance(value, torch.Tensor) and value.is_floating_point():
             longer[name] = value.flip(-1)
@@ -112,17 +112,20 @@ def made_for(model: Any, adapter: Adapter) -> Sample:
     except (AttributeError, KeyError, ValueError, TypeError) as error:
         why = first_line(error) if isinstance(error, InputError) else "its images need more than pixels of one size"
         raise ValueError(f"cannot make inputs for {adapter.model_type!r} alone ({why}): {WANTED}") from error
-    vocabulary = model.config.get_text_config().vocab_size
-    special = {image, *(value for name, value in model.config.to_dict().items() if "token" in name)}
-    special |= {value for name, value in model.config.get_text_config().to_dict().items() if "token" in name}
-    usable = [token for token in range(vocabulary) if token not in special]
+    configs = (model.config.to_dict(), model.config.get_text_config().to_dict())
+    special = {value for config in configs for name, value in config.items() if "token" in name and type(value) is int}
+    usable = [token for token in range(model.config.get_text_config().vocab_size) if token not in {*special, image}]
     words = torch.randint(len(usable), (18,), generator=generator).tolist()
     text = [usable[word] for word in words]
     ids = torch.tensor([[*text[:4], *[image] * (rows * columns), *text[4:]]], device=model.device)
+    types = {"token_type_ids": (ids == image).long()} if "token_type_ids" in adapter.per_token else {}
+    if adapter.open_prompt:
+        types = {name: torch.zeros_like(ids) for name in types}
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "pixel_values": pixels.to(model.device, model.dtype),
+        **types,
     }
 
 

@@ -16,11 +16,13 @@ from asymvlm.verification import samples
 from asymvlm.verification.batch import check_batch
 from asymvlm.verification.evicting import check_eviction
 from asymvlm.verification.pruning import check_pruning
-from asymvlm.verification.report import FAIL, CheckRow, Verification
+from asymvlm.verification.removal import check_removal
+from asymvlm.verification.report import FAIL, PASS, SKIPPED, CheckRow, Verification
 from asymvlm.verification.state import changes, snapshot
 from asymvlm.verification.subject import Subject
-from asymvlm.verification.removal import check_removal
 from asymvlm.wrappers import unwrapped
+
+WITHOUT_MEASURE = "the unpatched model could not be measured against itself, see above"
 
 
 def verify(
@@ -72,18 +74,18 @@ def verify(
     subject.run_unpatched()
     before = snapshot(model)  # after a run: transformers adds to a model on first use
     parts: list[tuple[str, Callable[[Subject], list[CheckRow]]]] = [
-        ("unpatched against itself", Subject.measure_noise),
         ("pruned against masked", check_pruning),
         ("batch against its samples", check_batch),
         ("evicting against masked", check_eviction),
-        ("removal: outputs", check_removal),
     ]
-    rows: list[CheckRow] = []
+    rows = _guarded("unpatched against itself", Subject.measure_noise, subject)
+    lost = any(row.verdict == FAIL for row in rows)  # there is no measure to compare by
     for name, part in parts:
-        rows += _guarded(name, part, subject)
+        rows += [CheckRow(name, SKIPPED, note=WITHOUT_MEASURE)] if lost else _guarded(name, part, subject)
+    rows += _guarded("removal: outputs", check_removal, subject)
     left = changes(before, snapshot(model))
     note = f"changed: {', '.join(left[:5])}{' ...' if len(left) > 5 else ''}" if left else ""
-    rows.append(CheckRow("removal: attributes, hooks, configuration", FAIL if left else "pass", note=note))
+    rows.append(CheckRow("removal: attributes, hooks, configuration", FAIL if left else PASS, note=note))
     return Verification(type(model).__name__, _environment(model), rows)
 
 
