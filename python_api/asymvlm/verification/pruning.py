@@ -42,6 +42,7 @@ def check_pruning(subject: Subject) -> list[CheckRow]:
 def compare(subject: Subject, pruned: Run, masked: Run, index: torch.Tensor, dropped: int) -> list[CheckRow]:
     """Rows of a pruned run ``(B, S', D)`` and the masked one of the same tokens, which ``index`` ``(B, S')`` tells."""
     noise, lowest = subject.noise, subject.floor
+    index = index.to(pruned.hidden.device)
     rows, slots = (index >= 0).nonzero(as_tuple=True)
     hidden = hidden_apart(pruned.hidden[rows, slots], masked.hidden[rows, index[rows, slots]])
     first = logits_apart(pruned.logits[:, :1], masked.logits[:, :1])
@@ -131,7 +132,7 @@ def _kept_only(subject: Subject, pruned: Run, report: PruningReport) -> CheckRow
         run(subject.model, subject.sample, 1)
     finally:
         hook.remove()
-    index = report.index
+    index = report.index.to(seen["embeds"].device)
     rows, places = torch.arange(len(index), device=index.device)[:, None], index.clamp_min(0)
     positions = seen["positions"].expand(*seen["positions"].shape[:-2], len(index), -1)
     alone = decoder(

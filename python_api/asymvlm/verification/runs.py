@@ -70,7 +70,8 @@ def run(
     layers = getattr(cache_of(output), "layers", ())
     full = [layer.keys for layer in layers if _holds_keys(layer) and not getattr(layer, "is_sliding", False)]
     kv_columns = [keys.shape[-2] - (steps - 1) for keys in full]
-    return Run(torch.cat(steer.tokens, 1), torch.stack(steer.logits, 1), prefill[0], kv_columns)
+    hidden = prefill[0].to(output.sequences.device)  # the decoder may be spread over several
+    return Run(torch.cat(steer.tokens, 1), torch.stack(steer.logits, 1), hidden, kv_columns)
 
 
 def masked_run(

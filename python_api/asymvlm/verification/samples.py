@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -118,9 +119,9 @@ def made_for(model: Any, adapter: Adapter) -> Sample:
     words = torch.randint(len(usable), (18,), generator=generator).tolist()
     text = [usable[word] for word in words]
     ids = torch.tensor([[*text[:4], *[image] * (rows * columns), *text[4:]]], device=model.device)
-    types = {"token_type_ids": (ids == image).long()} if "token_type_ids" in adapter.per_token else {}
-    if adapter.open_prompt:
-        types = {name: torch.zeros_like(ids) for name in types}
+    types = {}
+    if "token_type_ids" in inspect.signature(type(model).forward).parameters:
+        types["token_type_ids"] = torch.zeros_like(ids) if adapter.open_prompt else (ids == image).long()
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
