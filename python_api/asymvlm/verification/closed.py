@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from asymvlm.decoder import decoder_of
+from asymvlm.verification.names import decoder_of
 
 NAMES = {"sdpa": "asymvlm_verify_sdpa", "eager": "asymvlm_verify_eager"}
 _closing: ContextVar[ClosedColumns | None] = ContextVar("asymvlm_verify_closing", default=None)

@@ -9,7 +9,9 @@ import torch
 
 from asymvlm.verification.report import FAIL, PASS, CheckRow
 
-TIMES_NOISE = 4  # noise is the largest of a few samples; a pruned run reorders sums in more places than one of those
+# noise is the largest of a few samples; where a right patch left the floor, on tiny models of 34 families in bf16 and
+# fp16 on a CPU, it came to 2.3 times the noise at most
+TIMES_NOISE = 4
 NOISE_LIMIT = 10  # a model further from itself than so many floors, or than a quarter of a standard deviation, whose
 NOISE_MOST = 0.25  # fourfold is a standard deviation, leaves nothing to verify
 FLOAT32_FLOOR = 1e-4

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from asymvlm.decoder import decoder_of
 from asymvlm.patch import patch
 from asymvlm.report import PruningReport
 from asymvlm.verification.closed import ClosedColumns
 from asymvlm.verification.measure import TIMES_NOISE, hidden_apart, judge, logits_apart
+from asymvlm.verification.names import decoder_of
 from asymvlm.verification.report import FAIL, PASS, SKIPPED, CheckRow
 from asymvlm.verification.runs import Run, masked_run, run
 from asymvlm.verification.subject import Subject

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from asymvlm.decoder import decoder_of
 from asymvlm.verification.closed import ClosedColumns, closed_columns
-from asymvlm.verification.names import cache_of
+from asymvlm.verification.names import cache_of, decoder_of
 
 
 @dataclass(eq=False)

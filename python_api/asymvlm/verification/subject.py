@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from asymvlm.decoder import decoder_of
 from asymvlm.models.adapter import Adapter
 from asymvlm.policies import TextEviction, VisionPruning
 from asymvlm.verification import samples
 from asymvlm.verification.closed import ClosedColumns, reference_kind
 from asymvlm.verification.measure import NOISE_LIMIT, NOISE_MOST, floor, hidden_apart, logits_apart
+from asymvlm.verification.names import decoder_of
 from asymvlm.verification.report import FAIL, PASS, CheckRow
 from asymvlm.verification.runs import Run, masked_run, run
 
@@ -52,7 +52,7 @@ class Subject:
     sample: samples.Sample
     steps: int
     tell: Callable[[str], None]
-    base: Run = field(init=False)
+    base: Run = field(init=False, repr=False)
     noise: Noise = field(init=False, default_factory=Noise)
     again: float = field(init=False, default=0.0)  # of `noise`, what running twice alike makes
     floor: float = field(init=False)
