@@ -12,6 +12,7 @@ from asymvlm.cache import CacheStats, EvictionCache
 from asymvlm.calibration import Calibration, calibrate_budget
 from asymvlm.conversation import Conversation, Reply
 from asymvlm.eviction.report import EvictionReport
+from asymvlm.hf.versions import UntestedVersionWarning
 from asymvlm.models import supported_models
 from asymvlm.patch import PatchHandle, patch
 from asymvlm.policies import TextEviction, TurnEviction, VisionPruning
@@ -21,6 +22,7 @@ from asymvlm.scorer import Scorer
 from asymvlm.strategy import AutoStrategy, Choice
 from asymvlm.training import TrainingSettings, train_scorer
 from asymvlm.user_turns import UserTurns
+from asymvlm.verification import Verification, verify
 from asymvlm_kernels import LinearBudget, RelativeThresholdBudget, Spread, ThresholdBudget, UniformBudget, __version__
 
 __all__ = [
@@ -43,7 +45,9 @@ __all__ = [
     "TrainingSettings",
     "TurnEviction",
     "UniformBudget",
+    "UntestedVersionWarning",
     "UserTurns",
+    "Verification",
     "VisionPruning",
     "__version__",
     "calibrate_budget",
@@ -51,4 +55,5 @@ __all__ = [
     "prune_inputs",
     "supported_models",
     "train_scorer",
+    "verify",
 ]

@@ -24,6 +24,7 @@ from asymvlm.hf.arguments import CACHE, EMBEDS, IDS, MASK, bind, cache_of, past_
 from asymvlm.hf.context import entered
 from asymvlm.hf.generation import StaticLength, generate_callee, infer_attention_mask
 from asymvlm.hf.peft import unwrapped
+from asymvlm.hf.versions import warn_if_untested
 from asymvlm.in_flight import Call
 from asymvlm.later_images import brings_images, prune_later_images
 from asymvlm.models import adapter_for
@@ -65,6 +66,7 @@ def patch(
         ValueError: if the family is unknown, and the message lists the known ones; for another strategy.
         RuntimeError: if the model is patched already.
     """
+    warn_if_untested()
     if strategy not in (None, "auto"):
         raise ValueError(f"strategy must be None or 'auto', got {strategy!r}")
     if strategy is not None:

@@ -94,3 +94,8 @@ def test_rows_of_transformers_are_those_of_the_makefile_and_the_oldest_is_the_fl
     assert rows[1].split() == minors
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert f"transformers>={minors[0]},<6" in project["dependencies"]
+    newest = recorded.read(recorded.CONSTRAINTS)["transformers"].rpartition(".")[0]
+    versions = (ROOT / "python_api" / "asymvlm" / "hf" / "versions.py").read_text()
+    tested = re.search(r"^TESTED = (.+)$", versions, re.MULTILINE)
+    assert tested is not None
+    assert re.findall(r'"(\d+\.\d+)"', tested[1]) == [*minors, newest]

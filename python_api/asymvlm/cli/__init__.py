@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from asymvlm.cli import calibrate, chat, console, doctor, heatmap, run, train
+from asymvlm.cli import calibrate, chat, console, doctor, heatmap, run, train, verify
 
 app = typer.Typer(
     name="asymvlm",
@@ -22,6 +22,7 @@ app.command()(heatmap.heatmap)
 app.command()(train.train)
 app.command()(calibrate.calibrate)
 app.command()(doctor.doctor)
+app.command()(verify.verify)
 
 
 @app.callback()
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; ``argv`` without the program's name, by default the process's own.
 
     Returns:
-        0; 1 if a self-test failed or memory ran out; 2 on a mistake in the arguments, told in one line on stderr.
+        0; 1 if a self-test or a verification failed or memory ran out; 2 on a mistake in the arguments, told in one
+        line on stderr.
     """
     return console.run_app(app, argv, name="asymvlm")

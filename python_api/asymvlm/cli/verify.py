@@ -1,0 +1,76 @@
+"""`asymvlm verify`: proof on a model as it runs here that pruning and eviction equal masking, and leave no trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import asymvlm
+from asymvlm.budget_file import budget_to_dict
+from asymvlm.cli import console, options
+from asymvlm.loading import load
+from asymvlm.session import InputError, Session, first_line
+from asymvlm.verification.samples import QUESTION, drawn_picture
+
+
+def verify(
+    model: options.ModelOption,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", "-i", help="Image file; repeat it for several. A drawn picture if none."),
+    ] = None,
+    question: options.QuestionOption = QUESTION,
+    keep: options.KeepOption = None,
+    budget: options.BudgetOption = None,
+    scorer: options.ScorerOption = None,
+    any_model: Annotated[
+        bool, typer.Option("--any-model", help="Use --scorer on a model it was not trained for, of equal width.")
+    ] = False,
+    scored: options.TextOption = "all",
+    steps: Annotated[int, typer.Option(min=2, help="Tokens to decode in the checks of pruning.")] = 8,
+    dtype: options.DtypeOption = "auto",
+    device: options.DeviceOption = "auto",
+    attention: Annotated[
+        str | None,
+        typer.Option("--attn", help="Attention: sdpa, eager, flash_attention_2, ...; the model's own if none."),
+    ] = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Verify on this machine that a pruned run is the masked run of the same tokens. Exit code 1 if a check fails."""
+    learned = options.load_scorer(scorer)
+    chosen = options.parse_budget_of(learned, keep, budget)
+    text = options.parse_question(question)
+    images = options.read_images(image) if image else [drawn_picture()]
+    with console.stdout_reserved(as_json):
+        console.hush_transformers(progress=not as_json)
+        session = load(model, dtype=dtype, device=device)
+        if attention is not None:
+            _set_attention(session, attention)
+        inputs = session.prepare(images, text)
+        try:
+            if learned is not None and any_model:
+                learned = learned.transfer(session.model)
+            vision = asymvlm.VisionPruning(learned, chosen, text=scored, processor=session.processor)  # type: ignore[arg-type]
+            result = asymvlm.verify(session.model, inputs, vision=vision, steps=steps, progress=_tell)
+        except ValueError as error:
+            raise InputError(f"cannot verify {session.name}: {error}") from error
+    if as_json:
+        record: dict[str, Any] = {"name": session.name, "question": text, "budget": budget_to_dict(vision.budget)}  # type: ignore[arg-type]
+        console.print_json(record | result.to_dict())
+    else:
+        console.out.print(str(result), markup=False, soft_wrap=True)
+    if not result.passed:
+        raise typer.Exit(console.EXIT_FAILED)
+
+
+def _set_attention(session: Session, name: str) -> None:
+    try:
+        session.model.set_attn_implementation(name)
+    except (ValueError, ImportError, OSError) as error:
+        raise InputError(f"--attn: {session.name} cannot use {name!r}: {first_line(error)}") from error
+
+
+def _tell(words: str) -> None:
+    console.err.print(f"verify: {words}", markup=False)
