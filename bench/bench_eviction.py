@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from transformers import Cache  # noqa: E402
 
 import asymvlm  # noqa: E402
+from asymvlm.eviction.slots import Slots  # noqa: E402
 from asymvlm import TextEviction  # noqa: E402
 from bench import environment, results, vlm  # noqa: E402
 
@@ -165,7 +166,7 @@ def counting(active: bool) -> Iterator[list[int]]:
     if not active:
         yield total
         return
-    table: Any = asymvlm.eviction.slots.Slots
+    table: Any = Slots
     originals = {(Cache, "update"): Cache.update, (table, "compact"): table.compact}
 
     def wrapped(original: Callable[..., Any], single: bool) -> Callable[..., Any]:

@@ -185,7 +185,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         return result if as_dict else result.to_tuple()
 
     @takes_the_cache
-    def prepare_inputs_for_generation(  # type: ignore[override]
+    def prepare_inputs_for_generation(
         self,
         input_ids: torch.Tensor,
         cache: Cache | None = None,
