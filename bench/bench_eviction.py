@@ -26,8 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from transformers import Cache  # noqa: E402
 
 import asymvlm  # noqa: E402
-from asymvlm.eviction.slots import Slots  # noqa: E402
 from asymvlm import TextEviction  # noqa: E402
+from asymvlm.eviction.slots import Slots  # noqa: E402
 from bench import environment, results, vlm  # noqa: E402
 
 SIZES = {
