@@ -45,7 +45,8 @@ class Forwards:
         self._window = sliding_window(self._text_config) if tightened else None
         self.model = Door(handle.model, self._enter_model, self._leave_model)
         try:
-            self.decoder = Door(handle.adapter.text_of(handle.model), self._enter_decoder, self._leave_decoder)
+            leave = None if evictor is None else self._leave_decoder
+            self.decoder = Door(handle.adapter.text_of(handle.model), self._enter_decoder, leave)
         except BaseException:
             self.model.remove()
             raise
@@ -205,8 +206,8 @@ class Forwards:
         return arguments
 
     def _leave_decoder(self, module: nn.Module, arguments: Arguments, output: Any) -> None:
-        if self._evictor is not None:
-            self._evictor.after_decoder(arguments, output)
+        assert self._evictor is not None
+        self._evictor.after_decoder(arguments, output)
 
 
 def check_call(call: Arguments, state: PromptState | None) -> None:

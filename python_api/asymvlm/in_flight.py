@@ -35,6 +35,7 @@ class Call(Frame):
     prompt: PrunedPrompt | None = None  # None: the call is left alone and only its cache is measured
     phase: str = "forward"  # a plain call; `generate`: "prefill", "measure" (its last chunk runs), "decode"
     fed: int = 0  # columns of the shortened prompt that the model was fed, cached ones included
+    end: int | None = None  # columns in the cache after prefill: drafted tokens may be fed behind the prompt
     step: tuple[int, int] | None = None  # tokens and cached columns that the decoder is about to get
     seen: bool = False  # the decoder got them
     started_over: bool = False  # without the cache, where LongRoPE passed its switch
@@ -79,18 +80,18 @@ class Call(Frame):
         """After prefill the cache holds the shortened prompt and nothing else, in every layer that holds all tokens."""
         if self.prompt is None or cache is None:
             return
-        length = self.prompt.state.length
+        wanted = self.prompt.state.length if self.end is None else self.end
         for layer, held in lengths_on_host(cache):
-            if held != length:
+            if held != wanted:
                 raise MechanismError(
-                    PREFILL, f"layer {layer} of the cache holds {held} columns after prefill, wanted {length}"
+                    PREFILL, f"layer {layer} of the cache holds {held} columns after prefill, wanted {wanted}"
                 )
 
     def check_position(self, positions: torch.Tensor | None) -> None:
-        """The first token behind the prompt goes on where the unpruned prompt ended; compared on the device."""
+        """The first token behind the prompt goes on from its last column's position; compared on the device."""
         if self.phase != "decode" or self.prompt is None or self.misplaced is not None or self.started_over:
             return
-        wanted = self.prompt.state.next_position  # (B, 1) or (R, B, 1)
+        wanted = self.prompt.state.position_ids[..., -1:] + 1  # (B, 1) or (R, B, 1), as `generate` counts
         if positions is None or positions.ndim != wanted.ndim or positions.shape[-2] % wanted.shape[-2]:
             found = "no positions" if positions is None else f"positions {tuple(positions.shape)}"
             raise MechanismError(STEPS, f"the decoder got {found} behind a prompt that ends at {tuple(wanted.shape)}")
@@ -162,7 +163,7 @@ def feed_prompt(model: nn.Module, call: Call, arguments: dict[str, Any]) -> dict
             embeds[name] = torch.cat([embeds[name], generated.to(embeds[name].dtype)], 1)
     call.fed = max(call.fed, min(end, prompt_length))
     if cache is not None and end >= prompt_length:
-        call.phase = "measure"
+        call.phase, call.end = "measure", end
     fed = {name: value for name, value in arguments.items() if name != IDS}
     for name in call.prompt.whole_rows:
         fed[name] = call.prompt.inputs[name].repeat_interleave(repeats, 0)[:, :end]

@@ -17,6 +17,7 @@ import asymvlm.eviction.slots as slots
 import asymvlm.hf.attention as capture
 from asymvlm import EvictionCache, TextEviction, TurnEviction
 from asymvlm.eviction.choose import lowest
+from asymvlm.hf.arguments import cache_in
 
 SCORES = st.sampled_from([0.0, -0.0, 0.25, 0.5, float("nan"), float("inf")])
 
@@ -181,7 +182,7 @@ def test_memory_is_flat_over_two_thousand_tokens():
     held = []
     with asymvlm.patch(model, text=TextEviction(64, 0.5)) as handle:
         hook = model.get_decoder().register_forward_hook(
-            lambda _, args, kwargs, out: held.append(kwargs["past_key_values"].stats().nbytes), with_kwargs=True
+            lambda _, args, kwargs, out: held.append(cache_in(kwargs).stats().nbytes), with_kwargs=True
         )
         model.generate(**tiny.make_batch("llava", "single"), do_sample=False, max_new_tokens=2001, eos_token_id=None)
         hook.remove()

@@ -21,6 +21,7 @@ import asymvlm
 import asymvlm.eviction.masks as masks
 import asymvlm.hf.attention as capture
 from asymvlm import EvictionCache, TextEviction
+from asymvlm.hf.arguments import cache_in
 
 POLICY = dict(threshold=6, retention=0.5)
 
@@ -59,7 +60,7 @@ def test_flash_attention_masks_tell_slots_not_columns():
     seen = []
 
     def record(module, args, kwargs):
-        cache, mask = kwargs["past_key_values"], kwargs["attention_mask"]
+        cache, mask = cache_in(kwargs), kwargs["attention_mask"]
         if isinstance(cache, EvictionCache) and kwargs["inputs_embeds"].shape[1] == 1:
             seen.append((mask, cache.table.span, cache.table.slot_pos[:, : cache.table.span] >= 0))
 
@@ -119,7 +120,9 @@ def test_scores_of_the_captured_layer_are_eager_attention(monkeypatch):
 
 def test_a_row_that_sees_nothing_scores_zero():
     """A NaN from a row that is all padding would poison the layers behind it, and the order of evictions."""
-    step = capture.Scores(torch.tensor([[-2, -2, -2, -1], [0, 1, 2, -1]], dtype=torch.int32), torch.tensor([2, 2]))
+    step = capture.Scores(
+        slot_pos=torch.tensor([[-2, -2, -2, -1], [0, 1, 2, -1]], dtype=torch.int32), q_pos=torch.tensor([2, 2])
+    )
     for width in (8, 512):  # heads that the kernels take, and wider ones
         scores = capture.score(torch.randn(2, 4, 1, width), torch.randn(2, 2, 4, width), step, width**-0.5, 0.0)
         assert torch.equal(scores[0], torch.zeros(4))

@@ -5,7 +5,6 @@ The mutations break one part at a time: a matrix of comparisons that would accep
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -17,6 +16,7 @@ from tiny import FAMILIES, IMAGE, make_batch
 from torch import Tensor
 
 import asymvlm
+from asymvlm import forward
 from asymvlm.deepstack import DeepStack, deepstack_inputs
 
 Inputs = dict[str, Tensor]
@@ -121,7 +121,7 @@ def test_broken_deepstack_shows(family, plain, model, monkeypatch, broken):
     inputs = make_batch(family, "left_padded")
     selection = select(plain, inputs, 0.5)
     expected = take(masked_forward(plain, inputs, selection.keep), selection.index)
-    monkeypatch.setattr(sys.modules["asymvlm.patch"], "deepstack_inputs", broken)
+    monkeypatch.setattr(forward, "deepstack_inputs", broken)
     with torch.no_grad(), asymvlm.patch(model, vision=uniform(0.5)):
         found = model(**inputs).logits
     assert (found - expected)[selection.index >= 0].abs().max() > 1e-3

@@ -36,6 +36,8 @@ SLIDING = {
 def windowed(request):
     """A family with windows shorter than the prompt."""
     name, window = request.param
+    if tiny.FAMILIES[name].broken:
+        pytest.skip(f"the unpatched model fails here: {tiny.FAMILIES[name].broken}")
     width = "attention_chunk_size" if name == "llama4" else "sliding_window"
     return name, tiny.build(name, **{width: window}, **SLIDING[name])
 

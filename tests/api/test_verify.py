@@ -96,6 +96,7 @@ def test_masked_run_of_flash_attention_is_in_sdpa_and_leaves_flash_on(llava: Pre
     assert closed.reference_kind(llava) == "eager", "sdpa cannot cap logits"
 
 
+@pytest.mark.skipif(bool(tiny.FAMILIES["llama4"].broken), reason="the unpatched model fails on this transformers")
 def test_what_eviction_does_not_support_is_said_and_no_failure() -> None:
     result = asymvlm.verify(tiny.build("llama4"), tiny.make_batch("llama4", "single"))
     row = next(row for row in result.rows if row.check.startswith("evicted"))

@@ -19,6 +19,7 @@ from asymvlm.hf.errors import MechanismError
 IDS, EMBEDS, MASK, POSITIONS = "input_ids", "inputs_embeds", "attention_mask", "position_ids"
 CACHE, USE_CACHE = "cache", "use_cache"
 CACHE_NAMES = (CACHE, "past_key_values", "cache_params")  # newest first
+ABOUT_CACHE = (CACHE, USE_CACHE, "cache_position")  # what only a call with a cache needs
 PROMPT = (IDS, EMBEDS, MASK, POSITIONS)  # what a shortened prompt cannot do without
 
 

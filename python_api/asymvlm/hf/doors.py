@@ -18,7 +18,8 @@ class Door:
     Args:
         module: whose forward is meant.
         enter: gets the module and the arguments under our names; returns those to go on with, or None for the same.
-        leave: gets the module, the arguments under our names and the output, None after an exception.
+        leave: gets the module, the arguments under our names and the output, None after an exception. torch.compile
+            guards on a hook's number, so a compiled module gets none that it does not need.
     Raises:
         MechanismError: if the module's forward does not name its cache.
     """
@@ -27,14 +28,13 @@ class Door:
         self,
         module: nn.Module,
         enter: Callable[[nn.Module, Arguments], Arguments | None],
-        leave: Callable[[nn.Module, Arguments, Any], None],
+        leave: Callable[[nn.Module, Arguments, Any], None] | None = None,
     ) -> None:
         self.callee = Callee.of(type(module).forward)
         self._enter, self._leave = enter, leave
-        self._hooks = [
-            module.register_forward_pre_hook(self._before, with_kwargs=True),
-            module.register_forward_hook(self._after, with_kwargs=True, always_call=True),
-        ]
+        self._hooks = [module.register_forward_pre_hook(self._before, with_kwargs=True)]
+        if leave is not None:
+            self._hooks.append(module.register_forward_hook(self._after, with_kwargs=True, always_call=True))
 
     def remove(self) -> None:
         for hook in self._hooks:
@@ -50,4 +50,5 @@ class Door:
         return (), self.callee.write(changed)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any) -> None:
+        assert self._leave is not None
         self._leave(module, bind(type(module).forward, module, args, kwargs), output)

@@ -16,7 +16,10 @@ FACTS: dict[str, tuple[str, str]] = {
     "video_llava": ("Video-LLaVA", "class tokens of frames kept"),
     "gemma3": ("Gemma 3", "images attend both ways; sliding windows by original position"),
     "gemma4": ("Gemma 4", "images may attend both ways; sliding windows by original position"),
-    "llama4": ("Llama 4", "chunks by original position; a temperature by index beyond 8192 tokens"),
+    "llama4": (
+        "Llama 4",
+        "chunks by original position; a temperature by index beyond 8192 tokens; fails in transformers 5.24.0 itself",
+    ),
     "paligemma": ("PaliGemma 1, 2", "the prompt attends both ways; positions from 1; no prefill in chunks"),
     "qwen2_vl": ("Qwen2-VL", ""),
     "qwen2_5_vl": ("Qwen2.5-VL", ""),

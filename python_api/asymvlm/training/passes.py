@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from asymvlm.hf.arguments import CACHE, EMBEDS, MASK, USE_CACHE, Callee
+from asymvlm.hf.arguments import ABOUT_CACHE, EMBEDS, MASK, USE_CACHE, Callee
 from asymvlm.hf.decoder import decoder_of
 from asymvlm.hf.key_bias import INJECTIONS, KeyBias, biased, causal, own_attention
 from asymvlm.hf.merge import merge_embeddings
@@ -21,7 +21,7 @@ from asymvlm.models.adapter import Adapter
 from asymvlm.prompt import check_prompt
 from asymvlm.user_turns import UserTurns
 
-NOT_FOR_THE_PASS = (CACHE, USE_CACHE, EMBEDS, MASK, "cache_position", "return_dict")
+NOT_FOR_THE_PASS = (*ABOUT_CACHE, EMBEDS, MASK, "return_dict")
 OUR_INPUTS = ("text_mask",)
 
 

@@ -75,4 +75,5 @@ class Family:
     attention: str = "sdpa"
     seed: int = 2  # of the parameters
     generated: dict[str, int] = field(default_factory=dict)  # token types of generated tokens, 0 if not named
+    broken: str = ""  # why the unpatched model answers nothing at all on this transformers
     wrong_without_patch: dict[str, str] = field(default_factory=dict)  # test -> why the unpatched model fails it
