@@ -28,6 +28,7 @@ from transformers import Cache  # noqa: E402
 import asymvlm  # noqa: E402
 from asymvlm import TextEviction  # noqa: E402
 from asymvlm.eviction.slots import Slots  # noqa: E402
+from asymvlm.hf.arguments import cache_of  # noqa: E402
 from bench import environment, results, vlm  # noqa: E402
 
 SIZES = {
@@ -89,7 +90,7 @@ def measure(
         for name, (patch, options) in caches.items():
             with patched(model, patch), counting(number == 0) as written, stepping(model) as steps:
                 answer = model.generate(**inputs, **options, **length)
-            row, cache = rows[name], answer.past_key_values
+            row, cache = rows[name], cache_of(answer)
             answers[name] = answer.sequences
             if number == 0:  # counts slow a step down, so they are taken apart from the times
                 row["kv_mib"] = round(held_bytes(cache) / 2**20, 3)

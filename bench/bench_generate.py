@@ -26,6 +26,7 @@ import torch  # noqa: E402
 
 import asymvlm  # noqa: E402
 import asymvlm.prompt  # noqa: E402
+from asymvlm.hf.arguments import cache_of  # noqa: E402
 from bench import environment, results, vlm  # noqa: E402
 
 RATIOS = (1.0, 0.75, 0.5, 0.25)
@@ -80,7 +81,7 @@ def check(model: Any, inputs: dict[str, torch.Tensor], ratio: float = 0.5) -> No
             raise SystemExit(f"wrong answer: row {row} keeps {int(chosen.sum())} vision tokens, wanted {count}")
         if score[chosen].min() < score[~chosen].max() - 1e-5:
             raise SystemExit(f"wrong answer: row {row} drops a token that scores higher than one it keeps")
-    length = result.past_key_values.get_seq_length()
+    length = cache_of(result).get_seq_length()
     if length != index.shape[1] + 1:
         raise SystemExit(f"wrong answer: the cache holds {length} tokens, wanted {index.shape[1] + 1}")
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from asymvlm import TextEviction
+from asymvlm.hf.arguments import Callee
 from asymvlm_kernels import score_tokens
 from bench.quality.statistics import paired, rate, record
 from bench.tinyvlm.batches import turn_ids
@@ -87,7 +88,7 @@ def transcribe(
                 inputs_embeds=rows,
                 attention_mask=alive[:, :end].long(),
                 position_ids=positions,
-                past_key_values=cache,
+                **{Callee.of(type(decoder).forward).cache: cache},
                 use_cache=True,
                 output_attentions=True,
             )
