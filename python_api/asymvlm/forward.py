@@ -85,20 +85,31 @@ class Forwards:
         if call is not None and call.phase == "forward":
             self._drop(call)  # an interrupted forward, whose hook never ran, left its call behind
             call = self._call()
-        changed = None if plain_step and call is None else self._changed(module, call, arguments)
+        nested = call is not None and not torch.compiler.is_compiling() and not call.owns(arguments)
+        if nested:  # by a logits processor, say: a forward of its own
+            changed = self._plain(arguments)
+            if self._call() is call:
+                self._expect(Call(owner=self._handle))
+        elif call is not None:
+            changed = self._step(module, call, arguments)
+        else:
+            changed = None if plain_step else self._plain(arguments)
         if not torch.compiler.is_compiling() and (call := self._call()) is not None:
             entered_with = arguments if changed is None else changed
             call.enter_model(tokens_of(entered_with).shape[1], entered_with.get(CACHE))
         return changed
 
-    def _changed(self, module: nn.Module, call: Call | None, arguments: Arguments) -> Arguments | None:
-        """The arguments to go on with; None for the same."""
+    def _step(self, module: nn.Module, call: Call, arguments: Arguments) -> Arguments | None:
+        """The arguments of a step of `generate`; None for the same."""
+        # a step without a cache after some with one: LongRoPE passed its switch and starts over
+        starts_over = call.prompt is not None and arguments.get(CACHE) is None
+        if starts_over and call.phase == "decode":
+            call.started_over, call.cache = True, None
+        return feed_prompt(module, call, arguments) if call.phase == "prefill" or starts_over else None
+
+    def _plain(self, arguments: Arguments) -> Arguments | None:
+        """The arguments of a forward that is no step of `generate`; None for the same."""
         cache, images = arguments.get(CACHE), has_images(self._adapter, arguments)
-        if call is not None:
-            # a step without a cache after some with one: LongRoPE passed its switch and starts over
-            starts_over = call.prompt is not None and cache is None
-            call.started_over |= starts_over and call.phase == "decode"
-            return feed_prompt(module, call, arguments) if call.phase == "prefill" or starts_over else None
         state = state_of(cache)
         if state is not None and not images:
             if not torch.compiler.is_compiling():
@@ -147,6 +158,8 @@ class Forwards:
                 self._drop(call)
             return
         call.leave_model()
+        if call.cache is None:
+            call.cache = cache_of(output)
         if call.phase in ("prefill", "decode"):
             return
         self._pending.pop(call, None)

@@ -15,6 +15,7 @@ from torch import nn
 
 from asymvlm.hf.arguments import CACHE, EMBEDS, IDS, MASK, past_length
 from asymvlm.hf.caches import lengths_on_host
+from asymvlm.hf.callers import OriginalIds
 from asymvlm.hf.context import Frame
 from asymvlm.hf.errors import MechanismError
 from asymvlm.prompt import PrunedPrompt
@@ -33,6 +34,9 @@ class Call(Frame):
     owner: object = None  # the handle whose model is called
     report: PruningReport | None = None
     prompt: PrunedPrompt | None = None  # None: the call is left alone and only its cache is measured
+    original: OriginalIds | None = None  # the caller's prompt, for code that `generate` hands ids to
+    begun: bool = False  # the model was called in it
+    cache: Any = None  # that its steps are on, once known
     phase: str = "forward"  # a plain call; `generate`: "prefill", "measure" (its last chunk runs), "decode"
     fed: int = 0  # columns of the shortened prompt that the model was fed, cached ones included
     end: int | None = None  # columns in the cache after prefill: drafted tokens may be fed behind the prompt
@@ -40,6 +44,20 @@ class Call(Frame):
     seen: bool = False  # the decoder got them
     started_over: bool = False  # without the cache, where LongRoPE passed its switch
     misplaced: torch.Tensor | None = None  # () bool, on the model's device: the first new token is out of place
+
+    def owns(self, arguments: dict[str, Any]) -> bool:
+        """Whether a forward inside `generate` is a step of it, not one of the caller's code that runs meanwhile."""
+        cache, ids = arguments.get(CACHE), arguments.get(IDS)
+        if not self.begun:
+            self.begun, self.cache = True, cache
+            return True
+        if cache is not None or self.prompt is None:
+            return cache is self.cache or cache is None
+        # without a cache the whole sequence is fed again, and it begins with the prompt
+        prompt = self.prompt.state.input_ids
+        if ids is None or ids.shape[1] < prompt.shape[1] or len(ids) % len(prompt):
+            return False
+        return bool((ids[:, : prompt.shape[1]] == prompt.repeat_interleave(len(ids) // len(prompt), 0)).all())
 
     def enter_model(self, queries: int, cache: Any) -> None:
         """The model begins a step of ``queries`` tokens."""

@@ -21,7 +21,8 @@ from asymvlm.eviction.text import TextEvictor
 from asymvlm.eviction.turns import TurnEvictor
 from asymvlm.forward import Forwards, check_call
 from asymvlm.hf.arguments import CACHE, EMBEDS, IDS, MASK, bind, cache_of, past_length
-from asymvlm.hf.context import entered
+from asymvlm.hf.callers import CRITERIA, PROCESSORS, ListMaker, OriginalIds
+from asymvlm.hf.context import entered, innermost
 from asymvlm.hf.generation import StaticLength, generate_callee, infer_attention_mask
 from asymvlm.hf.peft import unwrapped
 from asymvlm.hf.versions import warn_if_untested
@@ -115,6 +116,8 @@ class PatchHandle:
             self._evictor = TextEvictor(self, self.adapter.text_of(model), text_config, text, turn_evictor)
         self._forwards = Forwards(self, self._evictor)
         model.__dict__["generate"] = functools.update_wrapper(_Generate(self), cast("Any", model).generate)
+        for method in (PROCESSORS, CRITERIA):
+            model.__dict__[method] = ListMaker(model, method, self._original_ids)
         model.__dict__[HANDLE] = self
 
     def __enter__(self) -> PatchHandle:
@@ -130,7 +133,8 @@ class PatchHandle:
         self._forwards.remove()
         if self._evictor is not None:
             self._evictor.remove()
-        del self.model.__dict__[HANDLE]
+        for name in (PROCESSORS, CRITERIA, HANDLE):
+            del self.model.__dict__[name]
         if self._previous_generate is None:
             del self.model.__dict__["generate"]
         else:
@@ -168,13 +172,20 @@ class PatchHandle:
         for name in (EMBEDS, *prompt.decoder_rows):
             del shorter[name]  # the model's door hands them out, so that any decoding method works
         shorter |= {IDS: prompt.state.input_ids, **restate_settings(self.model, call, prompt.state)}
-        running = Call(owner=self, report=prompt.report, prompt=prompt, phase="prefill")
+        original_ids = OriginalIds(prompt.state.original_ids, prompt.state.length)
+        running = Call(owner=self, report=prompt.report, prompt=prompt, original=original_ids, phase="prefill")
         with self._forwards.in_flight(running), self._static_length.used_by(self.model):
             result = original(shorter)
         sequences = result if torch.is_tensor(result) else result.sequences
         given = cache if cache is not None or torch.is_tensor(result) else cache_of(result)
+        original_ids.check(call)
         running.check_end(sequences.shape[1] - prompt.state.length, given)
         return with_original_prompt(result, prompt.state, cache)
+
+    def _original_ids(self) -> OriginalIds | None:
+        """The prompt of the call in hand, where it is one of this model's."""
+        call = innermost(Call)
+        return call.original if call is not None and call.owner is self else None
 
     def _original(self, call: dict[str, Any]) -> Any:
         """The model's own `generate`, or the one that was on the instance before."""
@@ -210,8 +221,10 @@ class PatchHandle:
     def _continue(self, original: Callable[..., Any], state: PromptState, call: dict[str, Any]) -> Any:
         """A later turn on the cache of a pruned prompt: its images are in the cache already."""
         shorter = call | continue_call(self.adapter, state, call) | restate_settings(self.model, call, state)
-        with entered(Call(owner=self, phase="decode")):
+        original_ids = OriginalIds(state.original_ids, state.length)
+        with entered(Call(owner=self, original=original_ids, phase="decode")):
             result = original({name: value for name, value in shorter.items() if value is not None})
+        original_ids.check(call)
         return with_original_prompt(result, state, call[CACHE])
 
     def prune(
