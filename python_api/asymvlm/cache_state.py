@@ -7,10 +7,14 @@ from typing import Any
 
 import torch
 
-from asymvlm.hf.arguments import CACHE, MASK, POSITIONS, past_length, tokens_of
+from asymvlm.hf.arguments import CACHE, IDS, MASK, POSITIONS, past_length, tokens_of
+from asymvlm.hf.caches import cache_rows
+from asymvlm.hf.pruned_cache import held, hold
 
 UNKNOWN = torch.iinfo(torch.int64).min  # the id of a token that only a cache has seen
-_ATTRIBUTE = "_asymvlm_state"
+
+
+ROWS = ("original_ids", "original_lengths", "index", IDS, MASK)  # fields with rows in front
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +29,14 @@ class PromptState:
     position_ids: torch.Tensor  # (B, S') or (R, B, S'), as the decoder sees them
     next_position: torch.Tensor  # (B, 1) or (R, B, 1): position of the first token after the prompt
 
+    def rows(self, index: torch.Tensor) -> PromptState:
+        """Of the rows ``index`` ``(rows,)``, in that order."""
+        index = index.to(self.index.device)
+        picked = {name: getattr(self, name)[index] for name in ROWS}
+        for name in (POSITIONS, "next_position"):
+            picked[name] = getattr(self, name).index_select(-2, index)
+        return PromptState(**picked)
+
     @property
     def original_length(self) -> int:
         """S, the columns of the prompt as the caller knows it."""
@@ -38,15 +50,18 @@ class PromptState:
 
 def state_of(cache: Any) -> PromptState | None:
     """The state of a cache that holds a pruned prompt, None of any other (or of one that was reset since)."""
-    state: PromptState | None = getattr(cache, _ATTRIBUTE, None)
+    state: PromptState | None = held(cache)
     if state is not None and past_length(cache) < state.length:
         return None
     return state
 
 
 def remember(cache: Any, state: PromptState) -> None:
-    """Tie the state of a pruned prompt to the cache that holds it."""
-    setattr(cache, _ATTRIBUTE, state)
+    """Tie the state of a pruned prompt to the cache that holds it, with a row for each of the cache's (beams)."""
+    repeats = cache_rows(cache, len(state.index)) // len(state.index)
+    if repeats > 1:
+        state = state.rows(torch.arange(len(state.index)).repeat_interleave(repeats))
+    hold(cache, state)
 
 
 def repair_step(state: PromptState, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from asymvlm.hf.doors import Door
 from asymvlm.hf.errors import MechanismError
 from asymvlm.hf.flash import one_sequence, uses_flash
 from asymvlm.hf.merge import merging
+from asymvlm.hf.pruned_cache import serve
 from asymvlm.hf.windows import sliding_window, tighten
 from asymvlm.in_flight import PREFILL, Call, feed_prompt
 from asymvlm.prompt import check_prompt, has_images, untouched_report
@@ -94,7 +95,10 @@ class Forwards:
             changed = self._step(module, call, arguments)
         else:
             changed = None if plain_step else self._plain(arguments)
-        if not torch.compiler.is_compiling() and (call := self._call()) is not None:
+        if torch.compiler.is_compiling():
+            return changed
+        serve(cache, True)
+        if (call := self._call()) is not None:
             entered_with = arguments if changed is None else changed
             call.enter_model(tokens_of(entered_with).shape[1], entered_with.get(CACHE))
         return changed
@@ -150,6 +154,8 @@ class Forwards:
     def _leave_model(self, module: nn.Module, arguments: Arguments, output: Any) -> None:
         if torch.compiler.is_compiling() and not self._pending:
             return
+        if not torch.compiler.is_compiling():
+            serve(arguments.get(CACHE), False)
         call = self._call()
         if call is None:
             return

@@ -15,7 +15,16 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
-__all__ = ["Cache", "CacheLayerMixin", "is_full", "is_known_layer", "is_sliding", "lengths_on_host", "stock_layers"]
+__all__ = [
+    "Cache",
+    "CacheLayerMixin",
+    "cache_rows",
+    "is_full",
+    "is_known_layer",
+    "is_sliding",
+    "lengths_on_host",
+    "stock_layers",
+]
 
 
 def stock_layers(text_config: Any, static_length: int | None) -> list[Any]:
@@ -38,6 +47,15 @@ def is_sliding(layer: Any) -> bool:
 def is_known_layer(layer: Any) -> bool:
     """Whether a layer of `stock_layers` is left as it is: it slides, or carries a state instead of K and V."""
     return is_sliding(layer) or not isinstance(layer, CacheLayerMixin)
+
+
+def cache_rows(cache: Any, unknown: int) -> int:
+    """Rows of a cache, by the keys of its first layer that holds some; ``unknown`` where none does."""
+    for layer in getattr(cache, "layers", ()):
+        keys = getattr(layer, "keys", None)
+        if isinstance(keys, torch.Tensor) and keys.ndim == 4:
+            return len(keys)
+    return unknown
 
 
 def lengths_on_host(cache: Any) -> Iterator[tuple[int, int]]:
