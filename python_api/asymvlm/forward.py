@@ -8,6 +8,7 @@ DeepStack rows, and windows as wide as they were. Each door knows what the other
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
@@ -41,7 +42,8 @@ class Forwards:
         self._handle = handle
         self._evictor = evictor
         self._adapter = handle.adapter
-        self._pending: dict[Call, None] = {}  # calls before their decode steps; empty, a compiled step is constant
+        # calls before their decode steps, by number; empty, a compiled step is constant
+        self._pending: dict[int, weakref.ref[Call]] = {}
         tightened = handle.vision.positions == "keep" and not handle.vision.bypassed
         self._window = sliding_window(self._text_config) if tightened else None
         self.model = Door(handle.model, self._enter_model, self._leave_model)
@@ -59,16 +61,24 @@ class Forwards:
     def remove(self) -> None:
         self.model.remove()
         self.decoder.remove()
+        for found in [reference() for reference in self._pending.values()]:
+            if found is not None and found.phase == "forward":
+                found.forget()  # interrupted: its context may live on, what it held need not
+        self._pending.clear()
 
     @contextlib.contextmanager
     def in_flight(self, call: Call) -> Iterator[None]:
         """A call of `generate`."""
-        self._pending[call] = None
+        self._await(call)
         try:
             with entered(call):
                 yield
         finally:
-            self._pending.pop(call, None)
+            self._pending.pop(id(call), None)
+
+    def _await(self, call: Call) -> None:
+        number, pending = id(call), self._pending
+        pending[number] = weakref.ref(call, lambda _: pending.pop(number, None))
 
     def _call(self) -> Call | None:
         """The call in hand, if it is one of this model."""
@@ -98,6 +108,8 @@ class Forwards:
         if torch.compiler.is_compiling():
             return changed
         serve(cache, True)
+        if self._evictor is not None and self._call() is None:
+            self._expect(Call(owner=self._handle))  # tells the decoder whose step it is: another model may share it
         if (call := self._call()) is not None:
             entered_with = arguments if changed is None else changed
             call.enter_model(tokens_of(entered_with).shape[1], entered_with.get(CACHE))
@@ -144,11 +156,11 @@ class Forwards:
         return prompt.inputs
 
     def _expect(self, call: Call) -> None:
-        self._pending[call] = None
+        self._await(call)
         push(call)
 
     def _drop(self, call: Call) -> None:
-        self._pending.pop(call, None)
+        self._pending.pop(id(call), None)
         pop(call)
 
     def _leave_model(self, module: nn.Module, arguments: Arguments, output: Any) -> None:
@@ -168,7 +180,7 @@ class Forwards:
             call.cache = cache_of(output)
         if call.phase in ("prefill", "decode"):
             return
-        self._pending.pop(call, None)
+        self._pending.pop(id(call), None)
         cache = arguments.get(CACHE)
         cache = cache_of(output) if cache is None else cache
         if call.report is not None:
@@ -199,7 +211,8 @@ class Forwards:
         if not tracing and (call := self._call()) is not None:
             call.enter_decoder(tokens_of(arguments).shape[1], given)
             call.check_position(arguments.get(POSITIONS))
-        evicting = None if self._evictor is None else self._evictor.before_decoder(module, arguments)
+        ours = self._evictor is not None and (tracing or self._call() is not None)
+        evicting = self._evictor.before_decoder(module, arguments) if ours and self._evictor is not None else None
         arguments = arguments if evicting is None else evicting
         fitted = self._fitted(module, arguments)
         return evicting if fitted is None else fitted

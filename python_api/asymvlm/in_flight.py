@@ -45,6 +45,10 @@ class Call(Frame):
     started_over: bool = False  # without the cache, where LongRoPE passed its switch
     misplaced: torch.Tensor | None = None  # () bool, on the model's device: the first new token is out of place
 
+    def forget(self) -> None:
+        """Let go of all that it holds."""
+        self.owner = self.report = self.prompt = self.cache = self.original = self.misplaced = None
+
     def owns(self, arguments: dict[str, Any]) -> bool:
         """Whether a forward inside `generate` is a step of it, not one of the caller's code that runs meanwhile."""
         cache, ids = arguments.get(CACHE), arguments.get(IDS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -23,7 +24,9 @@ from asymvlm.forward import Forwards, check_call
 from asymvlm.hf.arguments import CACHE, EMBEDS, IDS, MASK, bind, cache_of, past_length
 from asymvlm.hf.callers import CRITERIA, PROCESSORS, ListMaker, OriginalIds
 from asymvlm.hf.context import entered, innermost
+from asymvlm.hf.doors import check_free
 from asymvlm.hf.generation import StaticLength, generate_callee, infer_attention_mask
+from asymvlm.hf.instance import Replaced
 from asymvlm.hf.peft import unwrapped
 from asymvlm.hf.versions import warn_if_untested
 from asymvlm.in_flight import Call
@@ -40,10 +43,11 @@ HANDLE = "_asymvlm_handle"  # where a patched model keeps its handle
 
 def patch(
     model: nn.Module,
-    vision: VisionPruning | None = None,
+    vision: VisionPruning | float | None = None,
     text: TextEviction | None = None,
     turns: TurnEviction | None = None,
     *,
+    keep: float | None = None,
     strategy: str | None = None,
 ) -> PatchHandle:
     """Prune the vision tokens, and evict generated ones, in every later call of this model instance.
@@ -55,19 +59,25 @@ def patch(
     Args:
         model: a supported Hugging Face vision-language model (see `supported_models`), or a PEFT model around one,
             which is then patched itself.
-        vision: settings. None means ``VisionPruning()``, half the vision tokens by cosine similarity, where nothing
-            else is asked for, and no pruning beside eviction.
+        vision: settings, or a keep ratio in (0, 1], the share of vision tokens to keep. None means ``VisionPruning()``,
+            half of them by cosine similarity, where nothing else is asked for, and no pruning beside eviction.
         text: evict generated tokens while decoding; None leaves them.
         turns: evict whole earlier answers when a turn of a dialogue begins; None leaves them.
+        keep: a keep ratio, in other words ``vision=keep``.
         strategy: ``"auto"`` prunes vision in calls where vision tokens dominate and evicts text in the others, as
             `AutoStrategy` says; settings that are None are its own. ``handle.last.strategy`` explains the choice.
     Returns:
         `PatchHandle`, also a context manager that removes the patch on exit.
     Raises:
         ValueError: if the family is unknown, and the message lists the known ones; for another strategy.
-        RuntimeError: if the model is patched already.
+        TypeError: for settings of another type.
+        RuntimeError: if the model is patched already, or shares its decoder with one that is.
     """
     warn_if_untested()
+    vision = _as_vision(vision, keep)
+    for name, found, wanted in (("text", text, TextEviction), ("turns", turns, TurnEviction)):
+        if found is not None and not isinstance(found, wanted):
+            raise TypeError(f"{name} must be {wanted.__name__}(...) or None, got {found!r}")
     if strategy not in (None, "auto"):
         raise ValueError(f"strategy must be None or 'auto', got {strategy!r}")
     if strategy is not None:
@@ -77,6 +87,18 @@ def patch(
     if vision is None:
         vision = VisionPruning() if text is None and turns is None else VisionPruning(budget=UniformBudget(1.0))
     return PatchHandle(unwrapped(model), vision, text, turns)
+
+
+def _as_vision(vision: VisionPruning | float | None, keep: float | None) -> VisionPruning | None:
+    if keep is not None:
+        if vision is not None:
+            raise TypeError(f"pass vision or keep, got both: {vision!r} and {keep!r}")
+        vision = keep
+    if vision is None or isinstance(vision, VisionPruning):
+        return vision
+    if isinstance(vision, bool) or not isinstance(vision, (int, float)):
+        raise TypeError(f"vision must be VisionPruning(...) or a keep ratio such as 0.5, got {vision!r}")
+    return VisionPruning(budget=UniformBudget(float(vision)))
 
 
 class PatchHandle:
@@ -98,6 +120,7 @@ class PatchHandle:
         if HANDLE in model.__dict__:
             raise RuntimeError(f"{type(model).__name__} is patched already: remove the first handle to patch again")
         vision.check_model(model)
+        check_free(self.adapter.text_of(model))
         self.model = model
         self.vision = vision
         self.text = text
@@ -107,7 +130,6 @@ class PatchHandle:
         self.last: PruningReport | None = None
         self._static_length = StaticLength()
         self._callee = generate_callee(model)
-        self._previous_generate = model.__dict__.get("generate")
         text_config = cast("Any", model.config).get_text_config()
         self._evictor = None
         if text is not None or turns is not None:
@@ -115,10 +137,16 @@ class PatchHandle:
             # it refuses decoders that it does not know, so it goes before anything of ours is on the model
             self._evictor = TextEvictor(self, self.adapter.text_of(model), text_config, text, turn_evictor)
         self._forwards = Forwards(self, self._evictor)
-        model.__dict__["generate"] = functools.update_wrapper(_Generate(self), cast("Any", model).generate)
+        self._generate = Replaced(model, "generate", _Generate(self))
+        self._replaced = [self._generate, Replaced(model, HANDLE, self)]
         for method in (PROCESSORS, CRITERIA):
-            model.__dict__[method] = ListMaker(model, method, self._original_ids)
-        model.__dict__[HANDLE] = self
+            self._replaced.append(Replaced(model, method, ListMaker(model, method, self._original_ids)))
+
+    def __repr__(self) -> str:
+        removed = "" if self.model.__dict__.get(HANDLE) is self else ", removed"
+        settings = {"vision": self.vision, "text": self.text, "turns": self.turns}
+        parts = [f"{name}={value!r}" for name, value in settings.items() if value is not None]
+        return f"<asymvlm patch of {type(self.model).__name__}{removed}: {', '.join(parts)}>"
 
     def __enter__(self) -> PatchHandle:
         return self
@@ -133,17 +161,15 @@ class PatchHandle:
         self._forwards.remove()
         if self._evictor is not None:
             self._evictor.remove()
-        for name in (PROCESSORS, CRITERIA, HANDLE):
-            del self.model.__dict__[name]
-        if self._previous_generate is None:
-            del self.model.__dict__["generate"]
-        else:
-            self.model.__dict__["generate"] = self._previous_generate
+        for replaced in self._replaced:
+            replaced.remove()
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """`GenerationMixin.generate` on the shortened prompt; the returned sequences start with the original one."""
         model_class: Any = type(self.model)
         call = bind(model_class.generate, self.model, args, kwargs)
+        if self.model.__dict__.get(HANDLE) is not self:  # removed, and somebody's wrapper still leads here
+            return self._original(call)
         if call.get("inputs") is not None and call.get(IDS) is None:
             call[IDS] = call.pop("inputs")
         cache = call.get(CACHE)
@@ -190,7 +216,7 @@ class PatchHandle:
     def _original(self, call: dict[str, Any]) -> Any:
         """The model's own `generate`, or the one that was on the instance before."""
         model_class: Any = type(self.model)
-        original = self._previous_generate or functools.partial(model_class.generate, self.model)
+        original = self._generate.before or functools.partial(model_class.generate, self.model)
         return original(**self._callee.write(call))
 
     def choose(self, call: dict[str, Any], *, generating: bool) -> Choice | None:
@@ -241,6 +267,11 @@ class _Generate:
     """The ``generate`` of a patched instance. Not a closure: a deep copy has to follow the copied model."""
 
     handle: PatchHandle
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        model: Any = self.handle.model
+        return inspect.signature(type(model).generate.__get__(model))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.handle.generate(*args, **kwargs)

@@ -10,6 +10,15 @@ from torch import nn
 from asymvlm.hf.arguments import CACHE, Callee, bind
 
 Arguments = dict[str, Any]
+DOOR = "_asymvlm_door"  # where a module keeps its door
+
+
+def check_free(module: nn.Module) -> None:
+    """Raise a RuntimeError if a module has a door already, because two models share it and one is patched."""
+    if DOOR in module.__dict__:
+        raise RuntimeError(
+            f"this {type(module).__name__} is part of another model that is patched: remove that patch first"
+        )
 
 
 class Door:
@@ -22,6 +31,7 @@ class Door:
             guards on a hook's number, so a compiled module gets none that it does not need.
     Raises:
         MechanismError: if the module's forward does not name its cache.
+        RuntimeError: as `check_free` does.
     """
 
     def __init__(
@@ -31,6 +41,9 @@ class Door:
         leave: Callable[[nn.Module, Arguments, Any], None] | None = None,
     ) -> None:
         self.callee = Callee.of(type(module).forward)
+        check_free(module)
+        self.module = module
+        module.__dict__[DOOR] = self
         self._enter, self._leave = enter, leave
         self._hooks = [module.register_forward_pre_hook(self._before, with_kwargs=True)]
         if leave is not None:
@@ -39,6 +52,7 @@ class Door:
     def remove(self) -> None:
         for hook in self._hooks:
             hook.remove()
+        del self.module.__dict__[DOOR]
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Any:
         arguments = bind(type(module).forward, module, args, kwargs)

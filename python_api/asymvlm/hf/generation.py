@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from torch import nn
 from asymvlm.hf.arguments import IDS, Callee
 
 STATIC_LENGTH = "_previous_max_cache_length"  # where transformers remembers the longest static cache of an instance
+
+
+_lengths = threading.Lock()  # of what models remember; module-wide, so that handles can be copied and pickled
 
 
 def generate_callee(model: nn.Module) -> Callee:
@@ -43,20 +47,28 @@ class StaticLength:
     """Static cache length of pruned calls: else a long cache of an unpruned call would be built again for them."""
 
     length: int | None = None
+    running: int = 0  # pruned calls of several threads at once
+    outside: int | None = None  # what the model remembered before the first of them
 
     @contextlib.contextmanager
     def used_by(self, model: nn.Module) -> Iterator[None]:
         """For the time of a block, the model remembers this length instead of its own."""
         attributes = model.__dict__
-        outside = attributes.pop(STATIC_LENGTH, None)
-        if self.length is not None:
-            attributes[STATIC_LENGTH] = self.length
+        with _lengths:
+            self.running += 1
+            if self.running == 1:
+                self.outside = attributes.pop(STATIC_LENGTH, None)
+                if self.length is not None:
+                    attributes[STATIC_LENGTH] = self.length
         try:
             yield
         finally:
-            self.length = attributes.pop(STATIC_LENGTH, None)
-            if outside is not None:
-                attributes[STATIC_LENGTH] = outside
+            with _lengths:
+                self.running -= 1
+                if self.running == 0:
+                    self.length = attributes.pop(STATIC_LENGTH, None)
+                    if self.outside is not None:
+                        attributes[STATIC_LENGTH] = self.outside
 
 
 class PromptStreamer:

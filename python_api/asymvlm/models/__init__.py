@@ -93,6 +93,17 @@ def supported_models() -> list[str]:
     return sorted({*_ADAPTERS, *entry_points(group=ENTRY_POINT_GROUP).names})
 
 
+def registered(model_type: str | None) -> Adapter | None:
+    """The adapter of a ``config.model_type``; None if nobody has one."""
+    if model_type in _ADAPTERS:
+        return _ADAPTERS[model_type]
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name == model_type:
+            adapter: Adapter = entry.load()
+            return adapter
+    return None
+
+
 def adapter_for(model: nn.Module) -> Adapter:
     """The adapter of a model.
 
@@ -101,12 +112,9 @@ def adapter_for(model: nn.Module) -> Adapter:
     """
     config: Any = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
-    if model_type in _ADAPTERS:
-        return _ADAPTERS[model_type]
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        if entry.name == model_type:
-            adapter: Adapter = entry.load()
-            return adapter
+    adapter = registered(model_type)
+    if adapter is not None:
+        return adapter
     raise ValueError(
         f"no adapter for {type(model).__name__} with model_type {model_type!r}; known: {', '.join(supported_models())}"
     )

@@ -69,6 +69,16 @@ class Adapter:
     decoder_rows: Mapping[str, Callable[[nn.Module, torch.Tensor], torch.Tensor | None]] = field(default_factory=dict)
     deepstack: bool = False  # the decoder adds tower features after its first layers
 
+    def __deepcopy__(self, memo: Any) -> Adapter:
+        return self
+
+    def __reduce__(self) -> Any:
+        """Pickled by name, so that a patched model can be: most facts are functions."""
+        from asymvlm.models import registered
+
+        known = registered(self.model_type) is self
+        return (registered, (self.model_type,)) if known else super().__reduce_ex__(2)
+
     def composite_of(self, model: nn.Module) -> nn.Module:
         return model.get_submodule(self.composite)
 
