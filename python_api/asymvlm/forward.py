@@ -18,8 +18,9 @@ from torch import nn
 from asymvlm.cache_state import PromptState, remember, repair_step, state_of
 from asymvlm.deepstack import deepstack_inputs
 from asymvlm.eviction.text import TextEvictor
-from asymvlm.hf.arguments import CACHE, MASK, POSITIONS, USE_CACHE, cache_of, past_length, tokens_of
+from asymvlm.hf.arguments import CACHE, EMBEDS, MASK, POSITIONS, USE_CACHE, cache_of, past_length, tokens_of
 from asymvlm.hf.context import entered, innermost, pop, push
+from asymvlm.hf.decoder import decoder_of
 from asymvlm.hf.doors import Door
 from asymvlm.hf.errors import MechanismError
 from asymvlm.hf.flash import one_sequence, uses_flash
@@ -149,11 +150,31 @@ class Forwards:
         check_call(arguments, state)
         if state is None and self._adapter.needs_fresh_cache and getattr(cache, "is_initialized", False):
             raise NotImplementedError(f"{self._adapter.model_type} needs a new cache here, got one that was reset")
+        training = torch.is_grad_enabled() and handle.model.training
+        if training:
+            self._check_trainable()
         prompt = handle.prune(vision, arguments, state, generating=False)
+        if training:  # a reentrant checkpoint gives gradients only where an input wants one
+            prompt.inputs[EMBEDS].requires_grad_(True)
         prompt.report.strategy = choice
         handle.last = prompt.report
         self._expect(Call(owner=handle, report=prompt.report, prompt=prompt))
         return prompt.inputs
+
+    def _check_trainable(self) -> None:
+        """Tower, projector and embeddings get no gradient, so none of them may ask for one."""
+        model, decoder = self._handle.model, decoder_of(self._handle.model)
+        served = {id(parameter) for parameter in cast("Any", decoder).layers.parameters()}
+        served |= {id(parameter) for name, parameter in decoder.named_parameters() if "embed" not in name}
+        head = cast("Any", model).get_output_embeddings()
+        tied = cast("Any", model).get_input_embeddings().weight
+        served |= {id(p) for p in ([] if head is None else head.parameters()) if p is not tied}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and id(parameter) not in served:
+                raise RuntimeError(
+                    f"{name} asks for a gradient, and a patched model has none for the vision tower, the projector and "
+                    "the embeddings: freeze them (requires_grad_(False)), or train without the patch"
+                )
 
     def _expect(self, call: Call) -> None:
         self._await(call)
