@@ -88,7 +88,7 @@ def prune_later_images(
 
 def _has_all_images(model: nn.Module, adapter: Adapter, inputs: Inputs, known: int) -> bool:
     """Whether the call brings the images of the whole conversation: more tokens than its new part has places for."""
-    grids = adapter.grids(model, inputs)
+    grids = adapter.grids_of(model, inputs)
     new = adapter.unify(inputs[IDS])[:, known:]
     for name, token_id in adapter.token_ids(model).items():
         if name in grids and sum(rows * columns for rows, columns in grids[name]) > int((new == token_id).sum()):

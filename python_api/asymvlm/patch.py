@@ -32,6 +32,7 @@ from asymvlm.hf.versions import warn_if_untested
 from asymvlm.in_flight import Call
 from asymvlm.later_images import brings_images, prune_later_images
 from asymvlm.models import adapter_for
+from asymvlm.models.adapter import ENCODED
 from asymvlm.policies import TextEviction, TurnEviction, VisionPruning
 from asymvlm.prompt import PrunedPrompt, has_images, prune_prompt, untouched_report
 from asymvlm.report import PruningReport
@@ -191,7 +192,9 @@ class PatchHandle:
                 return original(call)
         check_call(call, state)
         accepted = self._forwards.model.callee.accepted
-        prompt = self.prune(vision, {name: call[name] for name in call if name in accepted}, state, generating=True)
+        prompt = self.prune(
+            vision, {name: call[name] for name in call if name in accepted or name == ENCODED}, state, generating=True
+        )
         self.last = prompt.report
         shorter = {name: value for name, value in call.items() if name not in accepted}
         shorter |= {name: value for name, value in prompt.inputs.items() if value is not None}

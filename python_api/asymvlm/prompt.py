@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +17,12 @@ from asymvlm.hf.peft import unwrapped
 from asymvlm.images import grids_by_row, image_lines, image_numbers
 from asymvlm.models import adapter_for
 from asymvlm.models.adapter import Adapter, Grid, Inputs
+from asymvlm.padding import pad_in_place, padding_side
 from asymvlm.policies import VisionPruning
 from asymvlm.positions import next_position, original_positions, renumbered
 from asymvlm.report import PruningReport
 from asymvlm.user_turns import UserTurns
-from asymvlm_kernels import PrunedSequence, gather_rows, prune_sequence
+from asymvlm_kernels import gather_rows, prune_sequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ def prune_inputs(model: nn.Module, vision: VisionPruning | None = None, **inputs
 
 
 def has_images(adapter: Adapter, inputs: Inputs) -> bool:
-    return any(inputs.get(name) is not None for name in adapter.triggers)
+    return adapter.brings_vision(inputs)
 
 
 def prune_prompt(
@@ -96,9 +96,8 @@ def prune_prompt(
     positions = original_positions(
         adapter, inputs, record, mask, generating=generating, start=None if from_the_start else start
     )
-    separators = torch.zeros_like(vision)
-    if adapter.protect:
-        separators = vision & adapter.protect(model, inputs, embeds)
+    own = adapter.separators_of(model, inputs, embeds)
+    separators = torch.zeros_like(vision) if own is None else vision & own
     structural = separators | vision & _last_token(real)
     text = _text_mask(policy, input_ids, real, vision)
     groups, image_grids = _images(model, adapter, policy, inputs, vision, separators, first)
@@ -124,10 +123,10 @@ def prune_prompt(
         lines=lines,
         carry={IDS: input_ids, POSITIONS: positions, **per_token},
         carry_pad=carry_pad,
-        padding_side=_padding_side(real),
+        padding_side=padding_side(real),
     )
     if start is not None and len(real) > 1:
-        pruned = _pad_in_place(pruned, carry_pad, {name: x for name, x in per_token.items() if name != "labels"})
+        pruned = pad_in_place(pruned, carry_pad, {name: x for name, x in per_token.items() if name != "labels"})
     kept = pruned.index >= 0
     carried = {name: tensor for name, tensor in pruned.carry.items() if name != IDS}
     following = next_position(positions, real)
@@ -156,7 +155,7 @@ def prune_prompt(
         has_text=text.any(-1),
         columns_before=input_ids.shape[1],
         image_grids=image_grids,
-        vision_flops=adapter.vision_flops(model, inputs),
+        vision_flops=adapter.flops_of(model, inputs),
     )
     deepstack = prune_deepstack(record, pruned.index, first)
     shift = adapter.first_position if generating else 0  # `generate` counts from 0, its model adds the rest
@@ -195,7 +194,7 @@ def untouched_report(model: nn.Module, adapter: Adapter, policy: VisionPruning, 
         text_config=config.get_text_config(),
         has_text=torch.ones_like(num_vision, dtype=torch.bool),
         columns_before=input_ids.shape[1],
-        vision_flops=adapter.vision_flops(model, inputs) if has_images(adapter, inputs) else 0,
+        vision_flops=adapter.flops_of(model, inputs) if has_images(adapter, inputs) else 0,
     )
 
 
@@ -229,7 +228,7 @@ def _images(
 
     Image number of each vision token, None where no row has several images; grids of each row, None if unknown.
     """
-    token_ids, grids = adapter.token_ids(model), adapter.grids(model, inputs)
+    token_ids, grids = adapter.token_ids(model), adapter.grids_of(model, inputs)
     numbers = image_numbers(adapter.unify(inputs[IDS]), vision, separators, token_ids, grids)[:, first:]
     rows = grids_by_row(numbers, inputs[IDS], token_ids, grids)
     # one image a row needs no floors, and the fused path serves it
@@ -241,7 +240,7 @@ def _lines(
     model: nn.Module, adapter: Adapter, inputs: Inputs, vision: torch.Tensor, separators: torch.Tensor, first: int
 ) -> torch.Tensor:
     """Line of each vision token in its image, of the columns from ``first`` on; -1 for none."""
-    token_ids, grids = adapter.token_ids(model), adapter.grids(model, inputs)
+    token_ids, grids = adapter.token_ids(model), adapter.grids_of(model, inputs)
     if not grids:
         raise ValueError(
             f"spread needs the grid of an image's tokens, which the {adapter.model_type} adapter does not know"
@@ -273,39 +272,3 @@ def _text_mask(
         found = tuple(policy.text.shape)
         raise ValueError(f"the text mask must have the shape of input_ids {tuple(text.shape)}, got {found}")
     return text & policy.text.to(text.device)
-
-
-def _pad_in_place(
-    pruned: PrunedSequence, carry_pad: Mapping[str, int], types: Mapping[str, torch.Tensor]
-) -> PrunedSequence:
-    """Padding where tokens were dropped instead of on one side.
-
-    Behind an earlier turn no token may end up further from it than it was: a sliding cache would have let go of what
-    its window reaches. Token types ``(B, S)`` stay those of the dropped tokens, which hold an image's block together.
-    """
-    (batch, length), columns = pruned.index.shape, pruned.scores.shape[1]
-    kept = torch.zeros(batch, columns + 1, dtype=torch.bool, device=pruned.index.device)
-    kept = kept.scatter_(1, pruned.index.where(pruned.index >= 0, columns), True)[:, :columns]
-    spare = (~kept).cumsum(1) <= length - kept.sum(1, keepdim=True)
-    places = (~(kept | spare)).long().argsort(dim=1, stable=True)[:, :length]
-    is_real = kept.gather(1, places)
-    first = (pruned.index >= 0).long().argmax(1, keepdim=True)  # its padding is on one side
-    slots = torch.where(is_real, first + is_real.cumsum(1) - 1, -1)
-
-    def move(name: str, rows: torch.Tensor) -> torch.Tensor:
-        if name == POSITIONS and rows.ndim == 3:
-            return gather_rows(rows.permute(1, 2, 0), slots).permute(2, 0, 1).contiguous()
-        return gather_rows(rows, slots, pad=carry_pad.get(name, 0))
-
-    carry = {name: move(name, rows) for name, rows in pruned.carry.items() if name not in types}
-    return dataclasses.replace(
-        pruned,
-        embeds=gather_rows(pruned.embeds, slots),
-        index=gather_rows(pruned.index, slots, pad=-1),
-        carry=carry | {name: rows.gather(1, places) for name, rows in types.items()},
-    )
-
-
-def _padding_side(real: torch.Tensor) -> str:
-    """Padding stays on the side the processor put it; an unpadded batch is padded left, as decoding wants it."""
-    return "right" if bool(real[:, 0].all()) and not bool(real[:, -1].all()) else "left"

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from asymvlm.hf.arguments import CACHE, EMBEDS, USE_CACHE, read
 from asymvlm.hf.context import Frame, entered, top
 from asymvlm.hf.errors import MechanismError
-from asymvlm.models.adapter import Adapter, Inputs
+from asymvlm.models.adapter import ENCODED, Adapter, Inputs
 
 NOT_FOR_THE_MERGE = (CACHE, USE_CACHE, "labels", "output_attentions", "output_hidden_states")
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
@@ -52,6 +52,8 @@ def merge_embeddings(model: nn.Module, adapter: Adapter, inputs: Inputs) -> dict
         (``position_ids``, masks, DeepStack features). No gradient is recorded.
     """
     if adapter.merge is not None:
+        if inputs.get(ENCODED):
+            raise NotImplementedError(f"{adapter.model_type} merges its images itself: pass pixels, not {ENCODED}")
         with torch.no_grad():
             return adapter.merge(model, inputs)
     composite = adapter.composite_of(model)
@@ -61,7 +63,8 @@ def merge_embeddings(model: nn.Module, adapter: Adapter, inputs: Inputs) -> dict
         for name, value in inputs.items()
         if name in accepted and value is not None and name not in NOT_FOR_THE_MERGE
     }
-    unknown = [name for name in adapter.triggers if inputs.get(name) is not None and name not in kwargs]
+    brought = [name for name in (*adapter.triggers, ENCODED) if inputs.get(name) is not None]
+    unknown = [name for name in brought if name not in kwargs]
     if unknown:
         raise ValueError(f"{type(composite).__name__} takes no {', '.join(unknown)}: its images would be lost")
     with torch.no_grad(), _recorder(adapter.text_of(model)) as recording:

@@ -14,6 +14,7 @@ Inputs = Mapping[str, Any]
 Grid = tuple[int, int]  # rows and columns of one image's vision tokens, in raster order
 Grids = Mapping[str, Sequence[Grid]]  # by the config name of the placeholder, in the order the processor lists images
 
+ENCODED = "mm_encoder_outputs"  # images that the tower has seen already
 VISION_INPUTS = (
     "pixel_values",
     "pixel_values_videos",
@@ -23,7 +24,7 @@ VISION_INPUTS = (
     "image_sizes",
     "vision_feature_layer",
     "vision_feature_select_strategy",
-    "mm_encoder_outputs",
+    ENCODED,
 )
 
 
@@ -84,6 +85,40 @@ class Adapter:
 
     def text_of(self, model: nn.Module) -> nn.Module:
         return self.composite_of(model).get_submodule(self.text)
+
+    def brings_vision(self, inputs: Inputs) -> bool:
+        """Whether a call has images or videos, as pixels or encoded."""
+        return any(inputs.get(name) is not None for name in self.triggers) or bool(inputs.get(ENCODED))
+
+    def grids_of(self, model: nn.Module, inputs: Inputs) -> Grids:
+        """The grids of a call's images; none where they came encoded without what tells their sizes."""
+        try:
+            return self.grids(model, inputs)
+        except (KeyError, TypeError, AttributeError):
+            if inputs.get(ENCODED):
+                return {}
+            raise
+
+    def flops_of(self, model: nn.Module, inputs: Inputs) -> int | None:
+        """The tower's work in a call; none was done for images that came encoded."""
+        return 0 if inputs.get(ENCODED) else self.vision_flops(model, inputs)
+
+    def separators_of(self, model: nn.Module, inputs: Inputs, embeds: torch.Tensor) -> torch.Tensor | None:
+        """``(B, S)`` bool: structural tokens among the vision tokens; None where the family has none.
+
+        Raises:
+            ValueError: if images came encoded without the inputs that tell where those tokens are.
+        """
+        if self.protect is None:
+            return None
+        try:
+            return self.protect(model, inputs, embeds)
+        except (KeyError, TypeError) as error:
+            if not inputs.get(ENCODED):
+                raise
+            raise ValueError(
+                f"{ENCODED} of {self.model_type} need the processor's other inputs beside them: {error}"
+            ) from error
 
     def token_ids(self, model: nn.Module) -> dict[str, int]:
         """Placeholder ids the config defines, by their config name."""

@@ -104,8 +104,9 @@ class FrozenModel:
         real = mask.bool()
         vision = self.adapter.vision_mask(self.model, input_ids) & real
         structural = _last_token(real)
-        if self.adapter.protect:
-            structural = structural | self.adapter.protect(self.model, moved, embeds)
+        separators = self.adapter.separators_of(self.model, moved, embeds)
+        if separators is not None:
+            structural = structural | separators
         prunable = vision & ~structural
         text = compared = real & ~vision
         if moved.get("labels") is not None:
