@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+QUANTIZED = "_quantized_keys"  # an attribute of transformers' quantized layers, whatever their backend
+
 
 def layer_flops(n: int, d: int, m: int, *, span: int | None = None) -> int:
     """One decoder layer: ``4nd^2 + 2n^2d + 3ndm`` (projections, attention, gated MLP), as in the paper.
@@ -35,10 +37,10 @@ def clip_tower_flops(vision_config: Any, pixel_shape: Sequence[int], *, class_to
 
 
 def cache_bytes(cache: Any) -> int | None:
-    """Bytes of the K and V tensors a transformers cache holds now; None without a cache."""
+    """Bytes of the K and V tensors a transformers cache holds now; None without a cache, or where they are quantized."""
     layers = getattr(cache, "layers", None)
-    if layers is None:
-        return None
+    if layers is None or any(hasattr(layer, QUANTIZED) for layer in layers):
+        return None  # a quantized layer keeps most of them in its backend's own form
     return sum(tensor.numel() * tensor.element_size() for layer in layers for tensor in _tensors(layer))
 
 

@@ -9,9 +9,11 @@ import torch
 from checks import one_tier_each, uniform
 from masked_reference import select
 from tiny import TEXT, make_batch, text_layers, vision_columns
+from transformers import DynamicCache
 
 import asymvlm
 from asymvlm import VisionPruning
+from asymvlm.flops import cache_bytes, unpruned_cache_bytes
 from asymvlm_kernels import LinearBudget
 
 BYTES_PER_TOKEN = 2 * TEXT["num_key_value_heads"] * TEXT["head_dim"] * 4  # K and V, fp32, one layer
@@ -156,3 +158,13 @@ def test_bytes_count_every_beam(family, model):
         one = handle.last.kv_bytes
         model.generate(**inputs, max_new_tokens=3, num_beams=3)
     assert handle.last.kv_bytes == 3 * one
+
+
+def test_bytes_of_a_quantized_cache_are_unknown_not_zero():
+    cache = DynamicCache()
+    cache.update(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), 0)
+    assert cache_bytes(cache) == 2 * 24 * 4
+    assert unpruned_cache_bytes(cache, 3, None) == 4 * 24 * 4
+    cache.layers[0]._quantized_keys = cache.layers[0]._quantized_values = None
+    assert cache_bytes(cache) is None
+    assert unpruned_cache_bytes(cache, 3, None) is None
