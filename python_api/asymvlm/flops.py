@@ -37,7 +37,7 @@ def clip_tower_flops(vision_config: Any, pixel_shape: Sequence[int], *, class_to
 
 
 def cache_bytes(cache: Any) -> int | None:
-    """Bytes of the K and V tensors a transformers cache holds now; None without a cache, or where they are quantized."""
+    """Bytes of K and V that a transformers cache holds now; None without a cache, or where they are quantized."""
     layers = getattr(cache, "layers", None)
     if layers is None or any(hasattr(layer, QUANTIZED) for layer in layers):
         return None  # a quantized layer keeps most of them in its backend's own form
