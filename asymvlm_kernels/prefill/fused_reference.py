@@ -37,7 +37,7 @@ def score_select(
     stay = must_stay.sum(-1).to(torch.int32)
     counts = counts.minimum((capacity - stay).clamp_min(0))
     lengths = (stay + counts).clamp_max(capacity)
-    rank = scores.clamp_max(torch.finfo(torch.float32).max).masked_fill(must_stay, float("inf"))
+    rank = reference.rank_scores(scores, must_stay, text)
     order = reference.select_tokens(rank, lengths, prunable | must_stay, embeds.shape[1])
     return scores, gap, counts, lengths, order.to(torch.int32)
 

@@ -18,8 +18,8 @@ from asymvlm_kernels._checks import FLOATS, check_device, check_dtype, check_mas
 from asymvlm_kernels.budget import MILLION, Budget, ScoreBudget, UniformBudget, budget_counts
 from asymvlm_kernels.prefill.fused import LONGEST, MOST_CARRIES, encode_budget, gather_sequence, score_select
 from asymvlm_kernels.prefill.gather import WORDS, gather_rows
-from asymvlm_kernels.prefill.groups import guaranteed_tokens
-from asymvlm_kernels.prefill.reference import compact, token_roles
+from asymvlm_kernels.prefill.groups import guaranteed_tokens, rank_sure
+from asymvlm_kernels.prefill.reference import compact, rank_scores, token_roles
 from asymvlm_kernels.prefill.score import score_tokens
 from asymvlm_kernels.prefill.select import importance_gap, select_tokens
 from asymvlm_kernels.prefill.spread import Spread
@@ -82,7 +82,8 @@ def prune_sequence(
         carry_pad: value for padding in the tensor of that name; 0 where none is given.
         static: True gives S' = ``capacity`` and no synchronisation. False trims S' to the longest row, which takes one
             small device-to-host copy of the lengths (two with ``groups`` or a budget of your own).
-        capacity: S' of a static result; None means S. A longer row loses its lowest-ranked tokens, vision first.
+        capacity: S' of a static result; None means S. A longer row loses, worst first, vision tokens, then
+            those that an image is sure to keep, then protected tokens, then text, of the last two the rearmost.
         padding_side: ``"left"`` or ``"right"``.
     Returns:
         `PrunedSequence`.
@@ -174,14 +175,14 @@ def _step_by_step(
     num_tokens = prunable.sum(-1)
     wanted = budget_counts(budget, scores, gap, prunable)
     counts = torch.where(text_lengths > 0, wanted, num_tokens.to(torch.int32))
-    rank = scores.clamp_max(torch.finfo(torch.float32).max).masked_fill(kept_anyway, float("inf"))
+    rank = rank_scores(scores, kept_anyway, text)
     if groups is not None:
         image_ratio = None
         if per_image:  # a count of the row as a share of it, rounded up: no image loses a token to the rounding
             shares = -(-wanted.long() * MILLION // num_tokens.clamp_min(1))
             image_ratio = shares if isinstance(budget, ScoreBudget) else budget.millionths(gap)
         sure = guaranteed_tokens(scores, prunable, groups, image_ratio)
-        rank = rank.masked_fill(sure, float("inf"))
+        rank = rank_sure(scores, prunable, kept_anyway, text, sure)
         sure_counts = sure.sum(-1).to(torch.int32)
         counts = torch.where(text_lengths > 0, sure_counts if per_image else counts.maximum(sure_counts), counts)
     stay = kept_anyway.sum(-1).to(torch.int32)

@@ -49,7 +49,7 @@ def samples(seed: int, S: int = 60, kinds: str = "vvvtnp"):
     return inputs.vision, masks, inputs.weight, groups
 
 
-def expected(embeds, masks, weight, budget, groups, per_image) -> list[Kept]:
+def expected(embeds, masks, weight, budget, groups, per_image, capacity=None) -> list[Kept]:
     def millionths(gap: float) -> int:
         return int(budget.millionths(torch.tensor([gap], dtype=torch.float32)))
 
@@ -63,6 +63,7 @@ def expected(embeds, masks, weight, budget, groups, per_image) -> list[Kept]:
             masks["protect"][b].tolist(),
             None if groups is None else groups[b].tolist(),
             per_image,
+            capacity,
         )
         for b in range(len(embeds))
     ]
@@ -123,6 +124,29 @@ def test_padding_side_and_static_length(side, static, device):
     embeds, masks, weight, _ = samples(5)
     result = run(embeds, masks, weight, budget, device, padding_side=side, static=static)
     check(result, expected(embeds, masks, weight, budget, None, False), embeds, side, static)
+
+
+@pytest.mark.parametrize("images", [None, False, True], ids=["one", "floors", "per image"])
+@pytest.mark.parametrize("capacity", [1, 9, 16, 24, 33, 60])
+def test_a_short_capacity_cuts_text_last(capacity, images, device):
+    budget = UniformBudget(0.2)
+    for seed in range(3):
+        embeds, masks, weight, groups = samples(seed, S=60)
+        options = {} if images is None else {"groups": groups, "per_image": images}
+        wanted = expected(embeds, masks, weight, budget, options.get("groups"), bool(images), capacity)
+        result = run(embeds, masks, weight, budget, device, static=True, capacity=capacity, **options)
+        check(result, wanted, embeds, static=capacity)
+
+
+def test_text_stays_where_the_floors_of_images_exceed_the_capacity(device):
+    embeds = exact_inputs(1, 30, 1, D).vision.to(device)
+    vision = (torch.arange(30, device=device) < 20)[None]
+    groups = torch.arange(30, device=device)[None] // 10
+    options = {"groups": groups, "static": True, "capacity": 12}
+    result = prune_sequence(embeds, vision, ~vision, None, UniformBudget(0.1), **options)
+    assert result.counts.tolist() == [2]
+    assert (result.index[0] >= 20).sum() == 10
+    assert result.lengths.tolist() == [12]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
