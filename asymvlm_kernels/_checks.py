@@ -6,6 +6,7 @@ import torch
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
+WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # a copy moves bits, whatever they mean
 
 def check_shape(name: str, tensor: torch.Tensor, wanted: tuple[int | str, ...]) -> None:
     """``wanted`` mixes fixed sizes and axis names: ``(2, "N")`` is two rows of any length."""
@@ -38,6 +39,17 @@ def check_mask(name: str, mask: torch.Tensor | None, like: torch.Tensor) -> None
 
 
 def check_no_grad(op: str, **tensors: torch.Tensor | None) -> None:
+def check_places(name: str, places: torch.Tensor, length: int) -> None:
+    """On a CPU every place must be in ``[-1, length)``, or another sample's row would answer. Called inside an op, so
+    that a compiled graph does not depend on values."""
+    if places.device.type != "cpu" or places.numel() == 0:
+        return
+    lowest, highest = (int(value) for value in places.aminmax())
+    if lowest < -1 or highest >= length:
+        found = lowest if lowest < -1 else highest
+        raise IndexError(f"{name} must be in [-1, {length}), got {found}")
+
+
     """An inference op that dropped a gradient silently would train a wrong model."""
     if not torch.is_grad_enabled():
         return

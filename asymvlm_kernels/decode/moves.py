@@ -117,6 +117,7 @@ def _move_slots_triton(source: torch.Tensor, target: torch.Tensor, tensors: Sequ
     B, M = source.shape
     if B * M == 0:
         return
+    reference.check_moves(source, target, tensors)
     for table in address_tables(tensors):
         config = move_config(table.words, table.origin.itemsize)
         _move_slots_kernel[(len(table.numbers) * table.rows, B, config.workers)](
@@ -193,9 +194,10 @@ def move_slots_(tensors: Sequence[torch.Tensor], source: torch.Tensor, target: t
         tensors: each ``(B, S, ...)``, any dtype, sizes and strides of their own: a cache of layout ``(B, G, S, D)``
             goes in as ``cache.transpose(1, 2)``. ``slot_pos`` may be one of them. No two may share memory.
         source, target: ``(B, M)`` int64 from `plan_moves`; -1 moves nothing and comes behind the real moves. No slot
-            may be both. Values are not checked: that would synchronise.
+            may be both. Not checked on a GPU: that would synchronise.
     Raises:
         ValueError: on rank, size, dtype or device mismatch, or a tensor that requires grad in grad mode.
+        IndexError: on a CPU, if ``source`` or ``target`` names a slot that is not there; nothing has moved then.
 
     A source keeps its contents; whoever owns ``slot_pos`` marks it as free. Does not synchronise.
     """

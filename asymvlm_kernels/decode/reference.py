@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
+from asymvlm_kernels._checks import WORDS, check_places
+
 INFINITY = float("inf")
 LOGITS = 2**25  # query rows are taken in blocks of at most so many logits: 128 MiB of fp32
 
@@ -176,9 +178,20 @@ def _places(mask: torch.Tensor, capacity: int) -> torch.Tensor:
     return places[:, :capacity].contiguous()
 
 
+def check_moves(source: torch.Tensor, target: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
+    """On a CPU the places must be slots of every tensor: told before anything moves."""
+    slots = min((tensor.shape[1] for tensor in tensors), default=0)
+    if tensors:
+        check_places("source", source, slots)
+        check_places("target", target, slots)
+
+
 def move_slots_(source: torch.Tensor, target: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
     """``tensor[b, target[b, i]] = tensor[b, source[b, i]]`` for each tensor ``(B, S, ...)``; -1 moves nothing."""
     tensors = [tensor for tensor in tensors if tensor.numel() > 0]
+    check_moves(source, target, tensors)
+    # PyTorch indexes few other types
+    tensors = [tensor.view(WORDS[tensor.itemsize]) if tensor.itemsize in WORDS else tensor for tensor in tensors]
     if source.numel() == 0:
         return
     batch = torch.arange(source.shape[0], device=source.device)[:, None].expand_as(source)

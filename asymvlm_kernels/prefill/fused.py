@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from asymvlm_kernels._checks import WORDS
 from asymvlm_kernels._triton import triton
 from asymvlm_kernels.dispatch import define_op
 from asymvlm_kernels.prefill import fused_reference, reference
@@ -19,7 +20,7 @@ from asymvlm_kernels.prefill.fused_budget import encode_budget, number_bits
 from asymvlm_kernels.prefill.fused_gather import _gather_sequence_kernel, encoded
 from asymvlm_kernels.prefill.fused_reference import GatherSequence, ScoreSelect
 from asymvlm_kernels.prefill.fused_score import _score_select_kernel
-from asymvlm_kernels.prefill.gather import WORDS, _bits
+from asymvlm_kernels.prefill.gather import _bits
 from asymvlm_kernels.prefill.scratch import Scratch, scratch_of
 from asymvlm_kernels.tuning.fused import gather_sequence_config, rank_config, score_select_config
 from asymvlm_kernels.tuning.paths import prefill_path

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from asymvlm_kernels._checks import FLOATS, check_device, check_dtype, check_mask, check_no_grad, check_shape
+from asymvlm_kernels._checks import FLOATS, WORDS, check_device, check_dtype, check_mask, check_no_grad, check_shape
 from asymvlm_kernels.budget import MILLION, Budget, ScoreBudget, UniformBudget, budget_counts
 from asymvlm_kernels.prefill.fused import LONGEST, MOST_CARRIES, encode_budget, gather_sequence, score_select
-from asymvlm_kernels.prefill.gather import WORDS, gather_rows
+from asymvlm_kernels.prefill.gather import gather_rows
 from asymvlm_kernels.prefill.groups import guaranteed_tokens, rank_sure
 from asymvlm_kernels.prefill.reference import compact, rank_scores, token_roles
 from asymvlm_kernels.prefill.score import score_tokens
