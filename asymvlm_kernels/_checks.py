@@ -1,12 +1,13 @@
-"""Argument checks shared by the public ops. None of them reads a tensor's values: that would synchronise."""
+"""Argument checks shared by the public ops. None of them reads a CUDA tensor's values: that would synchronise."""
 
 from __future__ import annotations
 
 import torch
+from torch.autograd import forward_ad
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # a copy moves bits, whatever they mean
+
 
 def check_shape(name: str, tensor: torch.Tensor, wanted: tuple[int | str, ...]) -> None:
     """``wanted`` mixes fixed sizes and axis names: ``(2, "N")`` is two rows of any length."""
@@ -38,7 +39,6 @@ def check_mask(name: str, mask: torch.Tensor | None, like: torch.Tensor) -> None
     check_device(name, mask, like)
 
 
-def check_no_grad(op: str, **tensors: torch.Tensor | None) -> None:
 def check_places(name: str, places: torch.Tensor, length: int) -> None:
     """On a CPU every place must be in ``[-1, length)``, or another sample's row would answer. Called inside an op, so
     that a compiled graph does not depend on values."""
@@ -50,9 +50,24 @@ def check_places(name: str, places: torch.Tensor, length: int) -> None:
         raise IndexError(f"{name} must be in [-1, {length}), got {found}")
 
 
+def check_no_grad(op: str, **tensors: torch.Tensor | None) -> None:
     """An inference op that dropped a gradient silently would train a wrong model."""
+    check_no_transform(op, **tensors)
     if not torch.is_grad_enabled():
         return
     for name, tensor in tensors.items():
         if tensor is not None and tensor.requires_grad:
             raise ValueError(f"{op} is not differentiable in {name}: detach it or call under torch.no_grad()")
+
+
+def check_no_transform(op: str, **tensors: torch.Tensor | None) -> None:
+    """Tangents and the levels of torch.func do not show in ``requires_grad``, and no op knows them."""
+    if forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active():
+        return
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            raise ValueError(f"{op} does not run under torch.func (grad, jvp, vmap, ...), which transforms {name}")
+        if forward_ad.unpack_dual(tensor).tangent is not None:
+            raise ValueError(f"{op} has no forward-mode derivative, and {name} carries a tangent")

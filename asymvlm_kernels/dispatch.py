@@ -131,7 +131,11 @@ def define_op(
                 return triton(*args)
         return reference(*args)
 
+    def refuse(*args: Any) -> Any:  # PyTorch would loop over the samples, and an op that writes in place cannot
+        raise ValueError(f"{name} does not run under torch.vmap: it takes a batch as it is")
+
     _library.define(schema)
+    _library.impl(name, refuse, "FuncTorchBatched")
     _library.impl(name, run, "CPU")
     _library.impl(name, run, "CUDA")
     torch.library.register_fake(f"asymvlm::{name}", fake, lib=_library)

@@ -120,6 +120,68 @@ def test_inputs_that_require_grad_are_refused(backend, device):
                 call()
 
 
+def unsupported(device) -> dict[str, tuple[Callable[..., object], tuple[torch.Tensor, ...]]]:
+    """Public function: a call of it, and the tensors that a derivative might be asked for in."""
+    torch.manual_seed(0)
+    rows, scores = torch.randn(1, 8, 4, device=device), torch.randn(1, 8, device=device)
+    index = torch.zeros(1, 2, dtype=torch.int64, device=device)
+    mask = torch.arange(8, device=device)[None] < 4
+    heads, lse = torch.randn(1, 8, 2, 4, device=device), torch.randn(1, 2, 8, device=device)
+    weight = torch.ones(4, device=device)
+    spread = ak.RelativeThresholdBudget(0.4)
+
+    def moved(x: torch.Tensor) -> torch.Tensor:
+        ak.move_slots_([x], index, index)
+        return x
+
+    return {
+        "score_tokens": (ak.score_tokens, (rows, rows, weight)),
+        "importance_gap": (ak.importance_gap, (scores,)),
+        "select_tokens": (lambda x: ak.select_tokens(x, index[:, 0]), (scores,)),
+        "gather_rows": (lambda x: ak.gather_rows(x, index), (rows,)),
+        "relative_counts": (lambda x: spread.counts(x, mask), (scores,)),
+        "prune_sequence": (
+            lambda x, w, c: ak.prune_sequence(x, mask, ~mask, w, carry={"c": c}).embeds,
+            (rows, weight, scores),
+        ),
+        "flash_attn_func": (ak.flash_attn_func, (heads, heads, heads)),
+        "flash_attn_with_kvcache": (ak.flash_attn_with_kvcache, (heads, heads, heads)),
+        "score_from_lse": (ak.score_from_lse, (heads, heads, lse)),
+        "move_slots_": (moved, (rows,)),
+        "key_bias_attention": (ak.key_bias_attention, (heads, heads, heads, scores)),
+    }
+
+
+@any_backend
+@pytest.mark.parametrize("name", unsupported("cpu"))
+def test_no_way_to_differentiate_passes_in_silence(name, backend, device):
+    call, inputs = unsupported(device)[name]
+    refused = pytest.raises(ValueError, match=f"{name}.* does not run under torch.func")
+    with use_backend(backend), torch.no_grad():  # which does not switch off forward mode
+        for place, x in enumerate(inputs):
+
+            def one(x: torch.Tensor, place: int = place) -> object:
+                return call(*inputs[:place], x, *inputs[place + 1 :])
+
+            with refused:
+                torch.func.jvp(one, (x,), (torch.ones_like(x),))
+            with refused:
+                torch.vmap(one)(x[None])
+            with torch.autograd.forward_ad.dual_level():
+                dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+                with pytest.raises(ValueError, match=f"{name} has no forward-mode derivative"):
+                    one(dual)
+            with torch.enable_grad(), pytest.raises(ValueError, match=f"{name}.* does not run under torch.func"):
+                torch.func.grad(lambda x, one=one: one(x).sum())(x)
+            one(x)
+
+
+def test_a_batch_of_masks_is_refused_too(device):
+    keep = torch.ones(3, 2, 8, dtype=torch.bool, device=device)
+    with pytest.raises(ValueError, match=r"plan_moves does not run under torch\.vmap"):
+        torch.vmap(ak.plan_moves)(keep)
+
+
 def wrong_arguments() -> dict[str, Callable[[], object]]:
     """Message: call that must raise it."""
     v, t = torch.zeros(2, 5, 4), torch.zeros(2, 3, 4)
