@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.autograd import forward_ad
 
@@ -40,14 +42,22 @@ def check_mask(name: str, mask: torch.Tensor | None, like: torch.Tensor) -> None
 
 
 def check_places(name: str, places: torch.Tensor, length: int) -> None:
-    """On a CPU every place must be in ``[-1, length)``, or another sample's row would answer. Called inside an op, so
-    that a compiled graph does not depend on values."""
-    if places.device.type != "cpu" or places.numel() == 0:
+    """Every place must be in ``[-1, length)``, or another sample's row would answer. For `define_op`: reads values."""
+    if places.numel() == 0:
         return
     lowest, highest = (int(value) for value in places.aminmax())
     if lowest < -1 or highest >= length:
         found = lowest if lowest < -1 else highest
         raise IndexError(f"{name} must be in [-1, {length}), got {found}")
+
+
+def check_number(name: str, value: float, *, least: float | None = None, above: float | None = None) -> None:
+    """A finite number of the host, at least ``least`` or greater than ``above``."""
+    fits = not isinstance(value, (bool, str)) and math.isfinite(value)
+    if fits and (least is None or value >= least) and (above is None or value > above):
+        return
+    bound = f" of at least {least}" if least is not None else f" above {above}" if above is not None else ""
+    raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
 
 
 def check_no_grad(op: str, **tensors: torch.Tensor | None) -> None:

@@ -202,6 +202,8 @@ def keep_counts(gap: torch.Tensor, num_tokens: torch.Tensor | int, budget: Budge
     if gap.ndim != 1 or gap.dtype != torch.float32:
         raise ValueError(f"gap must be a (B,) float32 tensor, got {tuple(gap.shape)} {gap.dtype}")
     if isinstance(num_tokens, int):
+        if num_tokens < 0:
+            raise ValueError(f"num_tokens must be 0 or more, got {num_tokens}")
         num_tokens = torch.full_like(gap, num_tokens, dtype=torch.int64)
     if num_tokens.shape != gap.shape or num_tokens.dtype.is_floating_point or num_tokens.device != gap.device:
         raise ValueError(
@@ -210,7 +212,7 @@ def keep_counts(gap: torch.Tensor, num_tokens: torch.Tensor | int, budget: Budge
         )
     n = num_tokens.to(torch.int64)
     counts = (n * budget.millionths(gap) // MILLION).clamp_min(1)
-    return torch.minimum(counts, n).to(torch.int32)
+    return torch.minimum(counts, n.clamp_min(0)).to(torch.int32)
 
 
 def to_millionths(ratio: float) -> int:

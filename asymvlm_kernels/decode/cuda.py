@@ -10,7 +10,6 @@ import torch
 
 from asymvlm_kernels import cuda
 from asymvlm_kernels._triton import HAS_TRITON, INTERPRETED
-from asymvlm_kernels.decode import reference
 from asymvlm_kernels.decode.address_table import address_tables
 from asymvlm_kernels.decode.attend import Result, _attend_slots_triton, delegate_long
 from asymvlm_kernels.dispatch import define_cuda
@@ -58,7 +57,6 @@ def _move_slots_cuda(source: torch.Tensor, target: torch.Tensor, tensors: Sequen
     B, M = source.shape
     if B * M == 0:
         return
-    reference.check_moves(source, target, tensors)
     library = cuda.library()
     for table in address_tables(tensors):
         word = table.origin.itemsize

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
-from asymvlm_kernels._checks import check_device, check_dtype, check_no_grad, check_shape
+from asymvlm_kernels._checks import check_device, check_dtype, check_no_grad, check_places, check_shape
 from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.decode import reference
 from asymvlm_kernels.decode.address_table import FIELDS, address_tables
@@ -117,7 +117,6 @@ def _move_slots_triton(source: torch.Tensor, target: torch.Tensor, tensors: Sequ
     B, M = source.shape
     if B * M == 0:
         return
-    reference.check_moves(source, target, tensors)
     for table in address_tables(tensors):
         config = move_config(table.words, table.origin.itemsize)
         _move_slots_kernel[(len(table.numbers) * table.rows, B, config.workers)](
@@ -175,6 +174,14 @@ def plan_moves(keep: torch.Tensor, *, capacity: int | None = None) -> tuple[torc
     return moves
 
 
+def _check_moves(source: torch.Tensor, target: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
+    """The places must be slots of every tensor: told before anything moves."""
+    slots = min((tensor.shape[1] for tensor in tensors), default=0)
+    if tensors:
+        check_places("source", source, slots)
+        check_places("target", target, slots)
+
+
 def _move_slots_fake(source: torch.Tensor, target: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
     return None
 
@@ -184,6 +191,7 @@ _move_slots_ = define_op(
     reference=reference.move_slots_,
     triton=_move_slots_triton,
     fake=_move_slots_fake,
+    check=_check_moves,
 )
 
 

@@ -54,7 +54,6 @@ def _gather_rows_triton(rows: torch.Tensor, index: torch.Tensor, pad: float) -> 
     out = torch.empty((*index.shape, *rows.shape[2:]), dtype=rows.dtype, device=rows.device)
     if rows.itemsize not in WORDS:
         return reference.gather_rows(rows, index, pad)
-    check_places("index", index, rows.shape[1])
     if out.numel() == 0:
         return out
     B, K = index.shape
@@ -98,6 +97,7 @@ _gather_rows = define_op(
     reference=reference.gather_rows,
     triton=_gather_rows_triton,
     fake=_gather_rows_fake,
+    check=lambda rows, index, pad: check_places("index", index, rows.shape[1]),
 )
 
 

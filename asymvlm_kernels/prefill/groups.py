@@ -36,7 +36,7 @@ def guaranteed_tokens(
     order = best_first.gather(-1, by_image)  # by image, best first within one
     inside = mask.gather(-1, order)
     starts = torch.ones_like(inside)
-    starts[:, 1:] = image[:, 1:] != image[:, :-1]
+    starts[:, 1:] = (image[:, 1:] != image[:, :-1]) | (inside[:, 1:] != inside[:, :-1])  # an image may have that number
     rank = places - torch.where(starts, places, 0).cummax(-1).values
     number = starts.cumsum(-1) - 1
     sizes = torch.zeros_like(places).scatter_add(-1, number, torch.ones_like(places)).gather(-1, number)
