@@ -198,7 +198,9 @@ def gather_launch(
         tuple(encoded(word.stride(0)) for word in words),
         tuple(word.stride(1) for word in words),
         tuple(encoded(word.stride(2)) for word in words),
-        tuple(_bits(pad, math.copysign(1, pad), tensor.dtype) for pad, tensor in zip(pads, carry, strict=True)),
+        tuple(
+            _bits(pad, math.copysign(1, pad), tensor.dtype) for pad, tensor in zip(pads, carry)
+        ),  # `alike` may add one
         B,
         S,
         K,
@@ -241,8 +243,9 @@ def _gather_sequence_fake(
 
 
 score_select = define_op(
-    "score_select(Tensor embeds, Tensor vision_mask, Tensor text_mask, Tensor? protect, Tensor? weight, int[] ratios, "
-    "float[] numbers, SymInt capacity) -> (Tensor scores, Tensor gap, Tensor counts, Tensor lengths, Tensor order)",
+    "score_select(Tensor embeds, Tensor vision_mask, Tensor text_mask, Tensor? protect, Tensor? weight, "
+    "SymInt[] ratios, float[] numbers, SymInt capacity) -> "
+    "(Tensor scores, Tensor gap, Tensor counts, Tensor lengths, Tensor order)",
     reference=fused_reference.score_select,
     triton=_score_select_triton,
     fake=_score_select_fake,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from asymvlm_kernels._checks import FLOATS, WORDS, check_device, check_dtype, check_mask, check_no_grad, check_shape
-from asymvlm_kernels.budget import MILLION, Budget, ScoreBudget, UniformBudget, budget_counts
+from asymvlm_kernels.budget import MILLION, Budget, ScoreBudget, as_budget, budget_counts, counts_scores
 from asymvlm_kernels.prefill.fused import LONGEST, MOST_CARRIES, encode_budget, gather_sequence, score_select
 from asymvlm_kernels.prefill.gather import gather_rows
 from asymvlm_kernels.prefill.groups import guaranteed_tokens, rank_sure
@@ -48,7 +48,7 @@ def prune_sequence(
     vision_mask: torch.Tensor,
     text_mask: torch.Tensor,
     weight: torch.Tensor | None = None,
-    budget: Budget | ScoreBudget | None = None,
+    budget: float | Budget | ScoreBudget | None = None,
     *,
     protect: torch.Tensor | None = None,
     groups: torch.Tensor | None = None,
@@ -71,7 +71,8 @@ def prune_sequence(
         vision_mask: ``(B, S)`` bool: vision tokens. A token in both masks is a vision token.
         text_mask: ``(B, S)`` bool: tokens that vision is scored against.
         weight: ``(D,)`` fp32 learned weight; None means ones.
-        budget: how many to keep; None means ``UniformBudget(0.5)``. A `ScoreBudget` goes step by step.
+        budget: how many to keep; a number is the ratio of a `UniformBudget`, None means 0.5. A `ScoreBudget` goes step
+            by step.
         protect: ``(B, S)`` bool: kept whatever the score, outside N, K and the gap (separators, template tokens).
         groups: ``(B, S)`` integer: number of the image each vision token belongs to. In a row with two images or more,
             each keeps at least ``max(8, N_image // 16)`` tokens, or all it has; K grows where these floors exceed it.
@@ -96,7 +97,7 @@ def prune_sequence(
     lie closer together than two backends round may change places (see `score_tokens`). Source: sections 3.2 and 3.3
     of arXiv:2605.29535.
     """
-    budget = UniformBudget(0.5) if budget is None else budget
+    budget = as_budget(0.5 if budget is None else budget)
     carry, pads = carry or {}, carry_pad or {}
     masks = {"vision_mask": vision_mask, "text_mask": text_mask, "protect": protect}
     _check(embeds, weight, masks, groups, per_image, carry, padding_side)
@@ -120,7 +121,7 @@ def prune_sequence(
         narrow = [name for name, tensor in carry.items() if _is_narrow(tensor, embeds)][:MOST_CARRIES]
         moving = (
             [carry[name] for name in narrow],
-            [pads.get(name, 0) for name in narrow],
+            alike([pads.get(name, 0) for name in narrow]),
             [_is_stacked(carry[name], embeds) for name in narrow],
         )
         tokens = (embeds, vision_mask, text_mask, protect, weight)
@@ -129,7 +130,7 @@ def prune_sequence(
             scores, gap, counts, lengths, rows, index, moved = prune_static(*tokens, *encoded, *moving, most, left)
         else:
             scores, gap, counts, lengths, order = score_select(*tokens, *encoded, most)
-            most = max(lengths.tolist(), default=0)
+            most = longest(lengths)
             rows, index, moved = gather_sequence(embeds, order, lengths, *moving, most, left)
     done = dict(zip(narrow, moved, strict=True))
     return PrunedSequence(
@@ -165,7 +166,7 @@ def _step_by_step(
     """The same through the public ops: scores, gap, counts, lengths, index and rows."""
     prunable, kept_anyway, text = token_roles(vision_mask, text_mask, protect)
     text_lengths = text.sum(-1)
-    text_index = compact(text, embeds.shape[1] if static else _longest(text_lengths))
+    text_index = compact(text, embeds.shape[1] if static else longest(text_lengths))
     scores = score_tokens(
         embeds, gather_rows(embeds, text_index), weight, vision_mask=prunable, text_mask=text_index >= 0
     )
@@ -180,7 +181,7 @@ def _step_by_step(
         image_ratio = None
         if per_image:  # a count of the row as a share of it, rounded up: no image loses a token to the rounding
             shares = -(-wanted.long() * MILLION // num_tokens.clamp_min(1))
-            image_ratio = shares if isinstance(budget, ScoreBudget) else budget.millionths(gap)
+            image_ratio = shares if counts_scores(budget) else budget.millionths(gap)
         sure = guaranteed_tokens(scores, prunable, groups, image_ratio)
         rank = rank_sure(scores, prunable, kept_anyway, text, sure)
         sure_counts = sure.sum(-1).to(torch.int32)
@@ -188,14 +189,26 @@ def _step_by_step(
     stay = kept_anyway.sum(-1).to(torch.int32)
     counts = counts.minimum((most - stay).clamp_min(0))
     lengths = (stay + counts).clamp_max(most)
-    index = select_tokens(rank, lengths, mask=prunable | kept_anyway, capacity=most if static else _longest(lengths))
+    index = select_tokens(rank, lengths, mask=prunable | kept_anyway, capacity=most if static else longest(lengths))
     if padding_side == "left":
         index = _align_right(index, lengths)
     return scores, gap, counts, lengths, index, gather_rows(embeds, index)
 
 
-def _longest(lengths: torch.Tensor) -> int:
-    return int(lengths.max()) if lengths.numel() else 0
+def alike(pads: list[float]) -> list[float]:
+    """Numbers of one type, and at least one: torch.export writes no other list of numbers to a file."""
+    if all(isinstance(pad, int) for pad in pads):
+        return [int(pad) for pad in pads] or [0]
+    return [float(pad) for pad in pads] if all(float(pad) == pad or pad != pad for pad in pads) else pads
+
+
+def longest(lengths: torch.Tensor) -> int:
+    """The largest length, on the host: in one copy, or traced where torch.compile captures scalars."""
+    if not torch.compiler.is_compiling():
+        return max(lengths.tolist(), default=0)
+    most = int(lengths.max()) if lengths.numel() else 0
+    torch._check(most >= 0)
+    return most
 
 
 def _align_right(index: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
 
@@ -76,6 +77,81 @@ def test_compiles_without_a_graph_break(name, backend, device):
         compiled = torch.compile(CALLS[name], fullgraph=True, backend="aot_eager")
         expected = CALLS[name](*inputs)
         assert torch.equal(compiled(*inputs), expected)
+
+
+def some_prompt(device) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(2, 20, 16, device=device), (torch.arange(20, device=device) < 15).expand(2, 20)
+
+
+@any_backend
+def test_a_result_of_any_length_compiles_without_a_graph_break(backend, device):
+    embeds, vision = some_prompt(device)
+
+    def prune(embeds: torch.Tensor) -> torch.Tensor:
+        return ak.prune_sequence(embeds, vision, ~vision, None, ak.UniformBudget(0.4)).embeds
+
+    torch.compiler.reset()
+    with use_backend(backend):  # around: a context variable cannot be set inside
+        compiled = torch.compile(prune, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(embeds), prune(embeds))
+
+
+@pytest.mark.parametrize("function", ["prune_sequence", "keep_counts"])
+def test_a_ratio_is_data_of_a_compiled_call(function, device):
+    embeds, vision = some_prompt(device)
+    calls = {
+        "prune_sequence": lambda ratio: ak.prune_sequence(embeds, vision, ~vision, None, ratio, static=True).counts,
+        "keep_counts": lambda ratio: ak.keep_counts(embeds[:, 0, 0], 1000, ak.UniformBudget(ratio)),
+    }
+    torch.compiler.reset()
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(calls[function], fullgraph=True, backend=count)
+    for ratio in (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95):
+        assert torch.equal(compiled(ratio), calls[function](ratio))
+    assert len(graphs) <= 2
+
+
+@pytest.mark.parametrize("pads", [None, {"ids": -1}, {"ids": -1, "more": 0.5}, {"ids": True}, {"ids": 2**60}], ids=str)
+def test_an_exported_program_is_written_and_read(pads, device, monkeypatch):
+    monkeypatch.undo()
+    embeds, vision = some_prompt(device)
+    carry = {} if pads is None else {"ids": vision.long(), "more": embeds[..., :2]}
+
+    class Prune(torch.nn.Module):
+        def forward(self, embeds: torch.Tensor, vision: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            options = {"carry": carry, "carry_pad": pads, "static": True, "capacity": 16}
+            result = ak.prune_sequence(embeds, vision, ~vision, None, 0.4, **options)
+            return result.embeds, result.index, *result.carry.values()
+
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(Prune(), (embeds, vision)), file)
+    file.seek(0)
+    results = torch.export.load(file).module()(embeds, vision)
+    for got, want in zip(results, Prune()(embeds, vision), strict=True):
+        assert torch.equal(got, want)
+
+
+def test_a_number_is_a_keep_ratio_wherever_a_budget_is_taken(device):
+    embeds, vision = some_prompt(device)
+    groups = torch.zeros(2, 20, dtype=torch.int64, device=device)
+    for more in ({}, {"groups": groups}):
+        one = ak.prune_sequence(embeds, vision, ~vision, None, 0.3, **more)
+        assert torch.equal(
+            one.index, ak.prune_sequence(embeds, vision, ~vision, None, ak.UniformBudget(0.3), **more).index
+        )
+    gap = torch.zeros(2, device=device)
+    assert ak.keep_counts(gap, 10, 0.3).tolist() == [3, 3]
+    for wrong in (0.0, 1.5, float("nan"), True, "half", None):
+        with pytest.raises(ValueError, match="keep ratio in"):
+            ak.keep_counts(gap, 10, wrong)
+    with pytest.raises(ValueError, match="which counts scores"):
+        ak.keep_counts(gap, 10, ak.RelativeThresholdBudget(0.4))
 
 
 @pytest.mark.parametrize("name", ["score_tokens", "importance_gap", "select_tokens", "gather_rows"])
