@@ -60,6 +60,25 @@ def check_number(name: str, value: float, *, least: float | None = None, above: 
     raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
 
 
+def check_pad(name: str, pad: float, dtype: torch.dtype) -> None:
+    """A padding value must be a number of ``dtype``: -100 in a uint8 would be 156, and 1.5 in an index 1."""
+    if isinstance(pad, str) or not isinstance(pad, (int, float, torch.SymInt, torch.SymFloat)):
+        raise ValueError(f"{name} must be a number, got {pad!r}")
+    if dtype == torch.bool:
+        fits, wanted = pad in (0, 1), "0 or 1"
+    elif dtype.is_floating_point or dtype.is_complex:
+        largest = torch.finfo(dtype).max
+        fits, wanted = not math.isfinite(pad) or abs(pad) <= largest, f"at most {largest:g} in size"
+        if math.isinf(pad) and str(dtype).startswith("torch.float8") and "fn" in str(dtype):
+            fits, wanted = False, "finite or NaN"  # these types have no infinity
+    else:
+        info = torch.iinfo(dtype)
+        fits = math.isfinite(pad) and pad == int(pad) and info.min <= pad <= info.max
+        wanted = f"a whole number from {info.min} to {info.max}"
+    if not fits:
+        raise ValueError(f"{name} must be {wanted} for {str(dtype).removeprefix('torch.')}, got {pad!r}")
+
+
 def check_no_grad(op: str, **tensors: torch.Tensor | None) -> None:
     """An inference op that dropped a gradient silently would train a wrong model."""
     check_no_transform(op, **tensors)

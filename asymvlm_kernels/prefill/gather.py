@@ -8,7 +8,15 @@ import math
 
 import torch
 
-from asymvlm_kernels._checks import WORDS, check_device, check_dtype, check_no_grad, check_places, check_shape
+from asymvlm_kernels._checks import (
+    WORDS,
+    check_device,
+    check_dtype,
+    check_no_grad,
+    check_pad,
+    check_places,
+    check_shape,
+)
 from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.dispatch import define_op
 from asymvlm_kernels.prefill import reference
@@ -112,7 +120,8 @@ def gather_rows(rows: torch.Tensor, index: torch.Tensor, *, pad: float = 0) -> t
     Returns:
         ``(B, K, ...)``, contiguous, dtype and device of ``rows``. Bitwise equal on every backend.
     Raises:
-        ValueError: on rank, size, dtype or device mismatch, or if ``rows`` requires grad in grad mode.
+        ValueError: on rank, size, dtype or device mismatch, a ``pad`` that is no number of that dtype, or if ``rows``
+            requires grad in grad mode.
         IndexError: on a CPU, if ``index`` names a row that is not there.
     """
     if rows.ndim < 2:
@@ -120,6 +129,7 @@ def gather_rows(rows: torch.Tensor, index: torch.Tensor, *, pad: float = 0) -> t
     check_shape("index", index, (rows.shape[0], "K"))
     check_dtype("index", index, (torch.int64,))
     check_device("index", index, rows)
+    check_pad("pad", pad, rows.dtype)
     check_no_grad("gather_rows", rows=rows)
     out: torch.Tensor = _gather_rows(rows, index, pad)
     return out

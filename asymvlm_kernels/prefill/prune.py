@@ -14,7 +14,16 @@ from dataclasses import dataclass, field
 
 import torch
 
-from asymvlm_kernels._checks import FLOATS, WORDS, check_device, check_dtype, check_mask, check_no_grad, check_shape
+from asymvlm_kernels._checks import (
+    FLOATS,
+    WORDS,
+    check_device,
+    check_dtype,
+    check_mask,
+    check_no_grad,
+    check_pad,
+    check_shape,
+)
 from asymvlm_kernels.budget import MILLION, Budget, ScoreBudget, as_budget, budget_counts, counts_scores
 from asymvlm_kernels.prefill.fused import LONGEST, MOST_CARRIES, encode_budget, gather_sequence, score_select
 from asymvlm_kernels.prefill.gather import gather_rows
@@ -80,7 +89,7 @@ def prune_sequence(
         spread: hand scores on along the lines of an image before anything is read off them.
         lines: ``(B, S)`` integer, for ``spread``: the line that each vision token lies on, negative for none.
         carry: per-token tensors gathered along, ``(B, S, ...)`` or ``(R, B, S)`` (M-RoPE positions).
-        carry_pad: value for padding in the tensor of that name; 0 where none is given.
+        carry_pad: value for padding in the tensor of that name, of its dtype; 0 where none is given.
         static: True gives S' = ``capacity`` and no synchronisation. False trims S' to the longest row, which takes one
             small device-to-host copy of the lengths (two with ``groups`` or a budget of your own).
         capacity: S' of a static result; None means S. A longer row loses, worst first, vision tokens, then
@@ -90,8 +99,8 @@ def prune_sequence(
         `PrunedSequence`.
     Raises:
         ValueError: on rank, size, dtype or device mismatch, an unknown side, ``per_image`` without ``groups``,
-            ``spread`` without ``lines``, a ``capacity`` that is negative or not static, or an input that requires grad
-            in grad mode.
+            ``spread`` without ``lines``, a name or value in ``carry_pad`` that does not fit, a ``capacity`` that is
+            negative or not static, or an input that requires grad in grad mode.
 
     Given equal scores the kept index is the same on every backend, ties included (see `select_tokens`); scores that
     lie closer together than two backends round may change places (see `score_tokens`). Source: sections 3.2 and 3.3
@@ -100,7 +109,7 @@ def prune_sequence(
     budget = as_budget(0.5 if budget is None else budget)
     carry, pads = carry or {}, carry_pad or {}
     masks = {"vision_mask": vision_mask, "text_mask": text_mask, "protect": protect}
-    _check(embeds, weight, masks, groups, per_image, carry, padding_side)
+    _check(embeds, weight, masks, groups, per_image, carry, pads, padding_side)
     if capacity is not None and (capacity < 0 or not static):
         raise ValueError(f"capacity must be 0 or more and goes with static=True, got {capacity} and static={static}")
     B, S, _ = embeds.shape
@@ -241,6 +250,7 @@ def _check(
     groups: torch.Tensor | None,
     per_image: bool,
     carry: Mapping[str, torch.Tensor],
+    pads: Mapping[str, float],
     padding_side: str,
 ) -> None:
     check_shape("embeds", embeds, ("B", "S", "D"))
@@ -264,6 +274,12 @@ def _check(
                 f"carry[{name!r}] must have shape ({B}, {S}, ...) or (R, {B}, {S}), got {tuple(tensor.shape)}"
             )
         check_device(f"carry[{name!r}]", tensor, embeds)
+        check_pad(f"carry_pad[{name!r}]", pads.get(name, 0), tensor.dtype)
+    for name in pads:
+        if name not in carry:
+            raise ValueError(
+                f"carry_pad must name tensors of carry, {', '.join(carry) or 'which is empty'}; got {name}"
+            )
     check_no_grad("prune_sequence", embeds=embeds, weight=weight, **carry)
     if padding_side not in PADDING_SIDES:
         raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")

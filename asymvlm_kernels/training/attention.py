@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from asymvlm_kernels._checks import FLOATS, check_device, check_dtype, check_no_transform, check_shape
+from asymvlm_kernels._checks import FLOATS, check_device, check_dtype, check_no_transform, check_number, check_shape
 from asymvlm_kernels._triton import triton
 from asymvlm_kernels.dispatch import define_backward, define_op
 from asymvlm_kernels.training import reference
@@ -207,7 +207,7 @@ def key_bias_attention(
     Returns:
         ``(B, S, H, head_dim)``, dtype of ``q``. Zeros for a query that sees no open key.
     Raises:
-        ValueError: on rank, size, dtype or device mismatch.
+        ValueError: on rank, size, dtype or device mismatch, or a ``scale`` that is not finite.
 
     Differentiable once, backwards and outside torch.func, in all four tensors; a closed key gets a gradient of 0.
     Memory beside inputs, outputs and their gradients is one fp32 number a query and head, and one more backward. The
@@ -231,6 +231,8 @@ def key_bias_attention(
     if not 0 < D <= WIDEST:
         raise ValueError(f"head_dim must be in 1..{WIDEST}, got {D}")
     check_no_transform("key_bias_attention", q=q, k=k, v=v, bias=bias)
+    if scale is not None:
+        check_number("scale", scale)
     out: torch.Tensor = _key_bias_attention(q, k, v, bias, D**-0.5 if scale is None else scale)[0]
     return out
 

@@ -178,3 +178,9 @@ def test_a_gradient_of_the_gradient_is_refused(backend, device):
         for grad in grads:
             with pytest.raises(RuntimeError, match="key_bias_attention is differentiable once"):
                 grad.sum().backward(retain_graph=True)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_scale_that_is_not_finite_is_refused(scale):
+    with pytest.raises(ValueError, match=f"scale must be a finite number, got {scale}"):
+        key_bias_attention(*inputs((1, 5, 2, 1, 16, 0), torch.float32), scale=scale)

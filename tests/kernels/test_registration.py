@@ -264,6 +264,10 @@ def wrong_arguments() -> dict[str, Callable[[], object]]:
     scores, counts = torch.zeros(2, 5), torch.ones(2, dtype=torch.int64)
     index, mask = torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 5, dtype=torch.bool)
     budget = ak.UniformBudget(0.5)
+
+    def padded(dtype: torch.dtype, pad: float) -> torch.Tensor:
+        return ak.gather_rows(torch.zeros(2, 5, dtype=dtype), index, pad=pad)
+
     return {
         "vision must have shape (B, N, D), got (5, 4)": lambda: ak.score_tokens(v[0], t),
         "text must have shape (2, L, 4), got (1, 3, 4)": lambda: ak.score_tokens(v, t[:1]),
@@ -296,6 +300,26 @@ def wrong_arguments() -> dict[str, Callable[[], object]]:
         "carry['x'] must have shape (2, 5, ...) or (R, 2, 5), got (2, 4)": lambda: ak.prune_sequence(
             v, mask, mask, carry={"x": scores[:, :4]}
         ),
+        "carry_pad must name tensors of carry, x; got y": lambda: ak.prune_sequence(
+            v, mask, mask, carry={"x": scores}, carry_pad={"y": 1}
+        ),
+        "carry_pad must name tensors of carry, which is empty; got y": lambda: ak.prune_sequence(
+            v, mask, mask, carry_pad={"y": 1}
+        ),
+        "carry_pad['x'] must be a whole number from 0 to 255 for uint8, got -100": lambda: ak.prune_sequence(
+            v, mask, mask, carry={"x": mask.to(torch.uint8)}, carry_pad={"x": -100}
+        ),
+        "pad must be a whole number from 0 to 255 for uint8, got 256": lambda: padded(torch.uint8, 256),
+        "pad must be a whole number from -2147483648 to 2147483647 for int32, got 1.5": lambda: padded(
+            torch.int32, 1.5
+        ),
+        "pad must be a whole number from 0 to 65535 for uint16, got -1": lambda: padded(torch.uint16, -1),
+        "pad must be a whole number from -128 to 127 for int8, got nan": lambda: padded(torch.int8, float("nan")),
+        "pad must be at most 65504 in size for float16, got 65536.0": lambda: padded(torch.float16, 65536.0),
+        "pad must be at most 448 in size for float8_e4m3fn, got -449": lambda: padded(torch.float8_e4m3fn, -449),
+        "pad must be finite or NaN for float8_e4m3fn, got inf": lambda: padded(torch.float8_e4m3fn, float("inf")),
+        "pad must be 0 or 1 for bool, got 2": lambda: padded(torch.bool, 2),
+        "pad must be a number, got 'x'": lambda: padded(torch.float32, "x"),
         "padding_side must be 'left' or 'right', got 'up'": lambda: ak.prune_sequence(v, mask, mask, padding_side="up"),
     }
 
