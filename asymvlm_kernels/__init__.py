@@ -49,7 +49,6 @@ __all__ = [
     "keep_counts",
     "key_bias_attention",
     "move_slots_",
-    "patch",
     "plan_moves",
     "prune_sequence",
     "score_from_lse",
@@ -61,9 +60,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # the one name that points up the tree: resolved on first use, so that the kernels import without transformers
+    # the one name that points up the tree: resolved on first use, so that the kernels import without transformers, and
+    # not in __all__, so that `import *` does too
     if name == "patch":
-        from asymvlm import patch
-
+        try:
+            from asymvlm import patch
+        except ImportError as error:  # hasattr and inspect want to hear of an attribute
+            raise AttributeError(f"asymvlm_kernels.patch needs asymvlm and transformers: {error}") from error
         return patch
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

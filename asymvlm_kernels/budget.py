@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 MILLION = 1_000_000
 TIERS = ("conservative", "moderate", "aggressive")
@@ -178,30 +181,54 @@ class RelativeThresholdBudget:
         return relative_counts(scores, mask, self.beta, self.minimum, self.maximum)
 
 
+def counts_scores(budget: object) -> TypeIs[ScoreBudget]:
+    """``isinstance(budget, ScoreBudget)``, which torch.compile cannot trace."""
+    return hasattr(budget, "counts")
+
+
+def as_budget(budget: float | Budget | ScoreBudget) -> Budget | ScoreBudget:
+    """A number is the keep ratio of every sample.
+
+    Raises:
+        ValueError: if it is neither a ratio in (0, 1] nor a budget.
+    """
+    if isinstance(budget, (int, float)):
+        return UniformBudget(budget)
+    if not (hasattr(budget, "millionths") or counts_scores(budget)):
+        raise ValueError(f"budget must be a keep ratio in (0, 1] or a Budget, got {budget!r}")
+    return budget
+
+
 def budget_counts(
     budget: Budget | ScoreBudget, scores: torch.Tensor, gap: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
     """K of each sample under any budget, ``(B,)`` int32. Scores and mask are ``(B, N)``, gaps ``(B,)``."""
-    if isinstance(budget, ScoreBudget):
+    if counts_scores(budget):
         return budget.counts(scores, mask)
     return keep_counts(gap, mask.sum(-1), budget)
 
 
-def keep_counts(gap: torch.Tensor, num_tokens: torch.Tensor | int, budget: Budget) -> torch.Tensor:
+def keep_counts(gap: torch.Tensor, num_tokens: torch.Tensor | int, budget: float | Budget) -> torch.Tensor:
     """Number of vision tokens each sample keeps: ``K = N * millionths // 1_000_000``, clamped to ``[1, N]``.
 
     Args:
         gap: ``(B,)`` fp32, from `importance_gap`.
         num_tokens: ``(B,)`` integer tensor on the device of ``gap``, or one int for all: prunable vision tokens N.
-        budget: `UniformBudget`, `ThresholdBudget`, `LinearBudget`, or anything that satisfies `Budget`.
+        budget: `UniformBudget`, `ThresholdBudget`, `LinearBudget`, or anything that satisfies `Budget`; a number is a
+            ratio for all samples.
     Returns:
         ``(B,)`` int32 on the device of ``gap``; 0 where N is 0. Exact; does not synchronise.
     Raises:
-        ValueError: if ``gap`` is not a 1-D fp32 tensor or ``num_tokens`` does not match it.
+        ValueError: if ``gap`` is not a 1-D fp32 tensor, ``num_tokens`` does not match it, or ``budget`` is no such.
     """
+    known = as_budget(budget)
+    if counts_scores(known):
+        raise ValueError(f"budget must give a ratio for a gap, got {budget!r}, which counts scores")
     if gap.ndim != 1 or gap.dtype != torch.float32:
         raise ValueError(f"gap must be a (B,) float32 tensor, got {tuple(gap.shape)} {gap.dtype}")
     if isinstance(num_tokens, int):
+        if num_tokens < 0:
+            raise ValueError(f"num_tokens must be 0 or more, got {num_tokens}")
         num_tokens = torch.full_like(gap, num_tokens, dtype=torch.int64)
     if num_tokens.shape != gap.shape or num_tokens.dtype.is_floating_point or num_tokens.device != gap.device:
         raise ValueError(
@@ -209,8 +236,8 @@ def keep_counts(gap: torch.Tensor, num_tokens: torch.Tensor | int, budget: Budge
             f"{tuple(num_tokens.shape)} {num_tokens.dtype} on {num_tokens.device}"
         )
     n = num_tokens.to(torch.int64)
-    counts = (n * budget.millionths(gap) // MILLION).clamp_min(1)
-    return torch.minimum(counts, n).to(torch.int32)
+    counts = (n * known.millionths(gap) // MILLION).clamp_min(1)
+    return torch.minimum(counts, n.clamp_min(0)).to(torch.int32)
 
 
 def to_millionths(ratio: float) -> int:

@@ -30,7 +30,12 @@ ENVIRONMENT_VARIABLE = "ASYMVLM_BACKEND"
 MINIMUM_CAPABILITY = (8, 0)  # bf16 MMA
 
 logger = logging.getLogger(__name__)
-_library = torch.library.Library("asymvlm", "DEF")
+# A second import of the package in one process finds the ops registered: what they run is looked up here, where that
+# import writes its own. Kept beside the ops, which outlive this module.
+_registered: dict[str, Any] = vars(torch.ops.asymvlm).setdefault("asymvlm_kernels", {"schemas": {}})
+if "library" not in _registered:
+    _registered["library"] = torch.library.Library("asymvlm", "DEF")
+_library: torch.library.Library = _registered["library"]
 _choice: ContextVar[str | None] = ContextVar("asymvlm_backend", default=None)
 _cuda_launchers: dict[str, Callable[..., Any]] = {}
 
@@ -45,6 +50,9 @@ def use_backend(name: str) -> Iterator[None]:
 
     Local to the current thread or task. Overrides the environment variable ``ASYMVLM_BACKEND``. ``"cuda"`` is the
     optional CUDA library; ops that it has no kernel for run as under ``"auto"``.
+
+    Enter it around a compiled function, not inside: torch.compile cannot trace the setting of a context variable, and
+    ops look for the choice when they run.
 
     Raises:
         ValueError: on an unknown name. `BackendError` follows at the first op that cannot run on the named backend.
@@ -103,17 +111,26 @@ def explain_backend() -> dict[str, Any]:
 
 
 def define_op(
-    schema: str, *, reference: Callable[..., Any], triton: Callable[..., Any] | None, fake: Callable[..., Any]
+    schema: str,
+    *,
+    reference: Callable[..., Any],
+    triton: Callable[..., Any] | None,
+    fake: Callable[..., Any],
+    check: Callable[..., None] | None = None,
 ) -> Callable[..., Any]:
     """Register ``asymvlm::<schema>`` for CPU, CUDA and meta, and return the op.
 
     ``Library.define`` with ``impl`` adds 1.1 microseconds to a call, ``torch.library.custom_op`` 7.8 (torch 2.13, one
     core of an AMD EPYC).
+
+    ``check`` looks at the values of the arguments before anything runs: on a CPU only, where that waits for nothing.
     """
     name = schema[: schema.index("(")]
 
     def run(*args: Any) -> Any:
         device = args[0].device
+        if check is not None and device.type == "cpu":
+            check(*args)
         backend = resolve_backend(device)
         if backend == "cuda" or (PROOFS and backend == "triton" and _is_faster(name, args)):
             if name in _cuda_launchers:
@@ -131,12 +148,38 @@ def define_op(
                 return triton(*args)
         return reference(*args)
 
-    _library.define(schema)
-    _library.impl(name, run, "CPU")
-    _library.impl(name, run, "CUDA")
-    torch.library.register_fake(f"asymvlm::{name}", fake, lib=_library)
+    def refuse(*args: Any) -> Any:  # PyTorch would loop over the samples, and an op that writes in place cannot
+        raise ValueError(f"{name} does not run under torch.vmap: it takes a batch as it is")
+
+    _registered[f"{name} run"], _registered[f"{name} fake"] = run, fake
+    if _is_new(name, schema):
+        _library.define(schema)
+        _library.impl(name, refuse, "FuncTorchBatched")
+        _library.impl(name, _registered_call(f"{name} run"), "CPU")
+        _library.impl(name, _registered_call(f"{name} run"), "CUDA")
+        torch.library.register_fake(f"asymvlm::{name}", _registered_call(f"{name} fake"), lib=_library)
     op: Callable[..., Any] = getattr(torch.ops.asymvlm, name).default
     return op
+
+
+def _is_new(name: str, schema: str) -> bool:
+    """Whether no import before this one has registered ``name``.
+
+    Raises:
+        ImportError: if one has, with other arguments.
+    """
+    is_new = name not in _registered["schemas"]
+    found = _registered["schemas"].setdefault(name, schema)
+    if found != schema:
+        raise ImportError(f"asymvlm::{name} is registered as {found!r}, {schema!r} wanted: start a new process")
+    return is_new
+
+
+def _registered_call(key: str) -> Callable[..., Any]:
+    def call(*args: Any, **options: Any) -> Any:
+        return _registered[key](*args, **options)
+
+    return call
 
 
 def define_cuda(name: str, launcher: Callable[..., Any]) -> None:
@@ -149,7 +192,14 @@ def define_cuda(name: str, launcher: Callable[..., Any]) -> None:
 
 def define_backward(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
     """Make the op ``asymvlm::<name>`` differentiable: arguments as those of `torch.library.register_autograd`."""
-    torch.library.register_autograd(f"asymvlm::{name}", backward, setup_context=setup_context, lib=_library)
+    _registered[f"{name} backward"], _registered[f"{name} context"] = backward, setup_context
+    if _is_new(f"{name} backward", ""):
+        torch.library.register_autograd(
+            f"asymvlm::{name}",
+            _registered_call(f"{name} backward"),
+            setup_context=_registered_call(f"{name} context"),
+            lib=_library,
+        )
 
 
 def _known(name: str) -> str:

@@ -79,10 +79,15 @@ struct Mover {
     const int room = call.capacity > range.always ? call.capacity - range.always : 0;
     count = count < room ? count : room;
     const int length = range.always + count < call.capacity ? range.always + count : call.capacity;
-    Threshold threshold = {ALWAYS, 0};
+    Threshold threshold = {TEXT_KEY, 0};
     if (length > range.always) {
       threshold = kth_key(keys, call.S, count, range, scratch.rank);
       threshold.above += range.always;
+    } else if (call.protect) {  // no room for a token that may be dropped, and perhaps none for all protected ones
+      int text = 0;
+      for (int place = thread; place < call.S; place += PRUNE_THREADS) text += keys[place] == TEXT_KEY;
+      text = block_sum(text, scratch.sums);
+      if (length > text) threshold = {PROTECTED_KEY, text};
     }
     if (leads && thread == 0) {
       call.counts[b] = count;

@@ -7,9 +7,9 @@
 
 namespace asymvlm {
 
-// A key is larger where a token is better: -0 equals +0, NaN (1) ranks below -inf, 0 is no token at all, and ALWAYS,
-// above the key of +inf, is a token that must stay.
-constexpr uint32_t NOBODY = 0, NAN_KEY = 1, ALWAYS = 0xfffffffeu;
+// A key is larger where a token is better: -0 equals +0, NaN (1) ranks below -inf, 0 is no token at all. Above the
+// key of +inf are the tokens that must stay: protected ones, and text, which is cut last.
+constexpr uint32_t NOBODY = 0, NAN_KEY = 1, PROTECTED_KEY = 0xfffffffdu, TEXT_KEY = 0xfffffffeu;
 
 DEVICE uint32_t order_key(float score) {
   const uint32_t bits = float_bits(score == 0.f ? 0.f : score);
@@ -20,7 +20,7 @@ DEVICE float key_score(uint32_t key) {  // NaN for NOBODY and NAN_KEY
   return bits_float(key >> 31 ? key & 0x7fffffffu : ~key);
 }
 
-DEVICE bool is_prunable(uint32_t key) { return key != NOBODY && key != ALWAYS; }
+DEVICE bool is_prunable(uint32_t key) { return key != NOBODY && key < PROTECTED_KEY; }
 
 // Where the keys of a sample are read: from shared memory, from L2 where other blocks wrote them, or from scores.
 struct Keys {

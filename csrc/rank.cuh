@@ -52,7 +52,7 @@ DEVICE Range fill_histogram(const Keys& keys, int S, RankScratch<THREADS>& scrat
   for (int place = thread; place < S; place += THREADS) {
     const uint32_t key = keys[place];
     prunable += is_prunable(key);
-    always += key == ALWAYS;
+    always += key >= PROTECTED_KEY;
     const float score = key_score(key);
     if (is_prunable(key) && fabsf(score) <= FLT_MAX) {  // false for NaN
       highest = highest > key ? highest : key;

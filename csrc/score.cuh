@@ -162,7 +162,7 @@ struct Scorer {
       const int role = roles[r];
       const float score = role == 1 && scored ? divide(best[r], norm(squares[r])) : -INFINITY;
       call.scores[sample + r] = score;
-      keys[sample + r] = role == 1 ? order_key(score) : role == 2 ? ALWAYS : NOBODY;
+      keys[sample + r] = role == 1 ? order_key(score) : role == 2 ? PROTECTED_KEY : role == 3 ? TEXT_KEY : NOBODY;
     }
     block_sync();  // roles are written anew
   }

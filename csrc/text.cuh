@@ -9,12 +9,13 @@ DEVICE bool is_text(const AsymvlmPrune& call, int b, int place) {
   return call.text[b * call.text_b + place * call.text_s] && !call.vision[b * call.vision_b + place * call.vision_s];
 }
 
-// Role of a token: 1 may be dropped, 2 must stay, 0 is padding.
+// Role of a token: 1 may be dropped, 2 is protected, 3 is text, 0 is padding.
 DEVICE int role_of(const AsymvlmPrune& call, int b, int place) {
   const bool vision = call.vision[b * call.vision_b + place * call.vision_s];
   const bool guarded = call.protect && call.protect[b * call.protect_b + place * call.protect_s];
   if (vision && !guarded) return 1;
-  return guarded || call.text[b * call.text_b + place * call.text_s] ? 2 : 0;
+  if (!vision && call.text[b * call.text_b + place * call.text_s]) return 3;
+  return guarded ? 2 : 0;
 }
 
 // Write the places of the text tokens number `first` to `first` + WINDOW - 1 to scratch.text, and return how many text

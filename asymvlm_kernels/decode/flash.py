@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from asymvlm_kernels._checks import check_dtype, check_no_grad, check_shape
+from asymvlm_kernels._checks import check_device, check_dtype, check_no_grad, check_shape
 from asymvlm_kernels.decode import arguments
 from asymvlm_kernels.decode.attend import attend_slots
 
@@ -95,7 +95,7 @@ def flash_attn_with_kvcache(
         k_cache: ``(B, S, G, D)``, H a multiple of G. v_cache: the same. Strided views are read where they lie, so a
             cache of layout ``(B, G, S, D)`` goes in as ``cache.transpose(1, 2)``.
         k, v: ``(B, new, G, D)``, written in place from slot ``cache_seqlens`` on before attention. The cache must have
-            room for them: a check would synchronise. Not with ``slot_pos``, whose owner chooses the slots.
+            room for them: on a GPU a device-side assertion tells. Not with ``slot_pos``, whose owner chooses the slots.
         cache_seqlens: ``(B,)`` int32 or int64, or one number: slots in use (before ``k``); None means S.
         cache_leftpad: ``(B,)`` int32 or int64: first slot in use.
         softmax_scale, causal, window_size, softcap: as in `flash_attn_func`; the last row of q stands at the last slot
@@ -128,12 +128,11 @@ def flash_attn_with_kvcache(
     )
     arguments.check_heads(q, k_cache, v_cache, ("q", "k_cache", "v_cache"))
     check_no_grad("flash_attn_with_kvcache", q=q, k_cache=k_cache, v_cache=v_cache, k=k, v=v)
-    if isinstance(cache_seqlens, int):
-        cache_seqlens = torch.full((q.shape[0],), cache_seqlens, dtype=torch.int32, device=q.device)
     slots = arguments.slots(q, k_cache, cache_seqlens, cache_leftpad, slot_pos, q_pos)
-    if k is not None or v is not None:
-        slots = slots._replace(seqlens=_append_(k_cache, v_cache, k, v, slots))
     rows = score_rows if return_scores else None
+    _check_options(q, softmax_scale, causal, window_size, softcap, num_splits, slots.slot_pos, rows)
+    if k is not None or v is not None:  # only a call that nothing else refuses may write
+        slots = slots._replace(seqlens=_append_(k_cache, v_cache, k, v, slots))
     out, lse, scores = _attend(
         q, k_cache, v_cache, slots, softmax_scale, causal, window_size, softcap, num_splits, return_softmax_lse, rows
     )
@@ -153,16 +152,32 @@ def _attend(
     with_lse: bool,
     score_rows: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    left, right = arguments.window(window_size, causal, slots.slot_pos)
+    left, right, scale = _check_options(
+        q, softmax_scale, causal, window_size, softcap, num_splits, slots.slot_pos, score_rows
+    )
+    result: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = attend_slots(
+        q, k, v, *slots, scale, left, right, float(softcap), num_splits, with_lse, score_rows or 0
+    )
+    return result
+
+
+def _check_options(
+    q: torch.Tensor,
+    softmax_scale: float | None,
+    causal: bool,
+    window_size: tuple[int, int],
+    softcap: float,
+    num_splits: int,
+    slot_pos: torch.Tensor | None,
+    score_rows: int | None,
+) -> tuple[int, int, float]:
+    """The window and the scale."""
+    left, right = arguments.window(window_size, causal, slot_pos)
     if score_rows is not None:
         arguments.check_score_rows(score_rows, q.shape[1])
     if num_splits < 0:
         raise ValueError(f"num_splits must be 0 or more, got {num_splits}")
-    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-    result: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = attend_slots(
-        q, k, v, *slots, float(scale), left, right, float(softcap), num_splits, with_lse, score_rows or 0
-    )
-    return result
+    return left, right, arguments.scale(softmax_scale, softcap, q.shape[-1])
 
 
 def _append_(
@@ -179,11 +194,28 @@ def _append_(
     for name, new in (("k", k), ("v", v)):
         check_shape(name, new, (B, k.shape[1] if k.ndim > 1 else "new", G, D))
         check_dtype(name, new, (k_cache.dtype,))
+        check_device(name, new, k_cache)
+    _check_room(slots.seqlens, k.shape[1], k_cache.shape[1])
     place = slots.seqlens[:, None] + torch.arange(k.shape[1], device=k.device)
+    place = place.masked_fill(place < 0, k_cache.shape[1])  # a GPU refuses that, where -1 would be the last slot
     batch = torch.arange(B, device=k.device)[:, None]
     k_cache[batch, place] = k
     v_cache[batch, place] = v
     return slots.seqlens + k.shape[1]
+
+
+def _check_room(seqlens: torch.Tensor, new: int, slots: int) -> None:
+    """Before anything is written. A compiled call and a GPU, which would have to wait, refuse at the first write."""
+    if new > slots:
+        raise ValueError(f"k and v must fit the {slots} slots of the cache, got {new} rows")
+    if seqlens.device.type != "cpu" or seqlens.numel() == 0 or torch.compiler.is_compiling():
+        return
+    lowest, highest = (int(length) for length in seqlens.aminmax())
+    if lowest < 0 or highest + new > slots:
+        found = lowest if lowest < 0 else highest
+        raise ValueError(
+            f"cache_seqlens must be 0 to {slots - new}, to leave room for {new} rows in {slots} slots, got {found}"
+        )
 
 
 def _returned(results: tuple[torch.Tensor, ...], scores: torch.Tensor, return_scores: bool) -> Any:

@@ -7,8 +7,9 @@ import torch
 from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.prefill.fold import multiply
 
-NO_BOUND = 2**30  # a window that reaches beyond every position, and still adds to one within int32
+NO_BOUND = 2**30  # a window that reaches beyond every slot, and still adds to one within int32
 NO_BOUNDS = (NO_BOUND, NO_BOUND)
+FARTHEST = 2**31 - 1  # and still within int32 below -1
 # sizes of a call: a new one of these compiles nothing new
 VARYING = ["stride_qb", "stride_qs", "stride_kb", "stride_kg", "stride_vb", "stride_vg", "stride_pb", "stride_rb"]
 VARYING += ["stride_lb", "stride_lh", "Q", "S", "chunk", "parts", "scored", "left", "right"]
@@ -31,7 +32,9 @@ def row_positions(q_pos_ptr, row, end, stride_rb, stride_rs, pid_b, Q):
     """int32 positions of query rows ``row``: given, or the last at the last slot in use."""
     position = end - Q + row
     if q_pos_ptr is not None:
-        position = tl.load(q_pos_ptr + pid_b * stride_rb + row * stride_rs).to(tl.int32)
+        position = tl.load(q_pos_ptr + pid_b * stride_rb + row * stride_rs)
+        if position.dtype == tl.int64:
+            position = tl.maximum(tl.minimum(position, 2147483647), -1).to(tl.int32)
     return position
 
 
@@ -69,6 +72,7 @@ def row_logits(query, key, seen, scale, softcap, CAPPED: tl.constexpr):
 
 
 def window_bounds(left: int, right: int, slot_pos: torch.Tensor | None) -> tuple[int, int]:
-    """Window sizes without the -1: with ``slot_pos`` no row sees a later position."""
-    right = 0 if slot_pos is not None else right
+    """Window sizes without the -1: with ``slot_pos`` no row sees a later position, and a position may be any int32."""
+    if slot_pos is not None:
+        return FARTHEST if left < 0 else left, 0
     return (NO_BOUND if left < 0 else min(left, NO_BOUND), NO_BOUND if right < 0 else min(right, NO_BOUND))

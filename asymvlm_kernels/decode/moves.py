@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
-from asymvlm_kernels._checks import check_device, check_dtype, check_no_grad, check_shape
+from asymvlm_kernels._checks import check_device, check_dtype, check_no_grad, check_places, check_shape
 from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.decode import reference
 from asymvlm_kernels.decode.address_table import FIELDS, address_tables
@@ -174,6 +174,14 @@ def plan_moves(keep: torch.Tensor, *, capacity: int | None = None) -> tuple[torc
     return moves
 
 
+def _check_moves(source: torch.Tensor, target: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
+    """The places must be slots of every tensor: told before anything moves."""
+    slots = min((tensor.shape[1] for tensor in tensors), default=0)
+    if tensors:
+        check_places("source", source, slots)
+        check_places("target", target, slots)
+
+
 def _move_slots_fake(source: torch.Tensor, target: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
     return None
 
@@ -183,6 +191,7 @@ _move_slots_ = define_op(
     reference=reference.move_slots_,
     triton=_move_slots_triton,
     fake=_move_slots_fake,
+    check=_check_moves,
 )
 
 
@@ -193,9 +202,10 @@ def move_slots_(tensors: Sequence[torch.Tensor], source: torch.Tensor, target: t
         tensors: each ``(B, S, ...)``, any dtype, sizes and strides of their own: a cache of layout ``(B, G, S, D)``
             goes in as ``cache.transpose(1, 2)``. ``slot_pos`` may be one of them. No two may share memory.
         source, target: ``(B, M)`` int64 from `plan_moves`; -1 moves nothing and comes behind the real moves. No slot
-            may be both. Values are not checked: that would synchronise.
+            may be both. Not checked on a GPU: that would synchronise.
     Raises:
         ValueError: on rank, size, dtype or device mismatch, or a tensor that requires grad in grad mode.
+        IndexError: on a CPU, if ``source`` or ``target`` names a slot that is not there; nothing has moved then.
 
     A source keeps its contents; whoever owns ``slot_pos`` marks it as free. Does not synchronise.
     """

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
+from asymvlm_kernels._checks import WORDS
+
 INFINITY = float("inf")
 LOGITS = 2**25  # query rows are taken in blocks of at most so many logits: 128 MiB of fp32
 
@@ -32,12 +34,12 @@ def valid_slots(
     it, a slot is seen iff ``0 <= pos <= q_pos`` and ``pos >= q_pos - left``. A bound of -1 is no bound.
     """
     slot = torch.arange(S, device=device)[None, None]
-    end = torch.full((1, 1, 1), S, device=device) if seqlens is None else seqlens[:, None, None]
+    end = torch.full((1, 1, 1), S, device=device) if seqlens is None else seqlens[:, None, None].long().clamp_max(S)
     valid = slot < end
     if leftpad is not None:
         valid = valid & (slot >= leftpad[:, None, None])
     if slot_pos is not None and q_pos is not None:
-        place, row = slot_pos[:, None], q_pos[:, :, None]
+        place, row = slot_pos[:, None].long(), q_pos[:, :, None].long().clamp(-1, 2**31 - 1)
         valid = valid & (place >= 0) & (place <= row)
     else:
         place, row = slot, end - Q + torch.arange(Q, device=device)[None, :, None]
@@ -179,6 +181,8 @@ def _places(mask: torch.Tensor, capacity: int) -> torch.Tensor:
 def move_slots_(source: torch.Tensor, target: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
     """``tensor[b, target[b, i]] = tensor[b, source[b, i]]`` for each tensor ``(B, S, ...)``; -1 moves nothing."""
     tensors = [tensor for tensor in tensors if tensor.numel() > 0]
+    # PyTorch indexes few other types
+    tensors = [tensor.view(WORDS[tensor.itemsize]) if tensor.itemsize in WORDS else tensor for tensor in tensors]
     if source.numel() == 0:
         return
     batch = torch.arange(source.shape[0], device=source.device)[:, None].expand_as(source)

@@ -183,7 +183,7 @@ def score_from_lse(
     causal: bool = False,
     window_size: tuple[int, int] = (-1, -1),
     softcap: float = 0.0,
-    cache_seqlens: torch.Tensor | None = None,
+    cache_seqlens: int | torch.Tensor | None = None,
     cache_leftpad: torch.Tensor | None = None,
     slot_pos: torch.Tensor | None = None,
     q_pos: torch.Tensor | None = None,
@@ -213,6 +213,6 @@ def score_from_lse(
     slots = arguments.slots(q, k, cache_seqlens, cache_leftpad, slot_pos, q_pos)
     left, right = arguments.window(window_size, causal, slot_pos)
     arguments.check_score_rows(score_rows, Q)
-    scale = float(D**-0.5 if softmax_scale is None else softmax_scale)
+    scale = arguments.scale(softmax_scale, softcap, D)
     scores: torch.Tensor = score_from_lse_op(q, k, lse, *slots, scale, left, right, float(softcap), score_rows)
     return scores

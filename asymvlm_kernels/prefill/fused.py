@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from asymvlm_kernels._checks import WORDS
 from asymvlm_kernels._triton import triton
 from asymvlm_kernels.dispatch import define_op
 from asymvlm_kernels.prefill import fused_reference, reference
@@ -19,7 +20,7 @@ from asymvlm_kernels.prefill.fused_budget import encode_budget, number_bits
 from asymvlm_kernels.prefill.fused_gather import _gather_sequence_kernel, encoded
 from asymvlm_kernels.prefill.fused_reference import GatherSequence, ScoreSelect
 from asymvlm_kernels.prefill.fused_score import _score_select_kernel
-from asymvlm_kernels.prefill.gather import WORDS, _bits
+from asymvlm_kernels.prefill.gather import _bits
 from asymvlm_kernels.prefill.scratch import Scratch, scratch_of
 from asymvlm_kernels.tuning.fused import gather_sequence_config, rank_config, score_select_config
 from asymvlm_kernels.tuning.paths import prefill_path
@@ -197,7 +198,9 @@ def gather_launch(
         tuple(encoded(word.stride(0)) for word in words),
         tuple(word.stride(1) for word in words),
         tuple(encoded(word.stride(2)) for word in words),
-        tuple(_bits(pad, math.copysign(1, pad), tensor.dtype) for pad, tensor in zip(pads, carry, strict=True)),
+        tuple(
+            _bits(pad, math.copysign(1, pad), tensor.dtype) for pad, tensor in zip(pads, carry)
+        ),  # `alike` may add one
         B,
         S,
         K,
@@ -240,8 +243,9 @@ def _gather_sequence_fake(
 
 
 score_select = define_op(
-    "score_select(Tensor embeds, Tensor vision_mask, Tensor text_mask, Tensor? protect, Tensor? weight, int[] ratios, "
-    "float[] numbers, SymInt capacity) -> (Tensor scores, Tensor gap, Tensor counts, Tensor lengths, Tensor order)",
+    "score_select(Tensor embeds, Tensor vision_mask, Tensor text_mask, Tensor? protect, Tensor? weight, "
+    "SymInt[] ratios, float[] numbers, SymInt capacity) -> "
+    "(Tensor scores, Tensor gap, Tensor counts, Tensor lengths, Tensor order)",
     reference=fused_reference.score_select,
     triton=_score_select_triton,
     fake=_score_select_fake,

@@ -10,7 +10,9 @@ from __future__ import annotations
 from asymvlm_kernels._triton import constant, tl, triton
 from asymvlm_kernels.prefill.order import kth_key, kth_keys, top_bit
 
-ALWAYS = constant(0xFFFFFFFE)  # above the key of +inf; 2**32 - 1 stays free for "the 0-th largest"
+# Tokens that must stay, above the key of +inf; 2**32 - 1 stays free for "the 0-th largest". Text is cut last.
+TEXT = constant(0xFFFFFFFE)
+PROTECTED = constant(0xFFFFFFFD)
 BINS = constant(2048)
 # Bins are 64 to an octave of a score between 2**-12 and 16, positive or negative; one holds all smaller ones, the
 # outermost all larger ones, and the last one is for tokens that must stay.
@@ -27,7 +29,7 @@ def bin_of(keys):
     positive = 1024 + tl.minimum(((keys - upper) >> BIN_BITS).to(tl.int32), 1022)
     negative = 1022 - tl.minimum(((lower - keys) >> BIN_BITS).to(tl.int32), 1022)
     bins = tl.where(keys >= upper, positive, tl.where(keys <= lower, negative, 1023))
-    return tl.where(keys == ALWAYS, BINS - 1, bins)
+    return tl.where(keys >= PROTECTED, BINS - 1, bins)
 
 
 @triton.jit
@@ -46,17 +48,19 @@ def load_stored_keys(keys_ptr, offs_s, S, BLOCK_N: tl.constexpr, KEY_STEP: tl.co
 
 @triton.jit
 def count_stored_keys(keys_ptr, first, second, S, BLOCK_N: tl.constexpr, KEY_STEP: tl.constexpr, BLOCK_S: tl.constexpr):
-    """How many keys are at least ``first``, and how many at least ``second``, below ``ALWAYS``; and the rest."""
+    """How many keys are at least ``first``, and how many at least ``second``, of those that may be dropped; and how
+    many of all are at least ``first``.
+    """
     at_first = tl.zeros((BLOCK_S,), tl.int32)
     at_second = tl.zeros((BLOCK_S,), tl.int32)
-    always = tl.zeros((BLOCK_S,), tl.int32)
+    of_all = tl.zeros((BLOCK_S,), tl.int32)
     for start in range(0, S, BLOCK_S):
         keys = load_stored_keys(keys_ptr, start + tl.arange(0, BLOCK_S), S, BLOCK_N, KEY_STEP)
-        prunable = keys != ALWAYS
+        prunable = keys < PROTECTED
         at_first += ((keys >= first) & prunable).to(tl.int32)
         at_second += ((keys >= second) & prunable).to(tl.int32)
-        always += (keys == ALWAYS).to(tl.int32)
-    return tl.sum(at_first, 0), tl.sum(at_second, 0), tl.sum(always, 0)
+        of_all += (keys >= first).to(tl.int32)
+    return tl.sum(at_first, 0), tl.sum(at_second, 0), tl.sum(of_all, 0)
 
 
 @triton.jit
@@ -121,9 +125,9 @@ def quartile_keys_long(
 
 @triton.jit
 def cut_key_long(
-    keys_ptr, list_ptr, counts, k, always, S, BLOCK_N: tl.constexpr, KEY_STEP: tl.constexpr, BLOCK_S: tl.constexpr
+    keys_ptr, list_ptr, counts, k, S, BLOCK_N: tl.constexpr, KEY_STEP: tl.constexpr, BLOCK_S: tl.constexpr
 ):
-    """`kth_key` of all keys of a row too long for registers. ``always``: how many of them are ``ALWAYS``."""
+    """`kth_key` of all keys of a row too long for registers. ``counts``: its histogram."""
     bin_k, above_k = bin_with(counts, k)
     keys, found = collect(keys_ptr, list_ptr, bin_k, bin_k, S, BLOCK_N, KEY_STEP, BLOCK_S)
     kth, above = kth_key(keys, k - above_k)
@@ -133,8 +137,7 @@ def cut_key_long(
         above = tl.zeros((), tl.int32)
         for step in range(32):
             trial = kth | top_bit(step)
-            at_trial, _, _ = count_stored_keys(keys_ptr, trial, trial, S, BLOCK_N, KEY_STEP, BLOCK_S)
-            at_trial += tl.where(trial <= ALWAYS, always, 0)
+            _, _, at_trial = count_stored_keys(keys_ptr, trial, trial, S, BLOCK_N, KEY_STEP, BLOCK_S)
             above = tl.where(at_trial >= k, above, at_trial)
             kth = tl.where(at_trial >= k, trial, kth)
     return kth, above

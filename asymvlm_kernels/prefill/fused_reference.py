@@ -37,7 +37,7 @@ def score_select(
     stay = must_stay.sum(-1).to(torch.int32)
     counts = counts.minimum((capacity - stay).clamp_min(0))
     lengths = (stay + counts).clamp_max(capacity)
-    rank = scores.clamp_max(torch.finfo(torch.float32).max).masked_fill(must_stay, float("inf"))
+    rank = reference.rank_scores(scores, must_stay, text)
     order = reference.select_tokens(rank, lengths, prunable | must_stay, embeds.shape[1])
     return scores, gap, counts, lengths, order.to(torch.int32)
 
@@ -58,7 +58,7 @@ def gather_sequence(
     index = order.long().gather(-1, rank.clamp(0, max(order.shape[1] - 1, 0))) if order.shape[1] else rank
     index = index.masked_fill(~real, -1)
     outs = []
-    for tensor, pad, is_stacked in zip(carry, pads, stacked, strict=True):
+    for tensor, pad, is_stacked in zip(carry, pads, stacked):
         out = reference.gather_rows(tensor.permute(1, 2, 0) if is_stacked else tensor, index, pad)
         outs.append(out.permute(2, 0, 1).contiguous() if is_stacked else out)
     return reference.gather_rows(embeds, index, 0), index, outs

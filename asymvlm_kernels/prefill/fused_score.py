@@ -8,7 +8,7 @@ whoever comes last.
 from __future__ import annotations
 
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.prefill.fused_keys import ALWAYS, BINS, bin_of
+from asymvlm_kernels.prefill.fused_keys import BINS, PROTECTED, TEXT, bin_of
 from asymvlm_kernels.prefill.fused_parts import add_parts, score_part
 from asymvlm_kernels.prefill.fused_select import select_sample
 from asymvlm_kernels.prefill.fused_text import list_text, load_mask
@@ -79,9 +79,11 @@ def score_item(
     mask_n = offs_n < S
     is_vision = load_mask(vision_mask_ptr, offs_n, stride_vs, S)
     must_stay = load_mask(text_mask_ptr, offs_n, stride_ts, S)
+    rank = tl.full((BLOCK_N,), TEXT, tl.uint32)  # of a token that must stay
     real_n = is_vision
     if protect_ptr is not None:
         protected = load_mask(protect_ptr + pid_b * stride_pb, offs_n, stride_ps, S)
+        rank = tl.where(must_stay & (is_vision == 0), TEXT, PROTECTED).to(tl.uint32)
         must_stay = must_stay | protected
         real_n = is_vision & (protected == 0)
     must_stay = must_stay & (real_n == 0)
@@ -127,7 +129,7 @@ def score_item(
     ranks = tile < 0
     if finishes:
         tl.store(scores_ptr + pid_b * S + offs_n, score, mask=mask_n)
-        key = tl.where(must_stay, ALWAYS, order_key(score, real_n)).to(tl.uint32)
+        key = tl.where(must_stay, rank, order_key(score, real_n)).to(tl.uint32)
         tl.store(keys_ptr + tile * KEY_STEP + tl.arange(0, BLOCK_N), key.to(tl.int32, bitcast=True))
         if LONG:
             tl.atomic_add(counters_ptr + bin_of(key), 1, mask=mask_n & (key != 0), sem="relaxed")

@@ -1,15 +1,15 @@
 """Gap, budget and selection of one sample as one program: the end of the first launch of `prune_sequence`.
 
-Keys are those of `order`, and ``ALWAYS`` for a token that must stay: it ranks above every score, so one selection of
-``kept + K`` serves the whole sequence.
+Keys are those of `order`, and ``PROTECTED`` or ``TEXT`` for a token that must stay: it ranks above every score, so one
+selection of ``kept + K`` serves the whole sequence, and a capacity below the kept tokens cuts text last.
 """
 
 from __future__ import annotations
 
 from asymvlm_kernels._triton import INTERPRETED, tl, triton
 from asymvlm_kernels.prefill.fused_keys import (
-    ALWAYS,
     BINS,
+    PROTECTED,
     cut_key_long,
     load_stored_keys,
     quartile_keys_long,
@@ -84,9 +84,9 @@ def select_sample(
         high, low = quartile_keys_long(keys_ptr, list_ptr, counts, k, N - k + 1, S, BLOCK_N, KEY_STEP, BLOCK_S)
     else:
         keys = load_stored_keys(keys_ptr, tl.arange(0, BLOCK_S), S, BLOCK_N, KEY_STEP)
-        prunable = tl.where(keys == ALWAYS, 0, keys).to(tl.uint32)
+        prunable = tl.where(keys >= PROTECTED, 0, keys).to(tl.uint32)
         N = tl.sum((prunable != 0).to(tl.int32), 0)
-        always = tl.sum((keys == ALWAYS).to(tl.int32), 0)
+        always = tl.sum((keys >= PROTECTED).to(tl.int32), 0)
         k = tl.maximum(N // 4, 1)
         high, low = kth_keys(prunable, k, N - k + 1)
     gap = key_score(high) - key_score(low)  # no token: high is key 0, so NaN
@@ -98,7 +98,7 @@ def select_sample(
     tl.store(count_ptr, count)
     tl.store(length_ptr, length)
     if LONG:
-        kth, above = cut_key_long(keys_ptr, list_ptr, counts, length, always, S, BLOCK_N, KEY_STEP, BLOCK_S)
+        kth, above = cut_key_long(keys_ptr, list_ptr, counts, length, S, BLOCK_N, KEY_STEP, BLOCK_S)
     else:
         kth, above = kth_key(keys, length)
     better = tl.zeros((), tl.int32)

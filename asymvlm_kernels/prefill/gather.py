@@ -8,13 +8,19 @@ import math
 
 import torch
 
-from asymvlm_kernels._checks import check_device, check_dtype, check_no_grad, check_shape
+from asymvlm_kernels._checks import (
+    WORDS,
+    check_device,
+    check_dtype,
+    check_no_grad,
+    check_pad,
+    check_places,
+    check_shape,
+)
 from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.dispatch import define_op
 from asymvlm_kernels.prefill import reference
 from asymvlm_kernels.tuning.prefill import gather_config, row_vector
-
-WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # a copy moves bits, whatever they mean
 
 
 @triton.jit(do_not_specialize=["stride_rb", "stride_ib", "K", "pad"])  # a new length compiles nothing new
@@ -54,7 +60,7 @@ def _gather_rows_kernel(
 
 def _gather_rows_triton(rows: torch.Tensor, index: torch.Tensor, pad: float) -> torch.Tensor:
     out = torch.empty((*index.shape, *rows.shape[2:]), dtype=rows.dtype, device=rows.device)
-    if rows.is_complex():
+    if rows.itemsize not in WORDS:
         return reference.gather_rows(rows, index, pad)
     if out.numel() == 0:
         return out
@@ -86,7 +92,7 @@ def _bits(pad: float, sign: float, dtype: torch.dtype) -> int:
 
     ``sign`` keeps -0 and 0 apart in the cache.
     """
-    word = torch.zeros(1, dtype=dtype).masked_fill_(torch.ones(1, dtype=torch.bool), pad)
+    word = torch.zeros(1, dtype=dtype) if (pad, sign) == (0, 1) else torch.full((1,), pad, dtype=dtype)
     return int.from_bytes(ctypes.string_at(word.data_ptr(), word.nbytes), "little", signed=True)
 
 
@@ -99,6 +105,7 @@ _gather_rows = define_op(
     reference=reference.gather_rows,
     triton=_gather_rows_triton,
     fake=_gather_rows_fake,
+    check=lambda rows, index, pad: check_places("index", index, rows.shape[1]),
 )
 
 
@@ -108,18 +115,21 @@ def gather_rows(rows: torch.Tensor, index: torch.Tensor, *, pad: float = 0) -> t
     Args:
         rows: ``(B, S, ...)``, any dtype and strides. Rows are read where they lie, unless their own axes do not form
             one axis in memory: then ``rows`` is copied first.
-        index: ``(B, K)`` int64 in ``[-1, S)``. Values are not checked: that would synchronise.
+        index: ``(B, K)`` int64 in ``[-1, S)``. Not checked on a GPU: that would synchronise.
         pad: what a row of index -1 is filled with.
     Returns:
         ``(B, K, ...)``, contiguous, dtype and device of ``rows``. Bitwise equal on every backend.
     Raises:
-        ValueError: on rank, size, dtype or device mismatch, or if ``rows`` requires grad in grad mode.
+        ValueError: on rank, size, dtype or device mismatch, a ``pad`` that is no number of that dtype, or if ``rows``
+            requires grad in grad mode.
+        IndexError: on a CPU, if ``index`` names a row that is not there.
     """
     if rows.ndim < 2:
         raise ValueError(f"rows must have shape (B, S, ...), got {tuple(rows.shape)}")
     check_shape("index", index, (rows.shape[0], "K"))
     check_dtype("index", index, (torch.int64,))
     check_device("index", index, rows)
+    check_pad("pad", pad, rows.dtype)
     check_no_grad("gather_rows", rows=rows)
     out: torch.Tensor = _gather_rows(rows, index, pad)
     return out

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from asymvlm_kernels.budget import MILLION
-from asymvlm_kernels.prefill.reference import order_key
+from asymvlm_kernels.prefill.reference import order_key, rank_scores
 
 MINIMUM_TOKENS = 8  # an image keeps at least max(8, N_image // 16) tokens, or all it has
 MINIMUM_SHARE = 16
@@ -36,7 +36,7 @@ def guaranteed_tokens(
     order = best_first.gather(-1, by_image)  # by image, best first within one
     inside = mask.gather(-1, order)
     starts = torch.ones_like(inside)
-    starts[:, 1:] = image[:, 1:] != image[:, :-1]
+    starts[:, 1:] = (image[:, 1:] != image[:, :-1]) | (inside[:, 1:] != inside[:, :-1])  # an image may have that number
     rank = places - torch.where(starts, places, 0).cummax(-1).values
     number = starts.cumsum(-1) - 1
     sizes = torch.zeros_like(places).scatter_add(-1, number, torch.ones_like(places)).gather(-1, number)
@@ -46,3 +46,18 @@ def guaranteed_tokens(
         floors = floors.maximum((sizes * millionths[:, None] // MILLION).clamp_min(1))
     sure = (rank < floors) & inside
     return torch.zeros_like(mask).scatter(-1, order, sure)
+
+
+def rank_sure(
+    scores: torch.Tensor, mask: torch.Tensor, must_stay: torch.Tensor, text: torch.Tensor, sure: torch.Tensor
+) -> torch.Tensor:
+    """`rank_scores` with the tokens that their images are sure to keep between the protected ones and the others.
+
+    Both parts keep the order of their scores, so the rank of a token is its place among all, counted down: exact in
+    fp32 for a row of up to 2**24 tokens.
+    """
+    B, S = scores.shape
+    key = order_key(scores, mask) + sure.long() * 2**33  # above every key of `order_key`
+    best_first = key.argsort(dim=-1, descending=True, stable=True)
+    place = torch.arange(0, -S, -1, dtype=torch.float32, device=scores.device)
+    return rank_scores(torch.empty_like(scores).scatter_(-1, best_first, place.expand(B, S)), must_stay, text)

@@ -14,12 +14,21 @@ from dataclasses import dataclass, field
 
 import torch
 
-from asymvlm_kernels._checks import FLOATS, check_device, check_dtype, check_mask, check_no_grad, check_shape
-from asymvlm_kernels.budget import MILLION, Budget, ScoreBudget, UniformBudget, budget_counts
+from asymvlm_kernels._checks import (
+    FLOATS,
+    WORDS,
+    check_device,
+    check_dtype,
+    check_mask,
+    check_no_grad,
+    check_pad,
+    check_shape,
+)
+from asymvlm_kernels.budget import MILLION, Budget, ScoreBudget, as_budget, budget_counts, counts_scores
 from asymvlm_kernels.prefill.fused import LONGEST, MOST_CARRIES, encode_budget, gather_sequence, score_select
-from asymvlm_kernels.prefill.gather import WORDS, gather_rows
-from asymvlm_kernels.prefill.groups import guaranteed_tokens
-from asymvlm_kernels.prefill.reference import compact, token_roles
+from asymvlm_kernels.prefill.gather import gather_rows
+from asymvlm_kernels.prefill.groups import guaranteed_tokens, rank_sure
+from asymvlm_kernels.prefill.reference import compact, rank_scores, token_roles
 from asymvlm_kernels.prefill.score import score_tokens
 from asymvlm_kernels.prefill.select import importance_gap, select_tokens
 from asymvlm_kernels.prefill.spread import Spread
@@ -48,7 +57,7 @@ def prune_sequence(
     vision_mask: torch.Tensor,
     text_mask: torch.Tensor,
     weight: torch.Tensor | None = None,
-    budget: Budget | ScoreBudget | None = None,
+    budget: float | Budget | ScoreBudget | None = None,
     *,
     protect: torch.Tensor | None = None,
     groups: torch.Tensor | None = None,
@@ -71,7 +80,8 @@ def prune_sequence(
         vision_mask: ``(B, S)`` bool: vision tokens. A token in both masks is a vision token.
         text_mask: ``(B, S)`` bool: tokens that vision is scored against.
         weight: ``(D,)`` fp32 learned weight; None means ones.
-        budget: how many to keep; None means ``UniformBudget(0.5)``. A `ScoreBudget` goes step by step.
+        budget: how many to keep; a number is the ratio of a `UniformBudget`, None means 0.5. A `ScoreBudget` goes step
+            by step.
         protect: ``(B, S)`` bool: kept whatever the score, outside N, K and the gap (separators, template tokens).
         groups: ``(B, S)`` integer: number of the image each vision token belongs to. In a row with two images or more,
             each keeps at least ``max(8, N_image // 16)`` tokens, or all it has; K grows where these floors exceed it.
@@ -79,26 +89,27 @@ def prune_sequence(
         spread: hand scores on along the lines of an image before anything is read off them.
         lines: ``(B, S)`` integer, for ``spread``: the line that each vision token lies on, negative for none.
         carry: per-token tensors gathered along, ``(B, S, ...)`` or ``(R, B, S)`` (M-RoPE positions).
-        carry_pad: value for padding in the tensor of that name; 0 where none is given.
+        carry_pad: value for padding in the tensor of that name, of its dtype; 0 where none is given.
         static: True gives S' = ``capacity`` and no synchronisation. False trims S' to the longest row, which takes one
             small device-to-host copy of the lengths (two with ``groups`` or a budget of your own).
-        capacity: S' of a static result; None means S. A longer row loses its lowest-ranked tokens, vision first.
+        capacity: S' of a static result; None means S. A longer row loses, worst first, vision tokens, then
+            those that an image is sure to keep, then protected tokens, then text, of the last two the rearmost.
         padding_side: ``"left"`` or ``"right"``.
     Returns:
         `PrunedSequence`.
     Raises:
         ValueError: on rank, size, dtype or device mismatch, an unknown side, ``per_image`` without ``groups``,
-            ``spread`` without ``lines``, a ``capacity`` that is negative or not static, or an input that requires grad
-            in grad mode.
+            ``spread`` without ``lines``, a name or value in ``carry_pad`` that does not fit, a ``capacity`` that is
+            negative or not static, or an input that requires grad in grad mode.
 
     Given equal scores the kept index is the same on every backend, ties included (see `select_tokens`); scores that
     lie closer together than two backends round may change places (see `score_tokens`). Source: sections 3.2 and 3.3
     of arXiv:2605.29535.
     """
-    budget = UniformBudget(0.5) if budget is None else budget
+    budget = as_budget(0.5 if budget is None else budget)
     carry, pads = carry or {}, carry_pad or {}
     masks = {"vision_mask": vision_mask, "text_mask": text_mask, "protect": protect}
-    _check(embeds, weight, masks, groups, per_image, carry, padding_side)
+    _check(embeds, weight, masks, groups, per_image, carry, pads, padding_side)
     if capacity is not None and (capacity < 0 or not static):
         raise ValueError(f"capacity must be 0 or more and goes with static=True, got {capacity} and static={static}")
     B, S, _ = embeds.shape
@@ -119,7 +130,7 @@ def prune_sequence(
         narrow = [name for name, tensor in carry.items() if _is_narrow(tensor, embeds)][:MOST_CARRIES]
         moving = (
             [carry[name] for name in narrow],
-            [pads.get(name, 0) for name in narrow],
+            alike([pads.get(name, 0) for name in narrow]),
             [_is_stacked(carry[name], embeds) for name in narrow],
         )
         tokens = (embeds, vision_mask, text_mask, protect, weight)
@@ -128,7 +139,7 @@ def prune_sequence(
             scores, gap, counts, lengths, rows, index, moved = prune_static(*tokens, *encoded, *moving, most, left)
         else:
             scores, gap, counts, lengths, order = score_select(*tokens, *encoded, most)
-            most = max(lengths.tolist(), default=0)
+            most = longest(lengths)
             rows, index, moved = gather_sequence(embeds, order, lengths, *moving, most, left)
     done = dict(zip(narrow, moved, strict=True))
     return PrunedSequence(
@@ -164,7 +175,7 @@ def _step_by_step(
     """The same through the public ops: scores, gap, counts, lengths, index and rows."""
     prunable, kept_anyway, text = token_roles(vision_mask, text_mask, protect)
     text_lengths = text.sum(-1)
-    text_index = compact(text, embeds.shape[1] if static else _longest(text_lengths))
+    text_index = compact(text, embeds.shape[1] if static else longest(text_lengths))
     scores = score_tokens(
         embeds, gather_rows(embeds, text_index), weight, vision_mask=prunable, text_mask=text_index >= 0
     )
@@ -174,27 +185,39 @@ def _step_by_step(
     num_tokens = prunable.sum(-1)
     wanted = budget_counts(budget, scores, gap, prunable)
     counts = torch.where(text_lengths > 0, wanted, num_tokens.to(torch.int32))
-    rank = scores.clamp_max(torch.finfo(torch.float32).max).masked_fill(kept_anyway, float("inf"))
+    rank = rank_scores(scores, kept_anyway, text)
     if groups is not None:
         image_ratio = None
         if per_image:  # a count of the row as a share of it, rounded up: no image loses a token to the rounding
             shares = -(-wanted.long() * MILLION // num_tokens.clamp_min(1))
-            image_ratio = shares if isinstance(budget, ScoreBudget) else budget.millionths(gap)
+            image_ratio = shares if counts_scores(budget) else budget.millionths(gap)
         sure = guaranteed_tokens(scores, prunable, groups, image_ratio)
-        rank = rank.masked_fill(sure, float("inf"))
+        rank = rank_sure(scores, prunable, kept_anyway, text, sure)
         sure_counts = sure.sum(-1).to(torch.int32)
         counts = torch.where(text_lengths > 0, sure_counts if per_image else counts.maximum(sure_counts), counts)
     stay = kept_anyway.sum(-1).to(torch.int32)
     counts = counts.minimum((most - stay).clamp_min(0))
     lengths = (stay + counts).clamp_max(most)
-    index = select_tokens(rank, lengths, mask=prunable | kept_anyway, capacity=most if static else _longest(lengths))
+    index = select_tokens(rank, lengths, mask=prunable | kept_anyway, capacity=most if static else longest(lengths))
     if padding_side == "left":
         index = _align_right(index, lengths)
     return scores, gap, counts, lengths, index, gather_rows(embeds, index)
 
 
-def _longest(lengths: torch.Tensor) -> int:
-    return int(lengths.max()) if lengths.numel() else 0
+def alike(pads: list[float]) -> list[float]:
+    """Numbers of one type, and at least one: torch.export writes no other list of numbers to a file."""
+    if all(isinstance(pad, int) for pad in pads):
+        return [int(pad) for pad in pads] or [0]
+    return [float(pad) for pad in pads] if all(float(pad) == pad or pad != pad for pad in pads) else pads
+
+
+def longest(lengths: torch.Tensor) -> int:
+    """The largest length, on the host: in one copy, or traced where torch.compile captures scalars."""
+    if not torch.compiler.is_compiling():
+        return max(lengths.tolist(), default=0)
+    most = int(lengths.max()) if lengths.numel() else 0
+    torch._check(most >= 0)
+    return most
 
 
 def _align_right(index: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -227,6 +250,7 @@ def _check(
     groups: torch.Tensor | None,
     per_image: bool,
     carry: Mapping[str, torch.Tensor],
+    pads: Mapping[str, float],
     padding_side: str,
 ) -> None:
     check_shape("embeds", embeds, ("B", "S", "D"))
@@ -250,6 +274,12 @@ def _check(
                 f"carry[{name!r}] must have shape ({B}, {S}, ...) or (R, {B}, {S}), got {tuple(tensor.shape)}"
             )
         check_device(f"carry[{name!r}]", tensor, embeds)
+        check_pad(f"carry_pad[{name!r}]", pads.get(name, 0), tensor.dtype)
+    for name in pads:
+        if name not in carry:
+            raise ValueError(
+                f"carry_pad must name tensors of carry, {', '.join(carry) or 'which is empty'}; got {name}"
+            )
     check_no_grad("prune_sequence", embeds=embeds, weight=weight, **carry)
     if padding_side not in PADDING_SIDES:
         raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")

@@ -6,8 +6,13 @@ Axes: B batch, S sequence, N vision tokens, L text tokens, D width, K kept.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
+from asymvlm_kernels._checks import WORDS
+
+SECOND_HIGHEST = 2.0**128 - 2.0**105  # finite fp32 number: the higher ranks are for tokens that must stay
 EPSILON = 1e-12  # norms are clamped from below, so a zero row scores 0
 ROWS = 512  # vision rows of one product, at most: their fp32 copy stays in cache; a normalised copy of V never exists
 FEW_COLUMNS = 64  # up to here half as many of a 16-bit dtype: their fp32 copy is most of the work, and stays nearer
@@ -189,6 +194,12 @@ def token_roles(
     return prunable, must_stay, text_mask & ~vision_mask
 
 
+def rank_scores(scores: torch.Tensor, must_stay: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """Scores of a whole sequence, so that one selection serves it: text, then protected tokens, then the others."""
+    highest = torch.finfo(torch.float32).max
+    return scores.clamp_max(SECOND_HIGHEST).masked_fill(must_stay, highest).masked_fill(text, float("inf"))
+
+
 def compact(keep: torch.Tensor, capacity: int) -> torch.Tensor:
     """``(B, S)`` bool -> ``(B, capacity)`` int64: positions of True, ascending, padded with -1, cut at ``capacity``."""
     B, S = keep.shape
@@ -200,9 +211,19 @@ def compact(keep: torch.Tensor, capacity: int) -> torch.Tensor:
 
 def gather_rows(rows: torch.Tensor, index: torch.Tensor, pad: float) -> torch.Tensor:
     """``out[b, k] = rows[b, index[b, k]]``; an index of -1 gives a row of ``pad``."""
+    value = torch.zeros((), dtype=rows.dtype, device=rows.device)
+    if (pad, math.copysign(1, pad)) != (0, 1):
+        value = torch.full((), pad, dtype=rows.dtype, device=rows.device)
+    word = WORDS.get(rows.itemsize)
+    if word is None:
+        return _gather_words(rows, index, value)
+    return _gather_words(rows.view(word), index, value.view(word)).view(rows.dtype)  # PyTorch indexes few other types
+
+
+def _gather_words(rows: torch.Tensor, index: torch.Tensor, pad: torch.Tensor) -> torch.Tensor:
     B, S = rows.shape[:2]
     if S == 0:
-        return rows.new_full((*index.shape, *rows.shape[2:]), pad)
+        return pad.expand((*index.shape, *rows.shape[2:])).clone(memory_format=torch.contiguous_format)
     place = index.clamp_min(0) + S * torch.arange(B, device=rows.device)[:, None]  # in the rows of all samples
     out = rows.reshape(B * S, *rows.shape[2:]).index_select(0, place.flatten()).view(*index.shape, *rows.shape[2:])
     missing = index < 0

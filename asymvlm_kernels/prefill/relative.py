@@ -10,7 +10,7 @@ import struct
 
 import torch
 
-from asymvlm_kernels._checks import check_dtype, check_mask, check_no_grad, check_shape
+from asymvlm_kernels._checks import check_dtype, check_mask, check_no_grad, check_number, check_shape
 from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.budget import to_millionths
 from asymvlm_kernels.dispatch import define_op
@@ -143,5 +143,8 @@ def relative_counts(
     check_dtype("scores", scores, (torch.float32,))
     check_mask("mask", mask, scores)
     check_no_grad("relative_counts", scores=scores)
+    check_number("beta", beta)
+    for name, share in (("minimum", minimum), ("maximum", maximum)):
+        check_number(name, share, above=0)
     counts: torch.Tensor = _relative_counts(scores, mask, beta, to_millionths(minimum), to_millionths(maximum))
     return counts

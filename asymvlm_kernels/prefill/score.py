@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 
-from asymvlm_kernels._checks import FLOATS, check_device, check_dtype, check_mask, check_no_grad, check_shape
+from asymvlm_kernels._checks import (
+    FLOATS,
+    check_device,
+    check_dtype,
+    check_mask,
+    check_no_grad,
+    check_no_transform,
+    check_shape,
+)
 from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.dispatch import define_backward, define_op
 from asymvlm_kernels.prefill import reference
@@ -226,7 +234,8 @@ def score_tokens(
     Raises:
         ValueError: on rank, size, dtype or device mismatch, or if ``vision`` or ``text`` requires grad in grad mode.
 
-    Differentiable in ``weight`` once, the same bits each time. Among equal texts the gradient goes to the lowest index.
+    Differentiable in ``weight`` once, backwards and outside torch.func, the same bits each time. Among equal texts the
+    gradient goes to the lowest index.
     Masked rows and rows whose gradient is 0 add nothing, whatever they hold; a NaN score with a gradient makes NaN.
     Accumulates in fp32; does not synchronise. Source: Eq. 1 of arXiv:2605.29535.
     """
@@ -243,6 +252,7 @@ def score_tokens(
     check_mask("vision_mask", vision_mask, vision)
     check_mask("text_mask", text_mask, text)
     check_no_grad("score_tokens", vision=vision, text=text)
+    check_no_transform("score_tokens", weight=weight)
     scores: torch.Tensor
     if weight is not None and weight.requires_grad and torch.is_grad_enabled():
         scores, _, _ = _score_tokens_best(vision, text, weight, vision_mask, text_mask)

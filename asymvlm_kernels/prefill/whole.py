@@ -93,16 +93,16 @@ def _prune_static_cuda(
     words = [carry_words(tensor, is_stacked) for tensor, is_stacked in zip(carry, stacked, strict=True)]
     carries = [
         carry_of(word, result, is_stacked, pad, result.dtype)
-        for word, result, is_stacked, pad in zip(words, outs, stacked, pads, strict=True)
+        for word, result, is_stacked, pad in zip(words, outs, stacked, pads)
     ]
     prune(tokens, (*results, None, out, index), ratios, numbers, capacity, left, carries)
     return outputs
 
 
 prune_static = define_op(
-    "prune_static(Tensor embeds, Tensor vision_mask, Tensor text_mask, Tensor? protect, Tensor? weight, int[] ratios, "
-    "float[] numbers, Tensor[] carry, Scalar[] pads, bool[] stacked, SymInt capacity, bool left) -> (Tensor scores, "
-    "Tensor gap, Tensor counts, Tensor lengths, Tensor out, Tensor index, Tensor[] carried)",
+    "prune_static(Tensor embeds, Tensor vision_mask, Tensor text_mask, Tensor? protect, Tensor? weight, "
+    "SymInt[] ratios, float[] numbers, Tensor[] carry, Scalar[] pads, bool[] stacked, SymInt capacity, bool left) -> "
+    "(Tensor scores, Tensor gap, Tensor counts, Tensor lengths, Tensor out, Tensor index, Tensor[] carried)",
     reference=_prune_static_reference,
     triton=_prune_static_triton,
     fake=_prune_static_fake,

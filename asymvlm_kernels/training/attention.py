@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from asymvlm_kernels._checks import FLOATS, check_device, check_dtype, check_shape
+from asymvlm_kernels._checks import FLOATS, check_device, check_dtype, check_no_transform, check_number, check_shape
 from asymvlm_kernels._triton import triton
 from asymvlm_kernels.dispatch import define_backward, define_op
 from asymvlm_kernels.training import reference
@@ -185,7 +185,12 @@ def _backward(ctx: Any, grad: torch.Tensor, *unused: torch.Tensor) -> tuple[torc
     return (*_key_bias_attention_grad(grad, *ctx.saved_tensors, ctx.scale), None)
 
 
+def _refuse_backward(ctx: Any, *grads: torch.Tensor) -> None:
+    raise RuntimeError("key_bias_attention is differentiable once, and a gradient of its gradient was asked for")
+
+
 define_backward("key_bias_attention", _backward, _save_for_backward)
+define_backward("key_bias_attention_grad", _refuse_backward, lambda ctx, inputs, output: None)
 
 
 def key_bias_attention(
@@ -202,11 +207,12 @@ def key_bias_attention(
     Returns:
         ``(B, S, H, head_dim)``, dtype of ``q``. Zeros for a query that sees no open key.
     Raises:
-        ValueError: on rank, size, dtype or device mismatch.
+        ValueError: on rank, size, dtype or device mismatch, or a ``scale`` that is not finite.
 
-    Differentiable once in all four tensors; a closed key gets a gradient of 0. Memory beside inputs, outputs and their
-    gradients is one fp32 number a query and head, and one more backward. The same bits each time on one backend; fp32
-    accumulation; does not synchronise. The reference takes float64 too, with a float64 bias.
+    Differentiable once, backwards and outside torch.func, in all four tensors; a closed key gets a gradient of 0.
+    Memory beside inputs, outputs and their gradients is one fp32 number a query and head, and one more backward. The
+    same bits each time on one backend; fp32 accumulation; does not synchronise. The reference takes float64 too, with a
+    float64 bias.
     """
     check_shape("q", q, ("B", "S", "H", "head_dim"))
     B, S, H, D = q.shape
@@ -224,6 +230,9 @@ def key_bias_attention(
         raise ValueError(f"the {H} heads of q must be a multiple of the {G} heads of k and v")
     if not 0 < D <= WIDEST:
         raise ValueError(f"head_dim must be in 1..{WIDEST}, got {D}")
+    check_no_transform("key_bias_attention", q=q, k=k, v=v, bias=bias)
+    if scale is not None:
+        check_number("scale", scale)
     out: torch.Tensor = _key_bias_attention(q, k, v, bias, D**-0.5 if scale is None else scale)[0]
     return out
 

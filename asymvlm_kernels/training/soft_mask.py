@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from asymvlm_kernels._checks import check_device, check_dtype, check_mask, check_shape
+from asymvlm_kernels._checks import check_device, check_dtype, check_mask, check_number, check_shape
 from asymvlm_kernels.prefill import reference
 
 
@@ -35,7 +35,8 @@ def soft_mask(
         ``(B, S)`` fp32: 0 outside ``mask``, in ``(-strength, 0)`` inside. A score that is not finite gets the whole
         penalty and passes no gradient; a row whose ``theta`` is not finite gets none at all.
     Raises:
-        ValueError: on rank, size, dtype or device mismatch, or a ``strength`` or ``temperature`` that is not positive.
+        ValueError: on rank, size, dtype or device mismatch, or a ``strength`` or ``temperature`` that is not positive
+            and finite.
 
     Does not synchronise. Source: Eq. 2 and appendix C of arXiv:2605.29535; ``theta_grad`` is ours.
     """
@@ -47,6 +48,7 @@ def soft_mask(
     for name, value in (("strength", strength), ("temperature", temperature)):
         if not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")
+        check_number(name, value)
     if scores.shape[1] == 0:
         return torch.zeros_like(scores)
     usable = mask & scores.isfinite()

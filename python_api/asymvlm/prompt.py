@@ -122,7 +122,7 @@ def prune_prompt(
         spread=policy.spread,
         lines=lines,
         carry={IDS: input_ids, POSITIONS: positions, **per_token},
-        carry_pad=carry_pad,
+        carry_pad={name: pad for name, pad in carry_pad.items() if name == IDS or name in per_token},
         padding_side=padding_side(real),
     )
     if start is not None and len(real) > 1:

@@ -52,6 +52,7 @@ def prune_sample(
     protect: Sequence[bool],
     groups: Sequence[int] | None,
     per_image: bool,
+    capacity: int | None = None,
 ) -> Kept:
     S = len(vision)
     prunable = [i for i in range(S) if vision[i] and not protect[i]]
@@ -64,10 +65,8 @@ def prune_sample(
     scores = dict(zip(prunable, values, strict=True))
     gap = importance_gap(scores)
     N = len(prunable)
-    if not question:
-        return Kept(sorted(always + prunable), N, gap, scores)
     ratio = millionths(gap)
-    K = min(max(N * ratio // 1_000_000, 1), N)
+    K = min(max(N * ratio // 1_000_000, 1), N) if question else N
     sure: list[int] = []
     if groups is not None:
         images = by_image(prunable, groups)
@@ -75,7 +74,9 @@ def prune_sample(
         for image, places in images.items():
             share = max(len(places) * ratio // 1_000_000, 1) if per_image else 0
             sure += best(places, scores, max(floors[image], share))
-        K = len(sure) if per_image else max(K, len(sure))
+        K = K if not question else len(sure) if per_image else max(K, len(sure))
     rest = [i for i in prunable if i not in sure]
-    kept = sure + best(rest, scores, K - len(sure))
-    return Kept(sorted(always + kept), len(kept), gap, scores)
+    kept = best(sure, scores, len(sure)) + best(rest, scores, K - len(sure))
+    # what is cut last comes first
+    kept = (question + [i for i in always if i not in question] + kept)[:capacity]
+    return Kept(sorted(kept), len({*kept} & {*prunable}), gap, scores)

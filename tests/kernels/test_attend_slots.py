@@ -9,7 +9,7 @@ from attention import Call, attend, make_call
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asymvlm_kernels import flash_attn_func, flash_attn_with_kvcache, use_backend
+from asymvlm_kernels import flash_attn_func, flash_attn_with_kvcache, score_from_lse, use_backend
 from asymvlm_kernels.decode import base, reference
 from asymvlm_kernels.testing import DTYPES, assert_as_accurate
 from asymvlm_kernels.tuning import decode as tuning
@@ -307,3 +307,39 @@ def test_offsets_past_two_to_the_31(device):
             got = Call(small.q, cache, cache).run(return_scores=True)
             for one, other in zip(got, small.run(return_scores=True), strict=True):
                 torch.testing.assert_close(one, other)
+
+
+EDGES = {torch.int32: (-(2**31), -(2**30) - 1, 2**31 - 1), torch.int64: (-(2**63), -(2**31) - 5, 2**31 + 3, 2**63 - 1)}
+
+
+@pytest.mark.parametrize("dtype", EDGES, ids=str)
+@pytest.mark.parametrize("Q", [1, 3])
+def test_lengths_and_positions_at_the_edges_of_their_dtype(Q, dtype, device):
+    values = [-9, -1, 0, 7, 40, 41, 2**30 + 5, *EDGES[dtype]]
+    B, S = len(values), 40
+    call = make_call(B, Q, 4, 2, S, 16, torch.float32, device)
+    numbers = torch.tensor(values, dtype=dtype, device=device)
+    slot_pos = torch.arange(S, dtype=torch.int32, device=device).repeat(B, 1)
+    slot_pos[:, 30:] = torch.tensor([-(2**31), -1, 2**30 - 1, 2**30, 2**31 - 2, 2**31 - 1, 5, 6, 7, 8], device=device)
+    rows = numbers[:, None].expand(B, Q).clone()
+    rows[:, 0] = 7  # beside a row at the edge
+    calls = [
+        {"cache_seqlens": numbers},
+        {"cache_seqlens": numbers, "causal": True},
+        {"cache_leftpad": numbers},
+        {"slot_pos": slot_pos, "q_pos": numbers},
+        {"slot_pos": slot_pos, "q_pos": rows},
+    ]
+    for options in calls:
+        for window in ((-1, -1), (3, -1), (2**40, 0)):
+            results = []
+            for backend in BACKENDS:
+                with use_backend(backend):
+                    results.append(call.run(**options, window_size=window, return_scores=True, return_softmax_lse=True))
+                    with_lse = {**options, "window_size": window}
+                    results[-1] += (score_from_lse(call.q, call.k, results[-1][1], **with_lse),)
+            for one, other in zip(*results, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, msg=f"{options} {window}")
+    with use_backend("reference"):  # a row at the farthest position sees every slot that holds a token
+        _, scores = call.run(**calls[3], return_scores=True)
+    assert ((scores[values.index(EDGES[dtype][-1])] > 0) == (slot_pos[0] >= 0)).all()

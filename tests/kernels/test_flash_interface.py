@@ -75,6 +75,39 @@ def test_one_length_for_all_samples(device):
     assert torch.equal(call.run(cache_seqlens=7), expected)
 
 
+def untouched(call: Call, message: str, **options) -> None:
+    """The call is refused, and neither cache has changed."""
+    k, v = call.k.clone(), call.v.clone()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call.run(**options)
+    assert torch.equal(call.k, k)
+    assert torch.equal(call.v, v)
+
+
+def test_a_refused_call_writes_nothing():
+    call = make_call(2, 2, 4, 2, 20, 16, torch.float32, "cpu")
+    new = {"k": torch.ones(2, 3, 2, 16), "v": torch.ones(2, 3, 2, 16)}
+    room = "cache_seqlens must be 0 to 17, to leave room for 3 rows in 20 slots, got"
+    for dtype in (torch.int32, torch.int64):
+        info = torch.iinfo(dtype)
+        for found in (18, 20, -1, info.max, info.min):
+            lengths = torch.tensor([4, found], dtype=dtype)
+            at = min(max(found, -1), 2**31 - 1) if dtype == torch.int64 else found
+            untouched(call, f"{room} {at}", cache_seqlens=lengths, **new)
+    long = {"k": torch.ones(2, 21, 2, 16), "v": torch.ones(2, 21, 2, 16)}
+    lengths = torch.zeros(2, dtype=torch.int32)
+    untouched(call, "k and v must fit the 20 slots of the cache, got 21 rows", cache_seqlens=lengths, **long)
+    for message, wrong in {
+        "window_size must be": {"window_size": (-2, 0)},
+        "num_splits must be": {"num_splits": -1},
+        "score_rows must be": {"return_scores": True, "score_rows": 9},
+        "softcap must be": {"softcap": float("nan")},
+        "softmax_scale must be": {"softmax_scale": float("inf")},
+        "cache_seqlens must be 0 to the 20 slots of the cache, got 21": {"cache_seqlens": 21},
+    }.items():
+        untouched(call, message, **{"cache_seqlens": lengths, **new, **wrong})
+
+
 def wrong_arguments() -> dict[str, Callable[[], object]]:
     """Message: call that must raise it."""
     q, k = torch.zeros(2, 1, 4, 8), torch.zeros(2, 5, 2, 8)
@@ -116,6 +149,12 @@ def wrong_arguments() -> dict[str, Callable[[], object]]:
         ),
         "score_rows must be 1 to the 1 rows of q, got 2": lambda: cached(return_scores=True, score_rows=2),
         "score_rows must be 1 to the 1 rows of q, got 0": lambda: scored(score_rows=0),
+        "softcap must be a finite number of at least 0, got -1.0": lambda: cached(softcap=-1.0),
+        "softcap must be a finite number of at least 0, got nan": lambda: plain(softcap=float("nan")),
+        "softcap must be a finite number of at least 0, got inf": lambda: scored(softcap=float("inf")),
+        "softmax_scale must be a finite number, got nan": lambda: plain(softmax_scale=float("nan")),
+        "softmax_scale must be a finite number, got -inf": lambda: scored(softmax_scale=-float("inf")),
+        "cache_seqlens must be 0 to the 5 slots of the cache, got -1": lambda: cached(cache_seqlens=-1),
         "num_splits must be 0 or more, got -1": lambda: cached(num_splits=-1),
         "k and v go together, got only k": lambda: cached(k=k, cache_seqlens=n),
         "k and v need cache_seqlens, the slots that they are written to, got None": lambda: cached(k=k, v=k),

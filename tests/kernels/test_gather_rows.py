@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
-from asymvlm_kernels import gather_rows
+from asymvlm_kernels import gather_rows, use_backend
 from asymvlm_kernels.prefill import reference
 
 pytestmark = pytest.mark.usefixtures("triton_backend")
@@ -22,6 +24,12 @@ DTYPES = (
     torch.uint8,
     torch.bool,
     torch.complex64,
+    torch.complex128,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
 )
 
 
@@ -96,6 +104,10 @@ def test_strided_index(device):
         (torch.int32, -1),
         (torch.uint8, 255),
         (torch.bool, True),
+        (torch.float8_e5m2, -0.0),
+        (torch.float8_e4m3fn, 1.5),
+        (torch.uint16, 2**16 - 1),
+        (torch.uint64, 2**63 - 1),
     ],
     ids=str,
 )
@@ -126,3 +138,26 @@ def test_offsets_past_two_to_the_31(device):
     assert gather_rows(by_row, index[:1])[0, :, 0].tolist() == [2, 1]
     by_column = storage.as_strided((1, 1, 2), (1, 1, far))
     assert gather_rows(by_column, torch.zeros(1, 1, dtype=torch.int64, device=device)).tolist() == [[[1, 2]]]
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_every_dtype_against_numpy(backend, device):
+    torch.manual_seed(0)
+    index = torch.tensor([[4, -1, 0], [2, 2, -1]], device=device)
+    for dtype in DTYPES:
+        rows = random_bits((2, 5, 3), dtype).to(device)
+        with use_backend(backend):
+            result = bits(gather_rows(rows, index)).view(2, 3, -1)
+        words = bits(rows).view(2, 5, -1)
+        wanted = torch.zeros_like(result)
+        for b, k in (index >= 0).nonzero().tolist():
+            wanted[b, k] = words[b, index[b, k]]
+        assert torch.equal(result, wanted), dtype
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("wrong", [-2, 5, 2**40])
+def test_a_row_that_is_not_there_is_refused_on_a_cpu(wrong, backend):
+    rows, index = torch.zeros(2, 5, 3), torch.tensor([[0, 4], [wrong, -1]])
+    with use_backend(backend), pytest.raises(IndexError, match=re.escape(f"index must be in [-1, 5), got {wrong}")):
+        gather_rows(rows, index)

@@ -56,3 +56,11 @@ def test_nothing_to_guarantee(device):
     assert guaranteed_tokens(torch.zeros(2, 0, device=device), empty, empty.long()).shape == (2, 0)
     none = torch.zeros(1, 9, dtype=torch.bool, device=device)
     assert not guaranteed_tokens(torch.randn(1, 9, device=device), none, none.long()).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+def test_images_may_have_the_outermost_numbers(dtype, device):
+    info = torch.iinfo(dtype)
+    groups = torch.tensor([[info.max] * 400 + [info.min] * 20], dtype=dtype, device=device)
+    mask = torch.arange(420, device=device)[None] % 2 > 0
+    check(torch.randn(1, 420, device=device), mask, groups)

@@ -168,3 +168,19 @@ def test_too_wide_heads_are_refused():
     q = torch.zeros(1, 2, 1, 272)
     with pytest.raises(ValueError, match=r"head_dim must be in 1..256, got 272"):
         key_bias_attention(q, q, q, torch.zeros(1, 2))
+
+
+@BACKENDS
+def test_a_gradient_of_the_gradient_is_refused(backend, device):
+    leaves = [x.requires_grad_() for x in inputs((1, 5, 2, 1, 16, 0), torch.float32, device)]
+    with use_backend(backend):
+        grads = torch.autograd.grad(key_bias_attention(*leaves).square().sum(), leaves, create_graph=True)
+        for grad in grads:
+            with pytest.raises(RuntimeError, match="key_bias_attention is differentiable once"):
+                grad.sum().backward(retain_graph=True)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_scale_that_is_not_finite_is_refused(scale):
+    with pytest.raises(ValueError, match=f"scale must be a finite number, got {scale}"):
+        key_bias_attention(*inputs((1, 5, 2, 1, 16, 0), torch.float32), scale=scale)

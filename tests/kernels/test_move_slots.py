@@ -85,6 +85,10 @@ def caches(B: int, S: int, device) -> dict[str, torch.Tensor]:
         "two heads of five": bits(B, 5, S, 24, dtype=torch.bfloat16)[:, 1:3].transpose(1, 2),
         "five heads": bits(B, 5, S, 24, dtype=torch.bfloat16).transpose(1, 2),
         "one head of many": bits(B, S, 6, 8, dtype=torch.bfloat16)[:, :, 2:3],
+        "float8": bits(B, S, 2, 8, dtype=torch.float8_e4m3fn),
+        "uint16": bits(B, S, dtype=torch.uint16),
+        "uint64": bits(B, S, 3, dtype=torch.uint64),
+        "complex": bits(B, S, 3, dtype=torch.complex64),
     }
 
 
@@ -193,3 +197,16 @@ def test_nothing_to_move(backend, device):
         move_slots_([cache], source[:, :0], source[:, :0])
         move_slots_([], source, source)
     assert torch.equal(cache, expected)
+
+
+@any_backend
+@pytest.mark.parametrize("wrong", [-2, 8])
+def test_a_slot_that_is_not_there_is_refused_before_anything_moves(wrong, backend):
+    long, short = torch.arange(20.0).view(2, 10), torch.arange(16).view(2, 8)
+    for name in ("source", "target"):
+        moves = {"source": torch.tensor([[7, 6], [5, -1]]), "target": torch.tensor([[0, 1], [2, -1]])}
+        moves[name][1, 1] = wrong
+        with use_backend(backend), pytest.raises(IndexError, match=rf"{name} must be in \[-1, 8\), got {wrong}"):
+            move_slots_([long, short], **moves)
+    assert torch.equal(long, torch.arange(20.0).view(2, 10))
+    assert torch.equal(short, torch.arange(16).view(2, 8))

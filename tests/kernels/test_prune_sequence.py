@@ -49,7 +49,7 @@ def samples(seed: int, S: int = 60, kinds: str = "vvvtnp"):
     return inputs.vision, masks, inputs.weight, groups
 
 
-def expected(embeds, masks, weight, budget, groups, per_image) -> list[Kept]:
+def expected(embeds, masks, weight, budget, groups, per_image, capacity=None) -> list[Kept]:
     def millionths(gap: float) -> int:
         return int(budget.millionths(torch.tensor([gap], dtype=torch.float32)))
 
@@ -63,6 +63,7 @@ def expected(embeds, masks, weight, budget, groups, per_image) -> list[Kept]:
             masks["protect"][b].tolist(),
             None if groups is None else groups[b].tolist(),
             per_image,
+            capacity,
         )
         for b in range(len(embeds))
     ]
@@ -70,7 +71,7 @@ def expected(embeds, masks, weight, budget, groups, per_image) -> list[Kept]:
 
 def check(result, wanted, embeds, side="left", static=False):
     lengths = [len(kept.places) for kept in wanted]
-    width = embeds.shape[1] if static else max(lengths)
+    width = max(lengths) if not static else embeds.shape[1] if static is True else static
     assert result.lengths.tolist() == lengths
     assert result.counts.tolist() == [kept.count for kept in wanted]
     assert result.lengths.dtype == result.counts.dtype == torch.int32
@@ -123,6 +124,29 @@ def test_padding_side_and_static_length(side, static, device):
     embeds, masks, weight, _ = samples(5)
     result = run(embeds, masks, weight, budget, device, padding_side=side, static=static)
     check(result, expected(embeds, masks, weight, budget, None, False), embeds, side, static)
+
+
+@pytest.mark.parametrize("images", [None, False, True], ids=["one", "floors", "per image"])
+@pytest.mark.parametrize("capacity", [1, 9, 16, 24, 33, 60])
+def test_a_short_capacity_cuts_text_last(capacity, images, device):
+    budget = UniformBudget(0.2)
+    for seed in range(3):
+        embeds, masks, weight, groups = samples(seed, S=60)
+        options = {} if images is None else {"groups": groups, "per_image": images}
+        wanted = expected(embeds, masks, weight, budget, options.get("groups"), bool(images), capacity)
+        result = run(embeds, masks, weight, budget, device, static=True, capacity=capacity, **options)
+        check(result, wanted, embeds, static=capacity)
+
+
+def test_text_stays_where_the_floors_of_images_exceed_the_capacity(device):
+    embeds = exact_inputs(1, 30, 1, D).vision.to(device)
+    vision = (torch.arange(30, device=device) < 20)[None]
+    groups = torch.arange(30, device=device)[None] // 10
+    options = {"groups": groups, "static": True, "capacity": 12}
+    result = prune_sequence(embeds, vision, ~vision, None, UniformBudget(0.1), **options)
+    assert result.counts.tolist() == [2]
+    assert (result.index[0] >= 20).sum() == 10
+    assert result.lengths.tolist() == [12]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -204,3 +228,28 @@ def test_empty_batch_and_empty_sequence(B, S, device):
     result = prune_sequence(torch.zeros(B, S, D, device=device), mask, mask)
     assert result.embeds.shape == (B, 0, D)
     assert result.lengths.tolist() == [0] * B
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("images", [False, True])
+def test_tensors_of_any_dtype_are_carried(images, static, device):
+    embeds, masks, weight, groups = samples(1)
+    words = torch.randint(0, 256, (*embeds.shape[:2], 8), dtype=torch.uint8)
+    pads = {torch.float8_e4m3fn: -1.5, torch.float8_e5m2: 0, torch.uint16: 2**16 - 1, torch.uint32: 7, torch.uint64: 0}
+    carry = {str(dtype): words.view(dtype).to(device) for dtype in pads}
+    carry["wide"] = words.repeat(1, 1, 70).view(torch.float8_e4m3fn).to(device)
+    carry["stacked"] = words[..., :3].permute(2, 0, 1).contiguous().view(torch.float8_e5m2).to(device)
+    options = {"carry": carry, "carry_pad": {str(dtype): pad for dtype, pad in pads.items()}, "static": static}
+    options |= {"groups": groups.to(device)} if images else {}
+    result = run(embeds, masks, weight, UniformBudget(0.4), device, **options)
+    for name, rows in carry.items():
+        got, index = result.carry[name], result.index.cpu()
+        assert got.dtype == rows.dtype
+        if name == "stacked":
+            got, rows = (x.view(torch.uint8).permute(1, 2, 0) for x in (got, rows))
+        pad = torch.full((1,), options["carry_pad"].get(name, 0), dtype=got.dtype).view(torch.uint8)
+        got, rows = (x.contiguous().view(torch.uint8).cpu() for x in (got, rows))
+        for b, place in (index < 0).nonzero().tolist():
+            assert torch.equal(got[b, place].view(-1, pad.numel()), pad.expand(got.shape[2] // pad.numel(), -1)), name
+        for b, place in (index >= 0).nonzero().tolist():
+            assert torch.equal(got[b, place], rows[b, index[b, place]]), name
