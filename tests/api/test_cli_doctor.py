@@ -12,6 +12,7 @@ import transformers
 
 import asymvlm
 from asymvlm.cli import doctor, main
+from asymvlm.hf import versions
 from asymvlm_kernels import PrunedSequence, prune_sequence
 
 
@@ -44,6 +45,18 @@ def test_table_says_absent_and_ok(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for word in (torch.__version__, "backend", "llava", "self-test", "ok (prune_sequence on cpu"):
         assert word in text
+
+
+@pytest.mark.parametrize("installed,verdict", [("5.24.3", "the installed one is"), ("5.99.0", "NOT the installed one")])
+def test_says_whether_transformers_is_a_tested_one(
+    installed: str, verdict: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(transformers, "__version__", installed)
+    assert main(["doctor", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)["transformers"]
+    assert record == {"tested": list(versions.TESTED), "installed_is_tested": not verdict.startswith("NOT")}
+    assert main(["doctor"]) == 0
+    assert verdict in " ".join(capsys.readouterr().out.split())
 
 
 def wrong_count(*arguments: Any, **keywords: Any) -> PrunedSequence:

@@ -13,6 +13,7 @@ from rich.table import Table
 import asymvlm
 import asymvlm_kernels
 from asymvlm.cli import console, options
+from asymvlm.hf import versions
 from asymvlm_kernels import UniformBudget, prune_sequence
 from asymvlm_kernels.dispatch import explain_backend
 
@@ -40,6 +41,10 @@ def diagnose() -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: _version(name) for name in PACKAGES},
             "cuda": torch.version.cuda,
+        },
+        "transformers": {
+            "tested": list(versions.TESTED),
+            "installed_is_tested": versions.is_tested(),
         },
         "devices": [_describe(name) for name in devices],
         "backend": explain_backend(),
@@ -117,6 +122,9 @@ def _show(record: dict[str, Any]) -> None:
     table.add_column(overflow="fold")
     for name, version in record["versions"].items():
         table.add_row(name, version or "absent")
+    tested, known = ", ".join(record["transformers"]["tested"]), record["transformers"]["installed_is_tested"]
+    verdict = "the installed one is" if known else "NOT the installed one: run `asymvlm verify --model DIR`"
+    table.add_row("tested with", f"transformers {tested}; {verdict}")
     for device in record["devices"]:
         capability = device["capability"]
         table.add_row(device["device"], f"{device['name']}{f', compute capability {capability}' if capability else ''}")

@@ -14,10 +14,15 @@ class UntestedVersionWarning(UserWarning):
     """The installed transformers is of a minor version that the test suite has not seen."""
 
 
+def is_tested() -> bool:
+    """Whether the installed transformers is of a tested minor version."""
+    return ".".join(transformers.__version__.split(".")[:2]) in TESTED
+
+
 def warn_if_untested() -> None:
     """Warn, once per process, if the installed transformers is not of a tested minor version."""
     global _warned
-    if _warned or ".".join(transformers.__version__.split(".")[:2]) in TESTED:
+    if _warned or is_tested():
         return
     _warned = True
     warnings.warn(
