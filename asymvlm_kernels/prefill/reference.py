@@ -13,7 +13,8 @@ import torch
 from asymvlm_kernels._checks import WORDS
 
 SECOND_HIGHEST = 2.0**128 - 2.0**105  # finite fp32 number: the higher ranks are for tokens that must stay
-EPSILON = 1e-12  # norms are clamped from below, so a zero row scores 0
+SMALLEST_NORM, LARGEST_NORM = 2.0**-50, 2.0**60  # whose squares, and the sum of a row's, fp32 holds
+EPSILON = 1e-12  # norms of lifted rows are clamped from below, so a zero row scores 0
 ROWS = 512  # vision rows of one product, at most: their fp32 copy stays in cache; a normalised copy of V never exists
 FEW_COLUMNS = 64  # up to here half as many of a 16-bit dtype: their fp32 copy is most of the work, and stays nearer
 MINIMUM_ROWS = 16  # of fewer rows MKL sums in another order: a row alone would score other last bits
@@ -26,9 +27,18 @@ def wide(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def lift_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows ``(..., D)`` times a power of two each, ``(..., 1)``: their largest is about 1, so that no square overflows
+    or vanishes. Exact: sums, norms and quotients of the lifted rows have the digits of the others."""
+    peak = rows.abs().amax(-1, keepdim=True) if rows.shape[-1] else rows.new_zeros(*rows.shape[:-1], 1)
+    exponent = torch.where((peak > 0) & peak.isfinite(), torch.frexp(peak).exponent, 0).clamp(-126, 126)
+    factor = torch.ldexp(torch.ones_like(peak), -exponent)
+    return rows * factor, factor
+
+
 def fold_text(text: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
     """``t'_j = w * t_j / ||t_j||``: ``(B, L, D)`` -> fp32 ``(B, L, D)``. The small side carries the weight."""
-    text = wide(text)
+    text, _ = lift_rows(wide(text))
     text = text / torch.linalg.vector_norm(text, dim=-1, keepdim=True).clamp_min(EPSILON)
     return text if weight is None else text * weight
 
@@ -111,18 +121,28 @@ def _score_sample(
     folded = _fill(folded, max(-L % COLUMNS, MINIMUM_COLUMNS - L)).mT  # (D, L rounded up)
     for rows, value, *more in zip(*(tensor.split(size) for tensor in (vision, *outs)), strict=True):
         count = len(rows)
-        rows = _fill(wide(rows), MINIMUM_ROWS - count)
-        similarity = (rows @ folded)[:count, :L]
+        rows, factor = _fill(wide(rows), MINIMUM_ROWS - count), None
+        norm = torch.linalg.vector_norm(rows, dim=-1)
+        if rows.device.type != "cpu" or _squares_fail(rows, norm):  # a GPU would have to wait for the answer
+            rows, factor = lift_rows(rows)
+            norm = torch.linalg.vector_norm(rows, dim=-1)
+        similarity, norm = (rows @ folded)[:count, :L], norm[:count].clamp_min(EPSILON)
         if hidden is not None:
             similarity = similarity.masked_fill_(hidden, float("-inf"))
-        norm = torch.linalg.vector_norm(rows, dim=-1)[:count].clamp_min(EPSILON)
         if not more:
             top = similarity.amax(-1)  # amax and max propagate NaN
         else:
             top, index = similarity.max(-1)  # the first of equal ones
             more[0].copy_(index.masked_fill_(top == float("-inf"), -1))
-            more[1].copy_(norm.masked_fill((top / norm).isnan(), float("nan")))
+            own = norm if factor is None else norm / factor[:count, 0]
+            more[1].copy_(own.masked_fill((top / norm).isnan(), float("nan")))
         value.copy_(top / norm)
+
+
+def _squares_fail(rows: torch.Tensor, norm: torch.Tensor) -> bool:
+    """Whether the squares of a row that is not zero overflowed or lost digits, so that ``norm`` is not its norm."""
+    failed = (norm <= SMALLEST_NORM) | (norm >= LARGEST_NORM)
+    return bool(failed.any()) and bool(rows[failed].any())
 
 
 def _fill(rows: torch.Tensor, missing: int) -> torch.Tensor:

@@ -227,10 +227,12 @@ def score_tokens(
         vision_mask: ``(B, N)`` bool, True = real.
         text_mask: ``(B, L)`` bool, True = real.
     Returns:
-        ``(B, N)`` fp32. -inf where ``vision_mask`` is False and in rows without any text; 0 for a zero row (norms are
-        clamped at 1e-12); NaN where a NaN went in. A row's score does not depend on its batch neighbours. Backends sum
-        in different orders, and the kernels hold the weighted text as two numbers of the dtype of ``text``: 16 digits
-        in bf16, where the reference has 24. So the scores of two backends differ by up to 2e-6 in bf16 (D = 64).
+        ``(B, N)`` fp32. -inf where ``vision_mask`` is False and in rows without any text; 0 for a zero row; NaN where
+        a NaN went in. The reference scores the cosine of a row of any length; the kernels square in fp32, clamp norms
+        at 1e-12, and score 0 or NaN from norms of 1.8e19 on. A row's score does not depend on its batch neighbours.
+        Backends sum in different orders, and the kernels hold the weighted text as two numbers of the dtype of
+        ``text``: 16 digits in bf16, where the reference has 24. So the scores of two backends differ by up to 2e-6 in
+        bf16 (D = 64).
     Raises:
         ValueError: on rank, size, dtype or device mismatch, or if ``vision`` or ``text`` requires grad in grad mode.
 

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from asymvlm_kernels import score_tokens, select_tokens
 from asymvlm_kernels.prefill import reference
-from asymvlm_kernels.testing import DTYPES, assert_as_accurate, exact_inputs, literal_scores, prefill_inputs
+from asymvlm_kernels.testing import (
+    DTYPES,
+    PrefillInputs,
+    assert_as_accurate,
+    exact_inputs,
+    literal_scores,
+    prefill_inputs,
+)
 
 NAN, INF = float("nan"), float("inf")
 SIZES = [(1, 1, 1, 1), (2, 33, 3, 70), (1, 70, 130, 96), (1, 65, 65, 1176), (1, 64, 36, 3072)]
@@ -250,3 +257,33 @@ def test_a_row_of_the_reference_scores_the_same_among_any_rows(N, start, L, D, d
     among_many = reference.score_tokens(v, t, w, None, None)
     some = slice(start, start + N)
     assert torch.equal(reference.score_tokens(v[:, some], t, w, None, None), among_many[:, some])
+
+
+@pytest.mark.parametrize("power", [-100, -83, -60, 60, 80, 115])  # 8e-31 to 4e34
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_reference_scores_the_cosine_of_rows_of_any_length(power, dtype):
+    inputs = prefill_inputs(2, 40, 20, 64, dtype)
+    vision, text = inputs.vision.clone(), inputs.text.clone()
+    vision[:, ::3] *= 2.0**power
+    vision[:, 1::5] *= 2.0 ** (-power / 2 // 1)
+    vision[0, 4] = 0
+    text[:, ::2] *= 2.0**power
+    mixed = PrefillInputs(vision, text, inputs.weight)
+    plain = PrefillInputs(inputs.vision.clone(), inputs.text, inputs.weight)
+    plain.vision[0, 4] = 0
+    scores, expected = (reference.score_tokens(*vars(x).values(), None, None) for x in (mixed, plain))
+    assert torch.equal(scores, expected)  # a power of two changes no digit
+    assert scores[0, 4] == 0
+    grads = []
+    for x in (mixed, plain):
+        best = reference.score_tokens_best(*vars(x).values(), None, None)
+        assert torch.equal(best[0], expected)
+        grads.append(reference.score_tokens_grad(torch.ones(2, 40), x.vision, x.text, *best[1:]))
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_that_holds_an_infinity_scores_as_before():
+    inputs = prefill_inputs(1, 20, 3, 16)
+    inputs.vision[0, 2, 5], inputs.vision[0, 7, 1] = INF, NAN
+    scores = reference.score_tokens(*vars(inputs).values(), None, None)[0]
+    assert scores.isnan().nonzero()[:, 0].tolist() == [2, 7]
