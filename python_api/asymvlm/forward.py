@@ -27,7 +27,7 @@ from asymvlm.hf.flash import one_sequence, uses_flash
 from asymvlm.hf.merge import merging
 from asymvlm.hf.pruned_cache import serve
 from asymvlm.hf.windows import sliding_window, tighten
-from asymvlm.in_flight import PREFILL, Call, feed_prompt
+from asymvlm.in_flight import PREFILL, STEPS, Call, feed_prompt, past_on_host
 from asymvlm.prompt import check_prompt, has_images, untouched_report
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ class Forwards:
         call = self._call()
         if call is not None and call.phase == "forward":
             self._drop(call)  # an interrupted forward, whose hook never ran, left its call behind
+            call.check_left_behind(cache)
             call = self._call()
         nested = call is not None and not torch.compiler.is_compiling() and not call.owns(arguments)
         if nested:  # by a logits processor, say: a forward of its own
@@ -112,8 +113,7 @@ class Forwards:
         if self._evictor is not None and self._call() is None:
             self._expect(Call(owner=self._handle))  # tells the decoder whose step it is: another model may share it
         if (call := self._call()) is not None:
-            entered_with = arguments if changed is None else changed
-            call.enter_model(tokens_of(entered_with).shape[1], entered_with.get(CACHE))
+            call.enter_model(arguments if changed is None else changed)
         return changed
 
     def _step(self, module: nn.Module, call: Call, arguments: Arguments) -> Arguments | None:
@@ -129,9 +129,11 @@ class Forwards:
         cache, images = arguments.get(CACHE), has_images(self._adapter, arguments)
         state = state_of(cache)
         if state is not None and not images:
+            repaired = repair_step(state, arguments)
             if not torch.compiler.is_compiling():
-                self._expect(Call(owner=self._handle))
-            return repair_step(state, arguments)
+                first = past_on_host(cache) == state.length
+                self._expect(Call(owner=self._handle, wanted=repaired[POSITIONS] if first else None))
+            return repaired
         if state is None and not (self._handle.enabled and images):
             return None
         return self._prune(state, arguments)
@@ -158,7 +160,7 @@ class Forwards:
             prompt.inputs[EMBEDS].requires_grad_(True)
         prompt.report.strategy = choice
         handle.last = prompt.report
-        self._expect(Call(owner=handle, report=prompt.report, prompt=prompt))
+        self._expect(Call(owner=handle, report=prompt.report, prompt=prompt, wanted=prompt.inputs[POSITIONS]))
         return prompt.inputs
 
     def _check_trainable(self) -> None:
@@ -191,6 +193,8 @@ class Forwards:
             serve(arguments.get(CACHE), False)
         call = self._call()
         if call is None:
+            if output is not None and self._handle.enabled and has_images(self._adapter, arguments) and not merging():
+                raise MechanismError("pruning images", "the model's hook was not called before its forward")
             return
         if output is None:  # an exception is on its way
             if call.phase == "forward":
@@ -202,19 +206,23 @@ class Forwards:
         if call.phase in ("prefill", "decode"):
             return
         self._pending.pop(id(call), None)
-        cache = arguments.get(CACHE)
-        cache = cache_of(output) if cache is None else cache
+        returned = cache_of(output)
+        cache = arguments.get(CACHE, returned)
         if call.report is not None:
             call.report.measure(cache)
         call.check_cache(cache)
         if call.phase == "measure":
             call.phase = "decode"
+            call.wanted = None if call.prompt is None else call.prompt.state.position_ids[..., -1:] + 1
             return
         self._drop(call)
+        call.check_doubts()
         if call.prompt is None:
             return
         if cache is not None:
-            remember(cache, call.prompt.state)
+            for held in {id(cache): cache, id(returned): returned}.values():  # one, or a copy of it comes back
+                if held is not None:
+                    remember(held, call.prompt.state)
         elif self._wants_cache(module, arguments):
             raise MechanismError(PREFILL, f"a {type(output).__name__} came back without a K/V cache")
 
@@ -230,8 +238,9 @@ class Forwards:
             return None
         given = arguments.get(CACHE)
         if not tracing and (call := self._call()) is not None:
-            call.enter_decoder(tokens_of(arguments).shape[1], given)
-            call.check_position(arguments.get(POSITIONS))
+            call.enter_decoder(arguments)
+        elif not tracing and state_of(given) is not None:
+            raise MechanismError(STEPS, "a step behind a pruned prompt passed no hook of the model")
         ours = self._evictor is not None and (tracing or self._call() is not None)
         evicting = self._evictor.before_decoder(module, arguments) if ours and self._evictor is not None else None
         arguments = arguments if evicting is None else evicting
@@ -251,10 +260,12 @@ class Forwards:
         batch, queries = tokens.shape[:2]
         in_prompt = past < state.length
         if prompt is not None and prompt.deepstack is not None and in_prompt:
-            arguments |= deepstack_inputs(prompt.deepstack, past - prompt.cached, queries, batch)
+            arguments |= self.decoder.named(deepstack_inputs(prompt.deepstack, past - prompt.cached, queries, batch))
         if in_prompt and batch == 1 < queries and uses_flash(self._text_config):
             arguments |= one_sequence(module, queries, past, tokens.device)
         if self._window is not None and not (self._adapter.open_prompt and in_prompt):
+            if MASK not in arguments:
+                raise MechanismError("windows by original position", f"the decoder was called without {MASK}")
             arguments[MASK] = tighten(self._text_config, arguments, state.index, state.original_length)
         return arguments
 

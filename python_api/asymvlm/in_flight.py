@@ -7,13 +7,14 @@ how many cached ones, what the cache holds. It costs no synchronisation. Steps i
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
-from asymvlm.hf.arguments import CACHE, EMBEDS, IDS, MASK, past_length
+from asymvlm.hf.arguments import CACHE, EMBEDS, IDS, MASK, POSITIONS, past_length, tokens_of
 from asymvlm.hf.caches import lengths_on_host
 from asymvlm.hf.callers import OriginalIds
 from asymvlm.hf.context import Frame
@@ -37,17 +38,21 @@ class Call(Frame):
     original: OriginalIds | None = None  # the caller's prompt, for code that `generate` hands ids to
     begun: bool = False  # the model was called in it
     cache: Any = None  # that its steps are on, once known
+    masked: bool = False  # `generate` was given a mask that closes something, so its steps have one
     phase: str = "forward"  # a plain call; `generate`: "prefill", "measure" (its last chunk runs), "decode"
     fed: int = 0  # columns of the shortened prompt that the model was fed, cached ones included
     end: int | None = None  # columns in the cache after prefill: drafted tokens may be fed behind the prompt
     step: tuple[int, int] | None = None  # tokens and cached columns that the decoder is about to get
     seen: bool = False  # the decoder got them
+    handed: tuple[str, ...] = ()  # of the mask and the positions, what the model was called with in it
     started_over: bool = False  # without the cache, where LongRoPE passed its switch
-    misplaced: torch.Tensor | None = None  # () bool, on the model's device: the first new token is out of place
+    wanted: torch.Tensor | None = None  # (B, n) or (R, B, n): positions of the next step's first tokens, if known
+    doubts: list[torch.Tensor] = field(default_factory=list)  # () bool each, on the model's device: something is wrong
 
     def forget(self) -> None:
         """Let go of all that it holds."""
-        self.owner = self.report = self.prompt = self.cache = self.original = self.misplaced = None
+        self.owner = self.report = self.prompt = self.cache = self.original = self.wanted = None
+        self.doubts = []
 
     def owns(self, arguments: dict[str, Any]) -> bool:
         """Whether a forward inside `generate` is a step of it, not one of the caller's code that runs meanwhile."""
@@ -63,16 +68,27 @@ class Call(Frame):
             return False
         return bool((ids[:, : prompt.shape[1]] == prompt.repeat_interleave(len(ids) // len(prompt), 0)).all())
 
-    def enter_model(self, queries: int, cache: Any) -> None:
-        """The model begins a step of ``queries`` tokens."""
-        self.step, self.seen = (queries, past_on_host(cache)), False
+    def enter_model(self, arguments: Mapping[str, Any]) -> None:
+        """The model begins a step.
 
-    def enter_decoder(self, queries: int, cache: Any) -> None:
+        Raises:
+            MechanismError: if the one before did not end.
+        """
+        if self.step is not None:
+            raise MechanismError(STEPS, f"the model's hook was not called behind a step of {self.step[0]} tokens")
+        self.step, self.seen = (tokens_of(arguments).shape[1], past_on_host(arguments.get(CACHE))), False
+        self.handed = tuple(name for name in (MASK, POSITIONS) if arguments.get(name) is not None)
+        # for a static cache `generate` makes the mask itself, and may find that none is needed
+        if self.masked and MASK not in self.handed and not getattr(arguments.get(CACHE), "is_compileable", False):
+            raise MechanismError(STEPS, f"`generate` was given a mask and the model got none for {self.step[0]} tokens")
+
+    def enter_decoder(self, arguments: Mapping[str, Any]) -> None:
         """The decoder begins it.
 
         Raises:
             MechanismError: if the model did not begin it, or not like that, or the decoder had it already.
         """
+        queries, cache = tokens_of(arguments).shape[1], arguments.get(CACHE)
         if self.step is None:
             if self.phase == "prefill":
                 raise MechanismError(PREFILL, f"the decoder got {queries} tokens that did not pass the model's hook")
@@ -86,7 +102,37 @@ class Call(Frame):
                 f"the model was called with {self.step[0]} tokens behind {self.step[1]} cached ones and its decoder "
                 f"with {got[0]} behind {got[1]}",
             )
+        # a composite may have found that no mask is needed, and says None
+        lost = [name for name in self.handed if name not in arguments or (name, arguments[name]) == (POSITIONS, None)]
+        if lost:
+            raise MechanismError(STEPS, f"the model was called with {' and '.join(lost)} and its decoder without")
         self.seen = True
+        self._check_positions(arguments.get(POSITIONS))
+
+    def _check_positions(self, positions: Any) -> None:
+        """A prompt stands where it stood, the first token behind it goes on from there; compared on the device."""
+        wanted, self.wanted = self.wanted, None
+        if wanted is None or self.started_over:
+            return
+        if positions is None or positions.ndim != wanted.ndim or positions.shape[-2] % wanted.shape[-2]:
+            found = "no positions" if positions is None else f"positions {tuple(positions.shape)}"
+            raise MechanismError(STEPS, f"the decoder got {found} for tokens that stand at {tuple(wanted.shape)}")
+        wanted = wanted.repeat_interleave(positions.shape[-2] // wanted.shape[-2], -2)
+        if positions.ndim == 3:
+            positions = positions[-len(wanted) :]  # behind those of text, where a family has them
+        self.doubts.append((positions[..., : wanted.shape[-1]] != wanted.to(positions)).any())
+
+    def check_doubts(self) -> None:
+        """Once a prompt, where its answer goes out: the one synchronisation of all this.
+
+        Raises:
+            MechanismError: if tokens of it, or the first one behind it, stood elsewhere or were others.
+        """
+        doubts, self.doubts = self.doubts, []
+        if doubts and bool(torch.stack(doubts).any()):
+            raise MechanismError(
+                "keeping the original positions", "a token of the prompt, or the first one behind it, stood elsewhere"
+            )
 
     def leave_model(self) -> None:
         """The step is over.
@@ -97,6 +143,16 @@ class Call(Frame):
         if self.step is not None and not self.seen:
             raise MechanismError(STEPS, f"the decoder was not called in a step of {self.step[0]} tokens")
         self.step = None
+
+    def check_left_behind(self, cache: Any) -> None:
+        """A plain forward ran, and the hook behind it did not: so its cache knows nothing of the pruned prompt.
+
+        Raises:
+            MechanismError: if the next step goes on with that cache.
+        """
+        goes_on = self.prompt is not None and self.seen and cache is not None
+        if goes_on and self.prompt is not None and past_on_host(cache) == self.prompt.state.length:
+            raise MechanismError(PREFILL, "the model's hook was not called behind it")
 
     def check_cache(self, cache: Any) -> None:
         """After prefill the cache holds the shortened prompt and nothing else, in every layer that holds all tokens."""
@@ -109,19 +165,6 @@ class Call(Frame):
                     PREFILL, f"layer {layer} of the cache holds {held} columns after prefill, wanted {wanted}"
                 )
 
-    def check_position(self, positions: torch.Tensor | None) -> None:
-        """The first token behind the prompt goes on from its last column's position; compared on the device."""
-        if self.phase != "decode" or self.prompt is None or self.misplaced is not None or self.started_over:
-            return
-        wanted = self.prompt.state.position_ids[..., -1:] + 1  # (B, 1) or (R, B, 1), as `generate` counts
-        if positions is None or positions.ndim != wanted.ndim or positions.shape[-2] % wanted.shape[-2]:
-            found = "no positions" if positions is None else f"positions {tuple(positions.shape)}"
-            raise MechanismError(STEPS, f"the decoder got {found} behind a prompt that ends at {tuple(wanted.shape)}")
-        wanted = wanted.repeat_interleave(positions.shape[-2] // wanted.shape[-2], -2)
-        if positions.ndim == 3:
-            positions = positions[-len(wanted) :]
-        self.misplaced = (positions[..., :1] != wanted.to(positions)).any()
-
     def check_end(self, new: int, cache: Any) -> None:
         """`generate` is over: the prompt was fed whole, and ``new`` tokens, the last one not, are in the cache.
 
@@ -133,10 +176,9 @@ class Call(Frame):
         length = self.prompt.state.length
         if self.fed < length or (self.phase == "prefill" and cache is not None):
             raise MechanismError(PREFILL, f"{self.fed} of its {length} columns were fed")
-        if self.misplaced is not None and bool(self.misplaced):
-            raise MechanismError(
-                "going on from the original position", "the first new token stood elsewhere than behind the prompt"
-            )
+        if self.phase == "measure":
+            raise MechanismError(PREFILL, "the model's hook was not called behind it")
+        self.check_doubts()
         for layer, held in () if self.started_over else lengths_on_host(cache):
             if held < length + new - 1:
                 raise MechanismError(
@@ -183,6 +225,9 @@ def feed_prompt(model: nn.Module, call: Call, arguments: dict[str, Any]) -> dict
         if end > prompt_length:  # no cache, or drafted tokens behind the prompt
             generated = more(input_ids[:, prompt_length - past :])
             embeds[name] = torch.cat([embeds[name], generated.to(embeds[name].dtype)], 1)
+    known = call.prompt.state.input_ids[:, past:end].repeat_interleave(repeats, 0)
+    call.doubts.append((input_ids[:, : known.shape[1]] != known).any())  # these embeddings are of these tokens
+    call.wanted = call.prompt.state.position_ids[..., past:end]
     call.fed = max(call.fed, min(end, prompt_length))
     if cache is not None and end >= prompt_length:
         call.phase, call.end = "measure", end
@@ -194,4 +239,4 @@ def feed_prompt(model: nn.Module, call: Call, arguments: dict[str, Any]) -> dict
     return {**fed, **{name: tensor.contiguous() for name, tensor in embeds.items()}}
 
 
-__all__ = ["PREFILL", "Call", "feed_prompt"]
+__all__ = ["PREFILL", "STEPS", "Call", "feed_prompt", "past_on_host"]

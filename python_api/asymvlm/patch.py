@@ -21,7 +21,7 @@ from asymvlm.continuing import continue_call, restate_settings, with_original_pr
 from asymvlm.eviction.text import TextEvictor
 from asymvlm.eviction.turns import TurnEvictor
 from asymvlm.forward import Forwards, check_call
-from asymvlm.hf.arguments import CACHE, EMBEDS, IDS, MASK, bind, cache_of, past_length
+from asymvlm.hf.arguments import CACHE, EMBEDS, IDS, MASK, POSITIONS, bind, cache_of, past_length
 from asymvlm.hf.callers import CRITERIA, PROCESSORS, ListMaker, OriginalIds
 from asymvlm.hf.context import entered, innermost
 from asymvlm.hf.doors import check_free
@@ -88,6 +88,11 @@ def patch(
     if vision is None:
         vision = VisionPruning() if text is None and turns is None else VisionPruning(budget=UniformBudget(1.0))
     return PatchHandle(unwrapped(model), vision, text, turns)
+
+
+def _hides(mask: Any) -> bool:
+    """Whether a mask closes anything: `generate` drops one of ones, and only then."""
+    return isinstance(mask, torch.Tensor) and not bool(mask.all())
 
 
 def _as_vision(vision: VisionPruning | float | None, keep: float | None) -> VisionPruning | None:
@@ -181,14 +186,19 @@ class PatchHandle:
         if self._evictor is not None and self.enabled:
             original = functools.partial(self._evicting, self._evictor, choice)
         if state is None and not (self.enabled and has_images(self.adapter, call)):
-            return original(call)
+            if self._evictor is None:
+                return original(call)
+            with entered(Call(owner=self, phase="decode", masked=_hides(call.get(MASK)))):
+                return original(call)
         if call.get(MASK) is None and call.get(IDS) is not None:
             call[MASK] = infer_attention_mask(self.model, call)
         if state is not None and not brings_images(self.model, self.adapter, state, call):
             return self._continue(original, state, call)
         if state is None and vision.bypassed:
             self.last = untouched_report(self.model, self.adapter, vision, call)
-            with self._forwards.in_flight(Call(owner=self, report=self.last, phase="measure")):
+            with self._forwards.in_flight(
+                Call(owner=self, report=self.last, masked=_hides(call.get(MASK)), phase="measure")
+            ):
                 return original(call)
         check_call(call, state)
         accepted = self._forwards.model.callee.accepted
@@ -202,7 +212,14 @@ class PatchHandle:
             del shorter[name]  # the model's door hands them out, so that any decoding method works
         shorter |= {IDS: prompt.state.input_ids, **restate_settings(self.model, call, prompt.state)}
         original_ids = OriginalIds(prompt.state.original_ids, prompt.state.length)
-        running = Call(owner=self, report=prompt.report, prompt=prompt, original=original_ids, phase="prefill")
+        running = Call(
+            owner=self,
+            report=prompt.report,
+            prompt=prompt,
+            original=original_ids,
+            masked=_hides(prompt.state.attention_mask),
+            phase="prefill",
+        )
         with self._forwards.in_flight(running), self._static_length.used_by(self.model):
             result = original(shorter)
         sequences = result if torch.is_tensor(result) else result.sequences
@@ -251,10 +268,17 @@ class PatchHandle:
         """A later turn on the cache of a pruned prompt: its images are in the cache already."""
         shorter = call | continue_call(self.adapter, state, call) | restate_settings(self.model, call, state)
         original_ids = OriginalIds(state.original_ids, state.length)
-        with entered(Call(owner=self, original=original_ids, phase="decode")):
+        behind = self._behind(call[CACHE], shorter[POSITIONS])
+        running = Call(owner=self, original=original_ids, masked=_hides(shorter[MASK]), phase="decode", wanted=behind)
+        with entered(running):
             result = original({name: value for name, value in shorter.items() if value is not None})
         original_ids.check(call)
+        running.check_doubts()
         return with_original_prompt(result, state, call[CACHE])
+
+    def _behind(self, cache: Any, positions: torch.Tensor) -> torch.Tensor:
+        """Of the ``positions`` that `generate` gets, those behind the cache, as the decoder has to get them."""
+        return positions[..., past_length(cache) :] + self.adapter.first_position
 
     def prune(
         self, vision: VisionPruning, inputs: dict[str, Any], state: PromptState | None, *, generating: bool

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from asymvlm.hf.arguments import POSITIONS
+from asymvlm.hf.errors import MechanismError
 from asymvlm.models.adapter import Adapter, Inputs
 
 
@@ -28,7 +29,9 @@ def original_positions(
     B, S = mask.shape
     positions = inputs.get(POSITIONS)
     if positions is None:
-        if adapter.mrope and record.get(POSITIONS) is not None:
+        if adapter.mrope:
+            if record.get(POSITIONS) is None:
+                raise MechanismError("positions in images", f"the decoder of {adapter.model_type!r} was handed none")
             positions = record[POSITIONS]
         elif generating:
             positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)

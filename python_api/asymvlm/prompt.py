@@ -12,6 +12,7 @@ from torch import nn
 from asymvlm.cache_state import PromptState
 from asymvlm.deepstack import DeepStack, prune_deepstack
 from asymvlm.hf.arguments import EMBEDS, IDS, MASK, POSITIONS
+from asymvlm.hf.errors import MechanismError
 from asymvlm.hf.merge import merge_embeddings
 from asymvlm.hf.peft import unwrapped
 from asymvlm.images import grids_by_row, image_lines, image_numbers
@@ -158,6 +159,8 @@ def prune_prompt(
         vision_flops=adapter.flops_of(model, inputs),
     )
     deepstack = prune_deepstack(record, pruned.index, first)
+    if adapter.deepstack and deepstack is None:
+        raise MechanismError("thinning DeepStack features", f"the decoder of {adapter.model_type!r} was handed none")
     shift = adapter.first_position if generating else 0  # `generate` counts from 0, its model adds the rest
     state = PromptState(
         original_ids=input_ids,

@@ -53,6 +53,17 @@ class EvictingCall(Frame):
         if self.asked != self.taken:
             raise MechanismError(MECHANISM, f"{self.asked} steps were to evict and {self.taken} did")
 
+    def check_end(self) -> None:
+        """Raise a MechanismError where the cache did not see every token of the call but the last."""
+        self.check()
+        if self.sequences is None:
+            return
+        ids = self.arguments.get(IDS)
+        new = self.sequences.shape[1] - (0 if ids is None else ids.shape[1])
+        wanted, seen = (self.cache.table.prompt_end or 0) + new - 1, int(self.cache.get_seq_length())
+        if seen < wanted:
+            raise MechanismError(MECHANISM, f"the cache has seen {seen} columns of {wanted}")
+
 
 class TextEvictor:
     """What one decoder does before and after each step.
@@ -101,7 +112,7 @@ class TextEvictor:
                 if self.turns is not None:
                     self.turns.begin(model, arguments, cache, repeats)
                 yield running
-            running.check()
+            running.check_end()
             if self.turns is not None and running.sequences is not None:
                 self.turns.end(model, arguments, running.cache, running.sequences)
         finally:
@@ -185,11 +196,16 @@ class TextEvictor:
         if cache is None and self._wants_cache(arguments):
             cache, made = self._started_over(), True
             arguments[CACHE] = cache
+        running = None if torch.compiler.is_compiling() else innermost(EvictingCall)
+        if running is not None and running.owner is self and running.cache is not cache:
+            raise MechanismError(MECHANISM, f"a step came with another cache, {type(cache).__name__}, than the call's")
         if not isinstance(cache, EvictionCache):
             return None
         tokens = tokens_of(arguments)
         rows, queries = tokens.shape[:2]
         mask, table = arguments.get(MASK), cache.table
+        if mask is None and table.announced and table.prompt_mask is not None:
+            raise MechanismError(MECHANISM, "the prompt has padding, and the decoder got no mask that would hide it")
         real = real_tokens(cache, mask, queries)
         fresh = not table.rows
         if queries > 1 and not fresh and isinstance(mask, torch.Tensor) and mask.ndim == 2:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from asymvlm.hf.arguments import CACHE, Callee, bind
+from asymvlm.hf.errors import MechanismError
 
 Arguments = dict[str, Any]
 DOOR = "_asymvlm_door"  # where a module keeps its door
@@ -53,6 +54,17 @@ class Door:
         for hook in self._hooks:
             hook.remove()
         del self.module.__dict__[DOOR]
+
+    def named(self, arguments: Arguments) -> Arguments:
+        """The same arguments, which a caller of the module would not have handed it.
+
+        Raises:
+            MechanismError: if its forward names one of them not: it would vanish in ``**kwargs``.
+        """
+        lost = [name for name in arguments if name not in self.callee.accepted]
+        if lost:
+            raise MechanismError("handing on rows", f"{self.callee.title} names no argument {' or '.join(lost)}")
+        return arguments
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Any:
         arguments = bind(type(module).forward, module, args, kwargs)

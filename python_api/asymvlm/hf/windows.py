@@ -15,6 +15,7 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from asymvlm.hf.arguments import CACHE, EMBEDS, MASK, past_length
+from asymvlm.hf.errors import MechanismError
 from asymvlm.hf.flash import uses_flash
 from asymvlm.hf.masks import CHUNKED, FULL, SLIDING, causal_mask, masks_by_kind
 
@@ -63,7 +64,10 @@ def tighten(text_config: Any, inputs: Mapping[str, Any], index: torch.Tensor, or
             masks = {FULL: causal_mask(text_config, embeds, masks, cache)}
         else:
             masks = masks_by_kind(text_config, embeds, masks, cache)
-    mask = masks.get(FULL if kind == CHUNKED else kind) if isinstance(masks, dict) else masks
+    lent = FULL if kind == CHUNKED else kind
+    if isinstance(masks, dict) and lent not in masks:
+        raise MechanismError("windows by original position", f"masks came for {', '.join(masks)}, none for {lent}")
+    mask = masks[lent] if isinstance(masks, dict) else masks
     if not (mask is None or isinstance(mask, BlockMask) or (isinstance(mask, torch.Tensor) and mask.ndim == 4)):
         raise NotImplementedError(f"windows by original position need dense or block masks, got {type(mask).__name__}")
     keys, offset = queries, 0
