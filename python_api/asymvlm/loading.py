@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 import asymvlm
+from asymvlm.pictures import as_rgb
 from asymvlm.session import InputError, Session, first_line
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def open_image(path: str | Path) -> Image:
     Raises:
         InputError: if the file is missing, cannot be read, or is not an image.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     file = Path(path).expanduser()
     if not file.is_file():
@@ -79,8 +80,7 @@ def open_image(path: str | Path) -> Image:
         raise InputError(f"image {path}: {found}, wanted an image file")
     try:
         with Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image)
-            return upright.convert("RGB")
+            return as_rgb(image, f"image {path}")
     except UnidentifiedImageError as error:
         raise InputError(f"image {path}: not a format Pillow can read, wanted a PNG, JPEG or the like") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

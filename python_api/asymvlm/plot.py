@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from asymvlm.pictures import as_rgb
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
@@ -192,7 +194,7 @@ def _page_pixels(image: Image, height: int, width: int) -> np.ndarray:
         math.ceil(PAGE_PIXELS * side / max(image.size) / n)
         for side, n in ((image.height, height), (image.width, width))
     )
-    return np.asarray(image.convert("RGB").resize((width * columns, height * rows)), dtype=np.float64) / 255
+    return np.asarray(as_rgb(image).resize((width * columns, height * rows)), dtype=np.float64) / 255
 
 
 def _colours(values: np.ndarray) -> ScalarMappable:

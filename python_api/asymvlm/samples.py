@@ -13,6 +13,7 @@ import torch
 from asymvlm.hf.arguments import IDS, MASK
 from asymvlm.loading import open_image
 from asymvlm.models import adapter_for
+from asymvlm.pictures import as_rgb
 from asymvlm.session import InputError, Session, first_line
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Question:
 
     def open(self) -> list[Image]:
         """The images, RGB. Raises InputError at the first that cannot be read."""
-        return [open_image(image) if isinstance(image, (str, Path)) else image.convert("RGB") for image in self.images]
+        return [open_image(image) if isinstance(image, (str, Path)) else as_rgb(image) for image in self.images]
 
 
 def read_jsonl(file: Path) -> list[Question]:

@@ -101,7 +101,7 @@ def turn(talk: Conversation, question: str, images: list[Any], quiet: bool) -> d
     if quiet or not console.out.is_terminal:
         reply = talk.ask(question, images)
         if not quiet:
-            console.out.print(reply.text, markup=False)
+            console.print_text(reply.text)
             console.out.print(cache_line(talk.cache.stats()), style="dim", markup=False)
     else:
         with Live(console=console.out, refresh_per_second=12) as live:

@@ -78,6 +78,11 @@ def stdout_reserved(reserved: bool) -> Iterator[None]:
         yield
 
 
+def print_text(text: str) -> None:
+    """An answer as the model wrote it: its lines are its own, so none is broken at a terminal's width."""
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def print_json(record: dict[str, Any]) -> None:
     """One JSON object on one line of stdout. Raises ValueError on NaN or infinity, which are not JSON."""
     sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")

@@ -120,12 +120,12 @@ def show(session: Session, outcome: Outcome) -> None:
         outcome.report, first_token=outcome.first_token, title=f"{session.name} on {session.device}, {session.dtype}"
     )
     if outcome.full is None:
-        console.out.print(outcome.pruned.text, markup=False)
+        console.print_text(outcome.pruned.text)
     else:
         console.out.print("[bold]full  [/bold] ", end="")
-        console.out.print(outcome.full.text, markup=False)
+        console.print_text(outcome.full.text)
         console.out.print("[bold]pruned[/bold] ", end="")
-        console.out.print(outcome.pruned.text, markup=False)
+        console.print_text(outcome.pruned.text)
     console.out.print()
     console.out.print(table)
     console.out.print(tables.decision_line(outcome.report))
