@@ -26,13 +26,16 @@ AVX2_TESTS := $(addprefix tests/kernels/test_,interpreter.py score_tokens.py fus
 AVX2_TESTS += -k "interpreter or reference or batch or masks or padding or accurate"
 
 .DEFAULT_GOAL := help
-.PHONY: demo test $(OLDER:%=test-%) test-floor test-avx2 test-next record bench gate gpu lint format clean help
+.PHONY: demo test $(OLDER:%=test-%) test-floor test-avx2 test-static test-next record bench gate gpu lint format clean help
 
 demo: .venv/.ready  ## answer a question about an image with and without pruning: IMAGE=… QUESTION=… MODEL=…
 	@.venv/bin/python -m bench.demo $${IMAGE:+--image="$$IMAGE"} $${QUESTION:+--question="$$QUESTION"} $${MODEL:+--model="$$MODEL"}
 
-test: .venv/.ready  ## the whole test suite on the recorded versions: ARGS="-k gather", JOBS=2
-	$(TEST_ENV) .venv/bin/python $(PYTEST) $(ARGS)
+test: .venv/.ready  ## the test suite on the recorded versions, machine code apart: ARGS="-k gather", JOBS=2
+	$(TEST_ENV) .venv/bin/python $(PYTEST) --ignore=tests/static $(ARGS)
+
+test-static: .venv/.ready  ## a sample of the kernels' machine code against the baseline, and planted regressions
+	$(TEST_ENV) .venv/bin/python $(PYTEST) tests/static $(ARGS)
 
 $(OLDER:%=test-%): test-%: .venv-%/.ready
 	$(TEST_ENV) .venv-$*/bin/python $(PYTEST) tests/api $(ARGS)

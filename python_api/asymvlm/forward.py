@@ -213,7 +213,7 @@ class Forwards:
         call.check_cache(cache)
         if call.phase == "measure":
             call.phase = "decode"
-            call.wanted = None if call.prompt is None else call.prompt.state.position_ids[..., -1:] + 1
+            call.wanted = call.first_new_position()
             return
         self._drop(call)
         call.check_doubts()

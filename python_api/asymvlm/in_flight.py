@@ -1,7 +1,8 @@
 """One call in flight on a patched model: what it was shortened to, and the proof that every step of it took hold.
 
 The proof is made of facts that the host knows: how many tokens the model was fed, how many its decoder then got behind
-how many cached ones, what the cache holds. It costs no synchronisation. Steps inside `torch.compile` are not counted.
+how many cached ones, what the cache holds. Positions and ids are compared on the device and read once a prompt; no step
+synchronises. Steps inside `torch.compile` are not counted.
 """
 
 from __future__ import annotations
@@ -129,10 +130,16 @@ class Call(Frame):
             MechanismError: if tokens of it, or the first one behind it, stood elsewhere or were others.
         """
         doubts, self.doubts = self.doubts, []
-        if doubts and bool(torch.stack(doubts).any()):
+        if doubts and bool(torch.stack([doubt.to(doubts[0].device) for doubt in doubts]).any()):
             raise MechanismError(
                 "keeping the original positions", "a token of the prompt, or the first one behind it, stood elsewhere"
             )
+
+    def first_new_position(self) -> torch.Tensor | None:
+        """Where the first token behind the prompt stands, ``(B, 1)`` or ``(R, B, 1)``; None if drafts were fed too."""
+        if self.prompt is None or (self.end or 0) > self.prompt.state.length:
+            return None
+        return self.prompt.state.position_ids[..., -1:] + 1  # as `generate` counts
 
     def leave_model(self) -> None:
         """The step is over.
@@ -226,7 +233,9 @@ def feed_prompt(model: nn.Module, call: Call, arguments: dict[str, Any]) -> dict
             generated = more(input_ids[:, prompt_length - past :])
             embeds[name] = torch.cat([embeds[name], generated.to(embeds[name].dtype)], 1)
     known = call.prompt.state.input_ids[:, past:end].repeat_interleave(repeats, 0)
-    call.doubts.append((input_ids[:, : known.shape[1]] != known).any())  # these embeddings are of these tokens
+    call.doubts.append(
+        (input_ids[:, : known.shape[1]] != known.to(input_ids)).any()
+    )  # these embeddings are of these tokens
     call.wanted = call.prompt.state.position_ids[..., past:end]
     call.fed = max(call.fed, min(end, prompt_length))
     if cache is not None and end >= prompt_length:

@@ -29,9 +29,10 @@ def original_positions(
     B, S = mask.shape
     positions = inputs.get(POSITIONS)
     if positions is None:
-        if adapter.mrope:
-            if record.get(POSITIONS) is None:
-                raise MechanismError("positions in images", f"the decoder of {adapter.model_type!r} was handed none")
+        derived = adapter.mrope and all(inputs.get(name) is not None for name in adapter.drop_when_pruned)
+        if derived and record.get(POSITIONS) is None:
+            raise MechanismError("positions in images", f"the decoder of {adapter.model_type!r} was handed none")
+        if adapter.mrope and record.get(POSITIONS) is not None:
             positions = record[POSITIONS]
         elif generating:
             positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)

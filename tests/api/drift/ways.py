@@ -1,4 +1,4 @@
-"""The ways to call a patched model that drift is simulated in, each with its answer."""
+"""The ways to call a patched model that drift is simulated in, each with its right answer."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ FOREIGN = next(name for name in BOTH if name != NATIVE)
 PRUNED, EVICTED = {"vision": uniform(0.5)}, {"text": TextEviction(3, 0.5)}
 STATIC = {"cache_implementation": "static"}
 Answer = list[Tensor]
+Drift = Callable[[PreTrainedModel], None]
 
 
 def generated(result: Any) -> Answer:
@@ -115,7 +116,18 @@ def right(family: str, way: str) -> Answer:
         return call(model)
 
 
-def differs(found: Answer, expected: Answer) -> bool:
-    return any(
-        a.shape != b.shape or not torch.allclose(a, b, rtol=0, atol=1e-4) for a, b in zip(found, expected, strict=True)
-    )
+def drifted(family: str, way: str, before: Drift | None = None, after: Drift | None = None) -> Answer:
+    """The answer of a model that drifted before it was patched, or after."""
+    settings, call = WAYS[way]
+    model = fresh(family)
+    if before is not None:
+        before(model)
+    with asymvlm.patch(model, **settings):
+        if after is not None:
+            after(model)
+        return call(model)
+
+
+def assert_right(family: str, way: str, found: Answer) -> None:
+    for tensor, expected in zip(found, right(family, way), strict=True):
+        torch.testing.assert_close(tensor, expected, rtol=0, atol=1e-4)
