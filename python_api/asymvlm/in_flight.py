@@ -79,6 +79,8 @@ class Call(Frame):
             raise MechanismError(STEPS, f"the model's hook was not called behind a step of {self.step[0]} tokens")
         self.step, self.seen = (tokens_of(arguments).shape[1], past_on_host(arguments.get(CACHE))), False
         self.handed = tuple(name for name in (MASK, POSITIONS) if arguments.get(name) is not None)
+        if self.wanted is not None and POSITIONS not in self.handed and not self.started_over:
+            raise MechanismError(STEPS, f"the model got no positions for {self.step[0]} tokens")
         # for a static cache `generate` makes the mask itself, and may find that none is needed
         if self.masked and MASK not in self.handed and not getattr(arguments.get(CACHE), "is_compileable", False):
             raise MechanismError(STEPS, f"`generate` was given a mask and the model got none for {self.step[0]} tokens")
