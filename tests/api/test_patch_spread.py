@@ -32,7 +32,7 @@ def test_lines_follow_the_grids_of_every_kind() -> None:
 
 
 def test_a_model_without_known_grids_is_refused() -> None:
-    adapter = SimpleNamespace(token_ids=lambda model: {}, grids=lambda model, inputs: {}, model_type="nameless")
+    adapter = SimpleNamespace(token_ids=lambda model: {}, grids_of=lambda model, inputs: {}, model_type="nameless")
     with pytest.raises(ValueError, match="nameless"):
         _lines(None, adapter, {}, None, None, 0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="spread must be"):
