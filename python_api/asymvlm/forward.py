@@ -197,6 +197,7 @@ class Forwards:
                 raise MechanismError("pruning images", "the model's hook was not called before its forward")
             return
         if output is None:  # an exception is on its way
+            call.step = None
             if call.phase == "forward":
                 self._drop(call)
             return

@@ -106,7 +106,9 @@ class Call(Frame):
                 f"with {got[0]} behind {got[1]}",
             )
         # a composite may have found that no mask is needed, and says None
-        lost = [name for name in self.handed if name not in arguments or (name, arguments[name]) == (POSITIONS, None)]
+        lost = [
+            name for name in self.handed if arguments.get(name) is None and (name == POSITIONS or name not in arguments)
+        ]
         if lost:
             raise MechanismError(STEPS, f"the model was called with {' and '.join(lost)} and its decoder without")
         self.seen = True

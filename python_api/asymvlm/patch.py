@@ -33,7 +33,7 @@ from asymvlm.in_flight import Call
 from asymvlm.later_images import brings_images, prune_later_images
 from asymvlm.models import adapter_for
 from asymvlm.models.adapter import ENCODED
-from asymvlm.policies import TextEviction, TurnEviction, VisionPruning
+from asymvlm.policies import TextEviction, TurnEviction, VisionPruning, as_vision
 from asymvlm.prompt import PrunedPrompt, has_images, prune_prompt, untouched_report
 from asymvlm.report import PruningReport
 from asymvlm.strategy import AutoStrategy, Choice
@@ -75,7 +75,7 @@ def patch(
         RuntimeError: if the model is patched already, or shares its decoder with one that is.
     """
     warn_if_untested()
-    vision = _as_vision(vision, keep)
+    vision = as_vision(vision, keep)
     for name, found, wanted in (("text", text, TextEviction), ("turns", turns, TurnEviction)):
         if found is not None and not isinstance(found, wanted):
             raise TypeError(f"{name} must be {wanted.__name__}(...) or None, got {found!r}")
@@ -93,18 +93,6 @@ def patch(
 def _hides(mask: Any) -> bool:
     """Whether a mask closes anything: `generate` drops one of ones, and only then."""
     return isinstance(mask, torch.Tensor) and not bool(mask.all())
-
-
-def _as_vision(vision: VisionPruning | float | None, keep: float | None) -> VisionPruning | None:
-    if keep is not None:
-        if vision is not None:
-            raise TypeError(f"pass vision or keep, got both: {vision!r} and {keep!r}")
-        vision = keep
-    if vision is None or isinstance(vision, VisionPruning):
-        return vision
-    if isinstance(vision, bool) or not isinstance(vision, (int, float)):
-        raise TypeError(f"vision must be VisionPruning(...) or a keep ratio such as 0.5, got {vision!r}")
-    return VisionPruning(budget=UniformBudget(float(vision)))
 
 
 class PatchHandle:

@@ -206,3 +206,20 @@ def _check_count(name: str, value: object, least: int) -> None:
 def _check_retention(value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 / MILLION <= value <= 1:
         raise ValueError(f"retention must be in (0, 1], got {value!r}")
+
+
+def as_vision(vision: VisionPruning | float | None, keep: float | None) -> VisionPruning | None:
+    """What a caller gave for vision pruning, as settings; a number is a keep ratio.
+
+    Raises:
+        TypeError: for anything else, or both.
+    """
+    if keep is not None:
+        if vision is not None:
+            raise TypeError(f"pass vision or keep, got both: {vision!r} and {keep!r}")
+        vision = keep
+    if vision is None or isinstance(vision, VisionPruning):
+        return vision
+    if isinstance(vision, bool) or not isinstance(vision, (int, float)):
+        raise TypeError(f"vision must be VisionPruning(...) or a keep ratio such as 0.5, got {vision!r}")
+    return VisionPruning(budget=UniformBudget(float(vision)))
