@@ -45,10 +45,9 @@ def test_a_reset_cache_is_a_new_one(family, plain, model, static):
     with asymvlm.patch(model, vision=uniform(0.5)), torch.no_grad():
         model(**make_batch(family, "single"), **{name: cache})
         cache.reset()
-        own = StaticCache(config, 128) if static else DynamicCache(config=config)
-        if columns := 0 if static else cache.get_seq_length():
-            for number, layer in enumerate(cache.layers):
-                own.update(layer.keys.clone(), layer.values.clone(), number)
+        own = copy.deepcopy(cache)
+        own.__class__ = StaticCache if static else DynamicCache  # as transformers itself leaves it behind
+        columns = int(cache.get_seq_length())
         mask = torch.ones(1, columns + TEXT.shape[1], dtype=torch.int64)
         places = torch.arange(columns, mask.shape[1])[None] + asymvlm.models.adapter_for(model).first_position
         found = model(input_ids=TEXT, attention_mask=mask, position_ids=places, **{name: cache})
