@@ -12,6 +12,7 @@ from torch import nn
 
 from asymvlm.scorer import Scorer
 from asymvlm.user_turns import UserTurns
+from asymvlm.weights import fp32_weight
 from asymvlm_kernels import Budget, ScoreBudget, Spread, UniformBudget
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class VisionPruning:
                 raise ValueError(
                     f"scorer must be a (D,) float32 tensor, got {tuple(self.scorer.shape)} {self.scorer.dtype}"
                 )
+            fp32_weight("scorer", self.scorer)
         elif self.scorer is not None and not isinstance(self.scorer, Scorer):
             raise ValueError(f"scorer must be a Scorer, its folder, a (D,) float32 tensor or None, got {self.scorer!r}")
         if self.budget is None:

@@ -23,6 +23,7 @@ from torch import nn
 import asymvlm_kernels
 from asymvlm.budget_file import budget_from_dict, budget_to_dict
 from asymvlm.identity import ModelIdentity, identify, is_hub_id
+from asymvlm.weights import fp32_weight
 from asymvlm_kernels import Budget, ScoreBudget, UniformBudget
 
 WEIGHT_FILE, CONFIG_FILE = "scorer.safetensors", "config.json"
@@ -83,7 +84,8 @@ class Scorer(
         training: settings, data, losses: plain values, for the record.
         calibration: how ``budget`` was chosen, for the record.
     Raises:
-        ValueError: on a weight that is not a finite vector, or a base of another width.
+        ValueError: on a weight that is not a vector, or not finite in fp32 (`asymvlm.weights`), or a base of another
+            width.
     """
 
     weight: torch.Tensor
@@ -100,11 +102,10 @@ class Scorer(
         if not isinstance(weight, torch.Tensor) or weight.ndim != 1 or not weight.is_floating_point():
             found = f"{tuple(weight.shape)} {weight.dtype}" if isinstance(weight, torch.Tensor) else repr(weight)
             raise ValueError(f"weight must be a (D,) floating-point tensor, got {found}")
-        if not bool(weight.isfinite().all()):
-            raise ValueError(f"weight must be finite, got {int((~weight.isfinite()).sum())} values that are not")
+        single = fp32_weight("weight", weight)
         if base is not None and base.width != len(weight):
             raise ValueError(f"weight must have the width {base.width} of {base.model_id!r}, got {len(weight)}")
-        self.weight = weight.detach().to("cpu", torch.float32, copy=True)
+        self.weight = single.to("cpu", copy=True)
         self.base = ModelIdentity(len(weight)) if base is None else base
         self.budget = budget
         self.gaps = gaps

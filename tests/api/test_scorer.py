@@ -17,6 +17,7 @@ import asymvlm
 from asymvlm import LinearBudget, Scorer, ThresholdBudget, UniformBudget, UserTurns, VisionPruning
 from asymvlm.identity import ModelIdentity, identify
 from asymvlm.scorer import CONFIG_FILE, WEIGHT_FILE, GapStatistics
+from asymvlm_kernels import score_tokens
 
 pytestmark = pytest.mark.parametrize("family", ["llava"], indirect=True)
 GAPS = GapStatistics(0.2, tuple(i / 100 for i in range(21)), 5)
@@ -133,11 +134,36 @@ def test_a_hub_id_stands_in_where_weights_cannot_match(model):
         (torch.ones(2, 3), r"\(D,\) floating-point tensor, got \(2, 3\)"),
         (torch.ones(3, dtype=torch.long), "torch.int64"),
         (torch.tensor([1.0, math.nan]), "must be finite, got 1 values that are not"),
+        (torch.tensor([1.0, 1e300], dtype=torch.float64), "must be finite, got 1 .* the first is 1e[+]300"),
+        (torch.tensor([-3e38, 3e38]), "must be finite, got 2 .* the first is -3e[+]38"),
     ],
 )
 def test_bad_weights_are_refused(plain, weight, message):
     with pytest.raises(ValueError, match=message):
         Scorer(weight)
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, 3e38])
+def test_a_bare_weight_is_checked_too(plain, value):
+    weight = torch.ones(32)
+    weight[5] = value
+    with pytest.raises(ValueError, match="scorer must be finite, got 1 values that are not"):
+        VisionPruning(scorer=weight)
+
+
+def test_a_stored_weight_is_checked_too(plain, tmp_path):
+    scorer_of(plain).save_pretrained(tmp_path)
+    save_file({"weight": torch.full((32,), 1e300, dtype=torch.float64)}, tmp_path / WEIGHT_FILE)
+    with pytest.raises(ValueError, match=r"not one of ours \(weight must be finite, got 32 values that are not"):
+        Scorer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("value", [1e16, -1e16, 1e-40])
+def test_the_largest_weight_gives_finite_scores(plain, value):
+    weight = VisionPruning(scorer=torch.full((32,), value)).weight
+    rows = torch.randn(1, 40, 32, generator=torch.Generator().manual_seed(0)) * 1e4
+    assert bool(score_tokens(rows[:, :30], rows[:, 30:], weight).isfinite().all())
+    assert math.isfinite(float(weight.square().sum()))
 
 
 def test_bad_folders_are_named(plain, tmp_path):

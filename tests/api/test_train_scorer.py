@@ -160,6 +160,7 @@ def test_rows_without_vision_do_not_count(model, family):
         (dict(injection="magic"), "injection must be 'auto', 'mask' or 'bias', got 'magic'"),
         (dict(micro_batch_size=2), "micro_batch_size must be 1, or more with a collate function, got 2"),
         (dict(settings="best"), "settings must be 'default' or 'paper', got 'best'"),
+        (dict(initial=torch.full((32,), float("nan"))), "initial must be finite, got 32 values that are not"),
         (dict(initial=torch.ones(3)), r"initial must have the model's width \(32,\), got \(3,\)"),
     ],
 )

@@ -25,6 +25,7 @@ from asymvlm.training.scoring import batch_gaps, row_losses
 from asymvlm.training.settings import CLAMPED_SHARE, HIGHEST, LOWEST, TrainingSettings
 from asymvlm.training.state import TrainingState
 from asymvlm.user_turns import UserTurns
+from asymvlm.weights import fp32_weight
 from asymvlm_kernels import UniformBudget
 
 logger = logging.getLogger(__name__)
@@ -292,7 +293,7 @@ def _initial(initial: torch.Tensor | None, frozen: FrozenModel) -> torch.Tensor:
         return torch.ones(frozen.width, device=frozen.device)
     if initial.shape != (frozen.width,):
         raise ValueError(f"initial must have the model's width ({frozen.width},), got {tuple(initial.shape)}")
-    return initial.detach().to(frozen.device, torch.float32).clamp(LOWEST, HIGHEST)
+    return fp32_weight("initial", initial).to(frozen.device).clamp(LOWEST, HIGHEST)
 
 
 __all__ = ["train_scorer"]
