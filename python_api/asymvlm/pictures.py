@@ -30,7 +30,8 @@ def as_rgb(image: Image.Image, name: str = "image") -> Image.Image:
     if image.mode in DEEP or image.mode in ("I", "F"):
         return Image.fromarray(_eight_bits(image)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layer = image.convert("RGBA")
+        plain = {"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode)  # premultiplied, in Pillow's words
+        layer = image.convert(plain).convert("RGBA")
         page = Image.new("RGBA", layer.size, "white")
         page.alpha_composite(layer)
         return page.convert("RGB")

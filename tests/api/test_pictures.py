@@ -25,6 +25,7 @@ def pixel(image: Image.Image) -> tuple[int, ...]:
         (Image.new("RGBA", (2, 2), (200, 0, 0, 255)), (200, 0, 0)),
         (Image.new("RGBA", (2, 2), (0, 0, 0, 51)), (204, 204, 204)),
         (Image.new("LA", (2, 2), (0, 0)), (255, 255, 255)),
+        (Image.new("LA", (2, 2), (0, 0)).convert("La"), (255, 255, 255)),
         (Image.fromarray(np.full((2, 2), 32896, np.uint16)), (128, 128, 128)),
         (Image.fromarray(np.full((2, 2), 200, np.int32)), (200, 200, 200)),
         (Image.fromarray(np.full((2, 2), 65535, np.int32)), (255, 255, 255)),
@@ -73,6 +74,6 @@ def test_an_animated_image_says_which_frame_is_used(tmp_path: Path, caplog: pyte
 def test_answers_are_not_broken_at_a_terminals_width(capsys: pytest.CaptureFixture[str]) -> None:
     from asymvlm.cli import console
 
-    text = "word " * 60 + "[bold]end[/bold]"
+    text = "word " * 60 + ":key: a\tb [bold]end[/bold]"
     console.print_text(text)
     assert capsys.readouterr().out == text + "\n"

@@ -80,7 +80,7 @@ def stdout_reserved(reserved: bool) -> Iterator[None]:
 
 def print_text(text: str) -> None:
     """An answer as the model wrote it: its lines are its own, so none is broken at a terminal's width."""
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
+    out.file.write(f"{text}\n")
 
 
 def print_json(record: dict[str, Any]) -> None:
