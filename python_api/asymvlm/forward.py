@@ -261,7 +261,9 @@ class Forwards:
         batch, queries = tokens.shape[:2]
         in_prompt = past < state.length
         if prompt is not None and prompt.deepstack is not None and in_prompt:
-            arguments |= self.decoder.named(deepstack_inputs(prompt.deepstack, past - prompt.cached, queries, batch))
+            rows = deepstack_inputs(prompt.deepstack, past - prompt.cached, queries, batch)
+            self.decoder.callee.require("handing on rows", rows)
+            arguments |= rows
         if in_prompt and batch == 1 < queries and uses_flash(self._text_config):
             arguments |= one_sequence(module, queries, past, tokens.device)
         if self._window is not None and not (self._adapter.open_prompt and in_prompt):

@@ -8,7 +8,7 @@ takes both; so whoever reads one name alone sees nothing in half of the calls. `
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,17 +57,19 @@ class Callee:
         """`names` in our words."""
         return self.names | {CACHE}
 
+    def require(self, mechanism: str, names: Iterable[str]) -> None:
+        """Raise a MechanismError if the callee does not name one of them: it would vanish in ``**kwargs``."""
+        lost = [name for name in names if name not in self.accepted]
+        if lost:
+            raise MechanismError(mechanism, f"{self.title} names no argument {' or '.join(lost)}")
+
     def write(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Keyword arguments from arguments under our names.
 
         Raises:
-            MechanismError: if the callee does not name one that is given and needed: it would vanish in ``**kwargs``.
+            MechanismError: if the callee does not name one that is given and needed.
         """
-        lost = [name for name in PROMPT if arguments.get(name) is not None and name not in self.names]
-        if lost:
-            raise MechanismError(
-                "handing on the shortened prompt", f"{self.title} names no argument {' or '.join(lost)}"
-            )
+        self.require("handing on the shortened prompt", [name for name in PROMPT if arguments.get(name) is not None])
         return {self.cache if name == CACHE else name: value for name, value in arguments.items()}
 
 

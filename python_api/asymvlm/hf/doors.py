@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from asymvlm.hf.arguments import CACHE, Callee, bind
-from asymvlm.hf.errors import MechanismError
 
 Arguments = dict[str, Any]
 DOOR = "_asymvlm_door"  # where a module keeps its door
@@ -55,22 +54,11 @@ class Door:
             hook.remove()
         del self.module.__dict__[DOOR]
 
-    def named(self, arguments: Arguments) -> Arguments:
-        """The same arguments, which a caller of the module would not have handed it.
-
-        Raises:
-            MechanismError: if its forward names one of them not: it would vanish in ``**kwargs``.
-        """
-        lost = [name for name in arguments if name not in self.callee.accepted]
-        if lost:
-            raise MechanismError("handing on rows", f"{self.callee.title} names no argument {' or '.join(lost)}")
-        return arguments
-
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Any:
         arguments = bind(type(module).forward, module, args, kwargs)
         changed = self._enter(module, arguments)
         if changed is None:
-            if CACHE not in arguments or self.callee.cache in kwargs or args:
+            if CACHE not in arguments or self.callee.cache in kwargs:
                 return None
             changed = arguments  # the caller used a name of another version
         return (), self.callee.write(changed)

@@ -98,3 +98,16 @@ def test_the_check_for_warnings_sees_one():
         warnings.simplefilter("error", FutureWarning)
         with pytest.raises(FutureWarning, match=FOREIGN):
             fresh("llava")(**make_batch("llava", "single"), **{FOREIGN: DynamicCache()})
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_text_step_may_give_its_ids_by_place(name):
+    """The other name beside positional ids: transformers of another version would let it vanish."""
+    model, ids = fresh("llava"), torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad(), asymvlm.patch(model, keep=0.5):
+        whole = model(ids).logits[:, -1]
+        cache = DynamicCache(config=model.config.get_text_config())
+        model(ids[:, :3], **{name: cache})
+        found = model(ids[:, 3:], **{name: cache}).logits[:, -1]
+    assert cache.get_seq_length() == 4
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-5)
