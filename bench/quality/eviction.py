@@ -77,6 +77,7 @@ def transcribe(
     draw = torch.Generator().manual_seed(seed)
     alive = torch.ones(len(samples), prompt + steps, dtype=torch.bool)
     cache, generated = DynamicCache(config=decoder.config), []
+    name = Callee.of(type(decoder).forward).cache
     evicted = torch.zeros(len(samples), dtype=torch.int64)
     implementation = decoder.config._attn_implementation
     decoder.set_attn_implementation("eager")  # the one that returns probabilities
@@ -88,7 +89,7 @@ def transcribe(
                 inputs_embeds=rows,
                 attention_mask=alive[:, :end].long(),
                 position_ids=positions,
-                **{Callee.of(type(decoder).forward).cache: cache},
+                **{name: cache},
                 use_cache=True,
                 output_attentions=True,
             )

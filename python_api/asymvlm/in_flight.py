@@ -237,9 +237,8 @@ def feed_prompt(model: nn.Module, call: Call, arguments: dict[str, Any]) -> dict
             generated = more(input_ids[:, prompt_length - past :])
             embeds[name] = torch.cat([embeds[name], generated.to(embeds[name].dtype)], 1)
     known = call.prompt.state.input_ids[:, past:end].repeat_interleave(repeats, 0)
-    call.doubts.append(
-        (input_ids[:, : known.shape[1]] != known.to(input_ids)).any()
-    )  # these embeddings are of these tokens
+    others = input_ids[:, : known.shape[1]] != known.to(input_ids)  # than the embeddings are of
+    call.doubts.append(others.any())
     call.wanted = call.prompt.state.position_ids[..., past:end]
     call.fed = max(call.fed, min(end, prompt_length))
     if cache is not None and end >= prompt_length:

@@ -189,10 +189,15 @@ class PatchHandle:
             ):
                 return original(call)
         check_call(call, state)
+        return self._generate_pruned(original, vision, state, call)
+
+    def _generate_pruned(
+        self, original: Callable[..., Any], vision: VisionPruning, state: PromptState | None, call: dict[str, Any]
+    ) -> Any:
+        """A call with images that are pruned: the first of its cache, or new ones in a later turn."""
         accepted = self._forwards.model.callee.accepted
-        prompt = self.prune(
-            vision, {name: call[name] for name in call if name in accepted or name == ENCODED}, state, generating=True
-        )
+        inputs = {name: value for name, value in call.items() if name in accepted or name == ENCODED}
+        prompt = self.prune(vision, inputs, state, generating=True)
         self.last = prompt.report
         shorter = {name: value for name, value in call.items() if name not in accepted}
         shorter |= {name: value for name, value in prompt.inputs.items() if value is not None}
@@ -211,6 +216,7 @@ class PatchHandle:
         with self._forwards.in_flight(running), self._static_length.used_by(self.model):
             result = original(shorter)
         sequences = result if torch.is_tensor(result) else result.sequences
+        cache = call.get(CACHE)
         given = cache if cache is not None or torch.is_tensor(result) else cache_of(result)
         original_ids.check(call)
         running.check_end(sequences.shape[1] - prompt.state.length, given)

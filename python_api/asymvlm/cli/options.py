@@ -57,6 +57,9 @@ ScorerOption = Annotated[
     str | None,
     typer.Option("--scorer", "-s", help="Scorer: a folder, or a hub id. Brings its budget; cosine similarity if none."),
 ]
+AnyModelOption = Annotated[
+    bool, typer.Option("--any-model", help="Use --scorer on a model it was not trained for, of equal width.")
+]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Weights' type; auto is the checkpoint's own.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="auto is CUDA where there is one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]

@@ -34,9 +34,7 @@ def run(
     keep: options.KeepOption = None,
     budget: options.BudgetOption = None,
     scorer: options.ScorerOption = None,
-    any_model: Annotated[
-        bool, typer.Option("--any-model", help="Use --scorer on a model it was not trained for, of equal width.")
-    ] = False,
+    any_model: options.AnyModelOption = False,
     scored: options.TextOption = "all",
     text_threshold: options.TextThresholdOption = None,
     text_retention: options.TextRetentionOption = None,

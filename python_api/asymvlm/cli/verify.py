@@ -25,9 +25,7 @@ def verify(
     keep: options.KeepOption = None,
     budget: options.BudgetOption = None,
     scorer: options.ScorerOption = None,
-    any_model: Annotated[
-        bool, typer.Option("--any-model", help="Use --scorer on a model it was not trained for, of equal width.")
-    ] = False,
+    any_model: options.AnyModelOption = False,
     scored: options.TextOption = "all",
     steps: Annotated[int, typer.Option(min=2, help="Tokens to decode in the checks of pruning.")] = 8,
     dtype: options.DtypeOption = "auto",

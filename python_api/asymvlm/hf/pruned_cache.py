@@ -7,7 +7,7 @@ or uses it with a model that has no patch, then meets this class instead of a st
 from __future__ import annotations
 
 import functools
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 
@@ -19,9 +19,6 @@ class RowState(Protocol):
     def length(self) -> int: ...
 
     def rows(self, index: torch.Tensor) -> Any: ...
-
-
-State = TypeVar("State", bound=RowState)
 
 
 class PrunedPromptMixin:

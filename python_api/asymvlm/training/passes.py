@@ -55,6 +55,7 @@ class FrozenModel:
         self.turns = turns  # None: vision is scored against all text
         self.adapter: Adapter = adapter_for(model)
         self.text = self.adapter.text_of(model)  # what is called
+        self.callee = Callee.of(type(self.text).forward)
         self.decoder = decoder_of(model)  # the same module in most families
         self.checkpointing = checkpointing
         if injection == "auto":
@@ -138,7 +139,7 @@ class FrozenModel:
             mask = self._join(key_bias, mask, batch)
         with biased(key_bias):
             arguments = {**batch.decoder, EMBEDS: batch.embeds, MASK: mask, USE_CACHE: False}
-            output = self.text(**Callee.of(type(self.text).forward).write(arguments))
+            output = self.text(**self.callee.write(arguments))
         hidden: torch.Tensor = output.last_hidden_state[batch.compared]
         return hidden.to(exact_type(hidden))
 
