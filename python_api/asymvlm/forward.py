@@ -286,7 +286,5 @@ def check_call(call: Arguments, state: PromptState | None) -> None:
         )
     if call.get("assistant_model") is not None:
         raise NotImplementedError("an assistant_model is not supported: it would see a prompt of another length")
-    if isinstance(call.get("logits_to_keep"), torch.Tensor):
-        raise NotImplementedError("logits_to_keep must be a number of last columns, got columns of the unpruned prompt")
     if state is None:
         check_prompt(call)

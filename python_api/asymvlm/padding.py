@@ -1,4 +1,9 @@
-"""Where the padding of a shortened batch goes: its rows keep different numbers of tokens."""
+"""Where the padding of a shortened batch goes: its rows keep different numbers of tokens.
+
+Rows are filled up on the left, and padding behind a row's last vision token stays where it is: so the last columns are
+the caller's last columns, whatever the layout, for those who read logits there (completions padded right behind prompts
+padded left). In a call with labels nobody does, and a batch that is padded on the right alone is closed up on the left.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from collections.abc import Mapping
 import torch
 
 from asymvlm.hf.arguments import POSITIONS
+from asymvlm.models.adapter import Inputs
 from asymvlm_kernels import PrunedSequence, gather_rows
 
 
@@ -42,6 +48,33 @@ def pad_in_place(
     )
 
 
-def padding_side(real: torch.Tensor) -> str:
-    """Padding stays on the side the processor put it; an unpadded batch is padded left, as decoding wants it."""
-    return "right" if bool(real[:, 0].all()) and not bool(real[:, -1].all()) else "left"
+def padding_side(real: torch.Tensor, *, labelled: bool) -> str:
+    """Where rows are filled up. Decoding wants the left; a labelled batch padded right stays short on the right."""
+    return "right" if labelled and bool(real[:, 0].all()) and not bool(real[:, -1].all()) else "left"
+
+
+def padding_to_keep(real: torch.Tensor, prunable: torch.Tensor) -> torch.Tensor:
+    """``(B, S)`` bool: padding that holds the place of the tokens behind a row's last vision token, or of its end."""
+    behind_vision = prunable.flip(-1).cumsum(-1).flip(-1) == 0
+    return ~real & behind_vision & (real.cumsum(-1) > 0)
+
+
+def check_last_columns(inputs: Inputs, prunable: torch.Tensor) -> None:
+    """Logits may be asked for of last columns that pruning leaves in place.
+
+    Raises:
+        NotImplementedError: for columns given one by one.
+        ValueError: if a vision token that may go stands among them.
+    """
+    wanted = inputs.get("logits_to_keep")
+    if isinstance(wanted, torch.Tensor):
+        raise NotImplementedError("logits_to_keep must be a number of last columns, got columns of the unpruned prompt")
+    if wanted is None or wanted <= 1:
+        return
+    reached = prunable[:, -wanted:].any(-1)
+    if bool(reached.any()):
+        rows, most = reached.nonzero()[:, 0].tolist(), int((~prunable.any(0)).flip(0).cumprod(0).sum())
+        raise ValueError(
+            f"logits_to_keep={wanted} reaches vision tokens of rows {rows}, which pruning may remove: ask for the last "
+            f"{most} columns or fewer, or for all (logits_to_keep=0)"
+        )

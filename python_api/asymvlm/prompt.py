@@ -18,7 +18,7 @@ from asymvlm.hf.peft import unwrapped
 from asymvlm.images import grids_by_row, image_lines, image_numbers
 from asymvlm.models import adapter_for
 from asymvlm.models.adapter import Adapter, Grid, Inputs
-from asymvlm.padding import pad_in_place, padding_side
+from asymvlm.padding import check_last_columns, pad_in_place, padding_side, padding_to_keep
 from asymvlm.policies import VisionPruning
 from asymvlm.positions import next_position, original_positions, renumbered
 from asymvlm.report import PruningReport
@@ -101,6 +101,11 @@ def prune_prompt(
     separators = torch.zeros_like(vision) if own is None else vision & own
     structural = separators | vision & _last_token(real)
     text = _text_mask(policy, input_ids, real, vision)
+    labels = inputs.get("labels")
+    if labels is not None and labels.shape != input_ids.shape:
+        raise ValueError(f"labels must have the shape of input_ids {tuple(input_ids.shape)}, got {tuple(labels.shape)}")
+    if labels is not None and not isinstance(policy.text, torch.Tensor):
+        text = text & (labels == -100)  # an answer does not choose the tokens that it is judged by
     groups, image_grids = _images(model, adapter, policy, inputs, vision, separators, first)
     lines = None if policy.spread is None else _lines(model, adapter, inputs, vision, separators, first)
     config: Any = model.config
@@ -110,6 +115,10 @@ def prune_prompt(
         input_ids, real, vision, structural, text = (x[:, first:] for x in (input_ids, real, vision, structural, text))
         embeds, positions = embeds[:, first:], positions[..., first:]
         per_token = {name: tensor[:, first:] for name, tensor in per_token.items()}
+    prunable = vision & ~structural
+    check_last_columns(inputs, prunable)
+    side = padding_side(real, labelled=labels is not None and not inputs.get("logits_to_keep"))
+    staying = padding_to_keep(real, prunable) if side == "left" else torch.zeros_like(real)
     carry_pad = {IDS: getattr(text_config, "pad_token_id", None) or 0, **adapter.per_token}
     pruned = prune_sequence(
         embeds,
@@ -117,18 +126,19 @@ def prune_prompt(
         text,
         None if policy.weight is None else policy.weight.detach().to(embeds.device),
         policy.budget,
-        protect=(real & ~vision) | structural,
+        protect=(real & ~vision) | structural | staying,
         groups=groups,
         per_image=policy.per_image,
         spread=policy.spread,
         lines=lines,
         carry={IDS: input_ids, POSITIONS: positions, **per_token},
         carry_pad={name: pad for name, pad in carry_pad.items() if name == IDS or name in per_token},
-        padding_side=padding_side(real),
+        padding_side=side,
     )
     if start is not None and len(real) > 1:
         pruned = pad_in_place(pruned, carry_pad, {name: x for name, x in per_token.items() if name != "labels"})
-    kept = pruned.index >= 0
+    kept = (pruned.index >= 0) & real.gather(1, pruned.index.clamp_min(0))
+    index = pruned.index.masked_fill(~kept, -1)
     carried = {name: tensor for name, tensor in pruned.carry.items() if name != IDS}
     following = next_position(positions, real)
     if policy.positions == "compact":
@@ -142,15 +152,14 @@ def prune_prompt(
             carried[name] = gather_rows(rows.flatten(2), pruned.index).unflatten(-1, rows.shape[2:])
     removed = {*adapter.drop, *adapter.drop_when_pruned, IDS}
     forwarded = {name: value for name, value in {**inputs, **carried}.items() if name not in removed}
-    prunable = vision & ~structural
     report = PruningReport(
         lengths_before=real.sum(-1),
-        lengths_after=pruned.lengths,
+        lengths_after=kept.sum(-1).to(pruned.lengths.dtype),
         num_vision=prunable.sum(-1),
         counts=pruned.counts,
         gaps=pruned.gap,
         scores=pruned.scores,
-        index=pruned.index,
+        index=index,
         budget=policy.budget,
         text_config=text_config,
         has_text=text.any(-1),
@@ -165,7 +174,7 @@ def prune_prompt(
     state = PromptState(
         original_ids=input_ids,
         original_lengths=real.sum(-1),
-        index=pruned.index,
+        index=index,
         input_ids=pruned.carry[IDS],
         attention_mask=carried[MASK],
         position_ids=carried[POSITIONS] + shift,

@@ -145,7 +145,7 @@ def merged_embeddings(model: PreTrainedModel, inputs: Inputs) -> Tensor:
 
 @dataclass(frozen=True)
 class Selection:
-    """What the method keeps. ``keep`` (B, S) covers text too; ``index`` (B, S') is -1 on the input's padding side."""
+    """What the method keeps. ``keep`` (B, S) covers text too; ``index`` (B, S') is -1 in padding."""
 
     keep: Tensor
     index: Tensor
@@ -221,7 +221,10 @@ def select(
         keep[b, best] = True
         kept.append(len(best))
     vision_counts = [sum(map(len, row)) for row in images]
-    return Selection(keep, index_of(keep, real), scores, gaps, vision_counts, kept)
+    prunable = torch.zeros_like(real)
+    for b, row in enumerate(images):
+        prunable[b, [column for image in row for column in image]] = True
+    return Selection(keep, index_of(keep, real, prunable), scores, gaps, vision_counts, kept)
 
 
 def _best(scores: Tensor, images: list[list[int]], ratio: float) -> list[int]:
@@ -233,17 +236,25 @@ def _best(scores: Tensor, images: list[list[int]], ratio: float) -> list[int]:
     return guaranteed + others[: total - len(guaranteed)]
 
 
-def index_of(keep: Tensor, real: Tensor) -> Tensor:
-    """Kept columns of each row in order, -1 padded on the side where ``real`` is padded (left where it is not)."""
-    rows = [row.nonzero()[:, 0] for row in keep]
+def index_of(keep: Tensor, real: Tensor, vision: Tensor) -> Tensor:
+    """Kept columns of each row, -1 for padding: what is behind the last ``vision`` token is as far from the end as before.
+
+    ``vision`` (B, S) are the tokens that may go. Rows are filled up on the left.
+    """
+    rows = []
+    for kept, is_real, is_vision in zip(keep.tolist(), real.tolist(), vision.tolist(), strict=True):
+        row = [column if stays else None for column, stays in enumerate(kept)]
+        begin = is_real.index(True) if True in is_real else len(row)
+        behind = max([begin, *(column for column, here in enumerate(is_vision) if here)])
+        rows.append(
+            [
+                -1 if c is None else c
+                for place, c in enumerate(row)
+                if c is not None or (place > behind and not is_real[place])
+            ]
+        )
     length = max(map(len, rows))
-    is_right = bool(real[:, 0].all()) and not bool(real[:, -1].all())
-    index = torch.full((len(rows), length), -1)
-    for b, row in enumerate(rows):
-        index[b, : len(row)] = row
-        if not is_right:
-            index[b] = index[b].roll(length - len(row))
-    return index
+    return torch.tensor([[-1] * (length - len(row)) + row for row in rows])
 
 
 def take(values: Tensor, index: Tensor, pad: float = 0.0) -> Tensor:

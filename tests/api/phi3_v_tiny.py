@@ -158,10 +158,16 @@ def is_separator(inputs: dict[str, Tensor]) -> Tensor:
     return mask
 
 
-def select(model: Phi3VForCausalLM, inputs: dict[str, Tensor], ratio: float | Callable[[float], float]) -> Selection:
+def select(
+    model: Phi3VForCausalLM,
+    inputs: dict[str, Tensor],
+    ratio: float | Callable[[float], float],
+    labels: Tensor | None = None,
+) -> Selection:
     """As `masked_reference.select`: separators are kept, and no part of what is ranked or counted."""
     ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
     prunable = (ids < 0) & ~is_separator(inputs)
+    text = real & (ids >= 0) if labels is None else real & (ids >= 0) & (labels == -100)
     embeds = merged_embeddings(model, inputs)
     keep, scores = real.clone(), torch.full(ids.shape, -torch.inf, dtype=torch.double)
     gaps, kept = [], []
@@ -171,14 +177,14 @@ def select(model: Phi3VForCausalLM, inputs: dict[str, Tensor], ratio: float | Ca
             gaps.append(float("nan"))
             kept.append(0)
             continue
-        scores[b] = importance(embeds[b], prunable[b], real[b] & (ids[b] >= 0))
+        scores[b] = importance(embeds[b], prunable[b], text[b])
         gaps.append(importance_gap(scores[b, columns]))
         images = [[c for c in columns if ids[b, c] == -number] for number in range(1, 1 - int(ids[b].min()))]
         best = _best(scores[b], images, ratio(gaps[-1]) if callable(ratio) else ratio)
         keep[b, columns] = False
         keep[b, best] = True
         kept.append(len(best))
-    return Selection(keep, index_of(keep, real), scores, gaps, prunable.sum(-1).tolist(), kept)
+    return Selection(keep, index_of(keep, real, prunable), scores, gaps, prunable.sum(-1).tolist(), kept)
 
 
 PUBLIC_TEMPLATE = (

@@ -123,8 +123,11 @@ def test_count_gap_and_padding_by_hand():
     assert importance_gap(torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0, 9.0, 8.0, 7.0])) == pytest.approx(8.0 - 2.0)
     keep = torch.tensor([[True, False, True], [False, False, True]])
     real = torch.tensor([[True, True, True], [False, True, True]])
-    assert index_of(keep, real).tolist() == [[0, 2], [-1, 2]]
-    assert index_of(keep.flip(1), real.flip(1)).tolist() == [[0, 2], [0, -1]]
+    vision = real & ~keep
+    assert index_of(keep, real, vision).tolist() == [[0, 2], [-1, 2]]
+    assert index_of(keep.flip(1), real.flip(1), vision.flip(1)).tolist() == [[0, 2], [0, -1]]
+    keep, real = torch.tensor([[0, 1, 0, 0, 1, 0]]).bool(), torch.tensor([[0, 1, 1, 0, 1, 0]]).bool()
+    assert index_of(keep, real, real & ~keep).tolist() == [[1, -1, 4, -1]]
 
 
 @pytest.mark.parametrize(

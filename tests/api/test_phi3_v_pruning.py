@@ -218,8 +218,10 @@ def test_a_loop_by_hand(plain, model, batch, with_mask, user_cache):
 def test_loss(plain, model, batch):
     """The loss is over kept text tokens that follow a kept token, as with labels of dropped tokens left out."""
     inputs = make_batch(batch)
-    labels = inputs["input_ids"].masked_fill((inputs["input_ids"] < 0) | (inputs["attention_mask"] == 0), -100)
-    selection = select(plain, inputs, 0.5)
+    ids = inputs["input_ids"]
+    prompt = (ids < 0).flip(-1).cumsum(-1).flip(-1) > 0  # the text behind the last image is the answer
+    labels = ids.masked_fill(prompt | (inputs["attention_mask"] == 0), -100)
+    selection = select(plain, inputs, 0.5, labels)
     logits = take(masked_forward(plain, inputs, selection.keep), selection.index)
     targets = take(labels, selection.index, pad=-100)
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())

@@ -168,10 +168,11 @@ def vision_columns(model: PreTrainedModel, ids: Tensor) -> list[list[list[int]]]
 
 
 def make_labels(inputs: dict[str, Tensor]) -> Tensor:
-    """Next-token labels on text; padding, what padding would predict, and vision carry -100."""
+    """Next-token labels on an answer, the text behind a row's last image; all else carries -100."""
     ids = inputs["input_ids"]
-    ignored = (inputs["attention_mask"] == 0) | torch.isin(ids, torch.tensor([BOS, IMAGE, VIDEO]))
-    return ids.masked_fill(ignored, -100)
+    vision = torch.isin(ids, torch.tensor([IMAGE, VIDEO]))
+    prompt = (ids == BOS) | (vision.flip(-1).cumsum(-1).flip(-1) > 0)
+    return ids.masked_fill(prompt | (inputs["attention_mask"] == 0), -100)
 
 
 def text_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
