@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+STATIC = "max_cache_len"  # an attribute of layers that are allocated ahead
 QUANTIZED = "_quantized_keys"  # an attribute of transformers' quantized layers, whatever their backend
 
 
@@ -36,30 +37,43 @@ def clip_tower_flops(vision_config: Any, pixel_shape: Sequence[int], *, class_to
     return int(images * vision_config.num_hidden_layers * per_layer)
 
 
-def cache_bytes(cache: Any) -> int | None:
-    """Bytes of K and V that a transformers cache holds now; None without a cache, or where they are quantized."""
+def cache_bytes(cache: Any, held: int | None = None) -> int | None:
+    """Bytes of K and V in a transformers cache: of ``held`` columns, without slots allocated ahead, or all there are.
+
+    None without a cache, or where K and V are quantized.
+    """
     layers = getattr(cache, "layers", None)
     if layers is None or any(hasattr(layer, QUANTIZED) for layer in layers):
         return None  # a quantized layer keeps most of them in its backend's own form
-    return sum(tensor.numel() * tensor.element_size() for layer in layers for tensor in _tensors(layer))
+    return sum(_column_bytes(x) * _columns(layer, x, held) for layer in layers for x in _tensors(layer))
 
 
-def unpruned_cache_bytes(cache: Any, dropped: int, window: int | None) -> int | None:
-    """Bytes the same cache would hold with ``dropped`` more columns a layer; sliding layers stop at their window."""
-    if cache_bytes(cache) is None:
+def unpruned_cache_bytes(cache: Any, held: int, wanted: int, window: int | None) -> int | None:
+    """Bytes the same cache would hold for ``wanted`` columns, not ``held``; sliding layers stop at their window."""
+    if cache_bytes(cache, held) is None:
         return None
     total = 0
     for layer in cache.layers:
         for tensor in _tensors(layer):
-            columns = tensor.shape[-2]
-            wanted = columns + dropped
+            columns = _columns(layer, tensor, held)
+            unpruned = columns + wanted - held
             if window is not None and getattr(layer, "is_sliding", False):
                 # a growing layer keeps the window less the token to come, a static one all of it
-                wanted = max(columns, min(wanted, window if hasattr(layer, "max_cache_len") else window - 1))
-            total += tensor.numel() // columns * wanted * tensor.element_size()
+                unpruned = max(columns, min(unpruned, window if hasattr(layer, STATIC) else window - 1))
+            total += _column_bytes(tensor) * unpruned
     return total
 
 
 def _tensors(layer: Any) -> list[torch.Tensor]:
     tensors = (getattr(layer, name, None) for name in ("keys", "values"))
     return [tensor for tensor in tensors if tensor is not None and tensor.numel()]
+
+
+def _columns(layer: Any, tensor: torch.Tensor, held: int | None) -> int:
+    """Columns of K or V that are filled."""
+    ahead = held is not None and hasattr(layer, STATIC)
+    return min(held, tensor.shape[-2]) if held is not None and ahead else tensor.shape[-2]
+
+
+def _column_bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() // tensor.shape[-2] * tensor.element_size()

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from asymvlm.cache_state import PromptState, remember, repair_step, state_of
+from asymvlm.columns import reported, with_original_columns
 from asymvlm.deepstack import deepstack_inputs
 from asymvlm.eviction.text import TextEvictor
 from asymvlm.hf.arguments import CACHE, EMBEDS, MASK, POSITIONS, USE_CACHE, cache_of, past_length, tokens_of
@@ -28,10 +29,11 @@ from asymvlm.hf.merge import merging
 from asymvlm.hf.pruned_cache import serve
 from asymvlm.hf.windows import sliding_window, tighten
 from asymvlm.in_flight import PREFILL, STEPS, Call, feed_prompt, past_on_host
-from asymvlm.prompt import check_prompt, has_images, untouched_report
+from asymvlm.prompt import PrunedPrompt, check_prompt, has_images
+from asymvlm.unpruned_report import untouched_report
 
 if TYPE_CHECKING:
-    from asymvlm.patch import PatchHandle
+    from asymvlm.handle import PatchHandle
 
 Arguments = dict[str, Any]
 
@@ -144,10 +146,10 @@ class Forwards:
         choice = handle.choose(arguments, generating=False)
         vision = handle.chosen_vision(choice, arguments)
         if state is None and vision.bypassed:
-            handle.last = untouched_report(handle.model, self._adapter, vision, arguments)
-            if handle.last is not None:
-                handle.last.strategy = choice
-            self._expect(Call(owner=handle, report=handle.last))
+            report = handle.last = untouched_report(handle.model, self._adapter, vision, arguments)
+            if report is not None:
+                report.strategy = choice
+            self._expect(Call(owner=handle, report=report))
             return arguments
         check_call(arguments, state)
         if state is None and self._adapter.needs_fresh_cache and getattr(cache, "is_initialized", False):
@@ -186,26 +188,27 @@ class Forwards:
         self._pending.pop(id(call), None)
         pop(call)
 
-    def _leave_model(self, module: nn.Module, arguments: Arguments, output: Any) -> None:
+    def _leave_model(self, module: nn.Module, arguments: Arguments, output: Any) -> Any:
+        """The output to return; None for the same."""
         if torch.compiler.is_compiling() and not self._pending:
-            return
+            return None
         if not torch.compiler.is_compiling():
             serve(arguments.get(CACHE), False)
         call = self._call()
         if call is None:
             if output is not None and self._handle.enabled and has_images(self._adapter, arguments) and not merging():
                 raise MechanismError("pruning images", "the model's hook was not called before its forward")
-            return
+            return None
         if output is None:  # an exception is on its way
             call.step = None
             if call.phase == "forward":
                 self._drop(call)
-            return
+            return None
         call.leave_model()
         if call.cache is None:
             call.cache = cache_of(output)
         if call.phase in ("prefill", "decode"):
-            return
+            return None
         self._pending.pop(id(call), None)
         returned = cache_of(output)
         cache = arguments.get(CACHE, returned)
@@ -215,17 +218,22 @@ class Forwards:
         if call.phase == "measure":
             call.phase = "decode"
             call.wanted = call.first_new_position()
-            return
+            return None
         self._drop(call)
         call.check_doubts()
-        if call.prompt is None:
-            return
-        if cache is not None:
-            for held in {id(cache): cache, id(returned): returned}.values():  # one, or a copy of it comes back
-                if held is not None:
-                    remember(held, call.prompt.state)
-        elif self._wants_cache(module, arguments):
-            raise MechanismError(PREFILL, f"a {type(output).__name__} came back without a K/V cache")
+        if call.prompt is not None:
+            self._remember(call.prompt, cache, returned)
+            if cache is None and self._wants_cache(module, arguments):
+                raise MechanismError(PREFILL, f"a {type(output).__name__} came back without a K/V cache")
+            if self._handle.logits == "original" and not arguments.get("logits_to_keep"):
+                output = with_original_columns(output, call.prompt, labelled=arguments.get("labels") is not None)
+        return reported(output, call.report)
+
+    @staticmethod
+    def _remember(prompt: PrunedPrompt, *caches: Any) -> None:
+        """The state goes on the cache of the call, and on a copy of it where one comes back."""
+        for cache in {id(cache): cache for cache in caches if cache is not None}.values():
+            remember(cache, prompt.state)
 
     def _wants_cache(self, module: nn.Module, arguments: Arguments) -> bool:
         use = arguments.get(USE_CACHE)

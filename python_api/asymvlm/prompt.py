@@ -35,6 +35,7 @@ class PrunedPrompt:
     decoder_rows: Mapping[str, Callable[[nn.Module, torch.Tensor], torch.Tensor | None]]  # for generated ids
     state: PromptState
     report: PruningReport
+    columns: int  # that the call had before, of its own
     cached: int = 0  # columns of the cache in front of these embeddings: the state has them, the inputs do not
     whole_rows: tuple[str, ...] = ()  # inputs that have them after all, because masks are made from them
 
@@ -181,33 +182,7 @@ def prune_prompt(
         next_position=following + shift,
     )
     decoder_rows = {name: more for name, more in adapter.decoder_rows.items() if name in carried}
-    return PrunedPrompt(forwarded, deepstack, decoder_rows, state, report)
-
-
-def untouched_report(model: nn.Module, adapter: Adapter, policy: VisionPruning, inputs: Inputs) -> PruningReport | None:
-    """The report of a call that a keep ratio of 1 left alone; None where pruning could not read the call."""
-    try:
-        input_ids, mask = check_prompt(inputs)
-    except ValueError:
-        return None
-    real = mask.bool()
-    num_vision = (adapter.vision_mask(model, input_ids) & real).sum(-1)
-    places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-    config: Any = model.config
-    return PruningReport(
-        lengths_before=real.sum(-1),
-        lengths_after=real.sum(-1),
-        num_vision=num_vision,
-        counts=num_vision,
-        gaps=torch.full(num_vision.shape, float("nan"), device=input_ids.device),
-        scores=None,
-        index=places.masked_fill(~real, -1),
-        budget=policy.budget,
-        text_config=config.get_text_config(),
-        has_text=torch.ones_like(num_vision, dtype=torch.bool),
-        columns_before=input_ids.shape[1],
-        vision_flops=adapter.flops_of(model, inputs) if has_images(adapter, inputs) else 0,
-    )
+    return PrunedPrompt(forwarded, deepstack, decoder_rows, state, report, input_ids.shape[1])
 
 
 def check_prompt(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from asymvlm.columns import spread_out
 from asymvlm.eviction.report import EvictionReport
 from asymvlm.flops import cache_bytes, decoder_flops, unpruned_cache_bytes
 from asymvlm.hf.windows import sliding_window
@@ -30,7 +31,7 @@ class PruningReport:
     num_vision: torch.Tensor  # (B,) prunable vision tokens, N
     counts: torch.Tensor  # (B,) kept ones, K
     gaps: torch.Tensor  # (B,) fp32
-    scores: torch.Tensor | None  # (B, S) fp32, -inf outside the prunable vision tokens; None where pruning was bypassed
+    scores: torch.Tensor | None  # (B, S) fp32, -inf outside the prunable vision tokens; None where nothing was pruned
     index: torch.Tensor  # (B, S') int64, original place of each kept token, -1 = padding
     budget: Budget | ScoreBudget
     text_config: Any = field(repr=False)
@@ -38,16 +39,36 @@ class PruningReport:
     columns_before: int  # S, padding included
     image_grids: list[list[Grid]] | None = None  # of each row's images: rows and columns of vision tokens
     vision_flops: int | None = None  # the vision tower's work, which pruning does not save; None where unknown
-    kv_bytes: int | None = None  # K and V as the cache held them after prefill
+    kv_bytes: int | None = None  # K and V of the prompt in the cache after prefill, without slots not filled yet
     kv_bytes_before: int | None = None  # what the same cache would hold for the unpruned prompt
+    unpruned_because: str = ""  # why nothing was scored, where ``scores`` is None
     strategy: Choice | None = None  # what ``strategy="auto"`` chose for the call, and why
     eviction: EvictionReport | None = None  # of the last call of `generate`, where text or turns are evicted
 
     def measure(self, cache: Any) -> None:
         """Record the bytes a cache holds; called once, after prefill."""
-        self.kv_bytes = cache_bytes(cache)
-        dropped = self.columns_before - self.index.shape[1]
-        self.kv_bytes_before = unpruned_cache_bytes(cache, dropped, sliding_window(self.text_config))
+        held = self.index.shape[1]
+        self.kv_bytes = cache_bytes(cache, held)
+        self.kv_bytes_before = unpruned_cache_bytes(cache, held, self.columns_before, sliding_window(self.text_config))
+
+    def at_original_columns(self, rows: torch.Tensor) -> torch.Tensor:
+        """Spread what a call returned for its S' kept columns over the S columns of the prompt, differentiably.
+
+        A removed column gets the row of the nearest kept one in front of it, which predicts what comes next; columns in
+        front of the first kept one are zero.
+
+        Args:
+            rows: ``(B, S', ...)``: logits, hidden states.
+        Returns:
+            ``(B, S, ...)``.
+        Raises:
+            ValueError: for another shape.
+        """
+        if rows.ndim < 2 or rows.shape[:2] != self.index.shape:
+            raise ValueError(
+                f"rows must have the call's kept columns in front, {tuple(self.index.shape)}, got {tuple(rows.shape)}"
+            )
+        return spread_out(rows, self.index, self.columns_before)
 
     @cached_property
     def tokens_before(self) -> list[int]:
@@ -104,7 +125,7 @@ class PruningReport:
         if self.strategy is not None:
             notes.append(self.strategy.reason)
         if self.scores is None:
-            notes.append("keep ratio 1: the model was called untouched")
+            notes.append(self.unpruned_because)
         for row, (n, text) in enumerate(zip(self.vision_tokens, self.has_text.tolist(), strict=True)):
             if n == 0:
                 notes.append(f"row {row}: no vision token to prune")

@@ -237,7 +237,7 @@ def _best(scores: Tensor, images: list[list[int]], ratio: float) -> list[int]:
 
 
 def index_of(keep: Tensor, real: Tensor, vision: Tensor) -> Tensor:
-    """Kept columns of each row, -1 for padding: what is behind the last ``vision`` token is as far from the end as before.
+    """Kept columns of each row, -1 for padding; behind a row's last ``vision`` token all stays as far from the end.
 
     ``vision`` (B, S) are the tokens that may go. Rows are filled up on the left.
     """

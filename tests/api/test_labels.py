@@ -46,3 +46,26 @@ def test_the_loss_trains_the_language_model(family, plain, model):
     for name, weight in weights.items():
         assert weight.grad is not None, name
         assert 0 < weight.grad.abs().sum() < torch.inf, name
+
+
+def test_an_answer_does_not_choose_the_tokens_it_is_judged_by(family, plain, model):
+    """Of one question with two answers the losses judge one image; without labels the two differ somewhere."""
+    inputs = make_batch(family, "single")
+    labels = make_labels(inputs)
+    chosen, free = [], []
+    with torch.no_grad(), asymvlm.patch(model, vision=uniform(0.5)) as handle:
+        for seed in range(6):
+            drawn = torch.randint(5, 90, labels.shape, generator=torch.Generator().manual_seed(seed))
+            answered = {**inputs, "input_ids": torch.where(labels == -100, inputs["input_ids"], drawn)}
+            model(**answered, labels=labels)
+            chosen.append(handle.last.index.tolist())
+            model(**answered)
+            free.append(handle.last.index.tolist())
+    assert all(kept == chosen[0] for kept in chosen)
+    assert any(kept != free[0] for kept in free)
+
+
+def test_labels_of_another_shape_are_refused(family, model):
+    inputs = make_batch(family, "single")
+    with asymvlm.patch(model, vision=uniform(0.5)), pytest.raises(ValueError, match="labels must have the shape of"):
+        model(**inputs, labels=make_labels(inputs)[:, 1:])

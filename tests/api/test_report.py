@@ -9,7 +9,7 @@ import torch
 from checks import one_tier_each, uniform
 from masked_reference import select
 from tiny import TEXT, make_batch, text_layers, vision_columns
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 import asymvlm
 from asymvlm import VisionPruning
@@ -164,7 +164,17 @@ def test_bytes_of_a_quantized_cache_are_unknown_not_zero():
     cache = DynamicCache()
     cache.update(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), 0)
     assert cache_bytes(cache) == 2 * 24 * 4
-    assert unpruned_cache_bytes(cache, 3, None) == 4 * 24 * 4
+    assert unpruned_cache_bytes(cache, 3, 6, None) == 4 * 24 * 4
     cache.layers[0]._quantized_keys = cache.layers[0]._quantized_values = None
     assert cache_bytes(cache) is None
-    assert unpruned_cache_bytes(cache, 3, None) is None
+    assert unpruned_cache_bytes(cache, 3, 6, None) is None
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3"], indirect=True)
+def test_bytes_leave_slots_out_that_are_not_filled(family, model):
+    inputs = make_batch(family, "single")
+    with torch.no_grad(), asymvlm.patch(model, vision=uniform(0.5)) as handle:
+        model(**inputs, use_cache=True)
+        growing = handle.last.kv_bytes, handle.last.kv_bytes_before
+        model(**inputs, past_key_values=StaticCache(model.config, max_cache_len=200))
+        assert (handle.last.kv_bytes, handle.last.kv_bytes_before) == growing

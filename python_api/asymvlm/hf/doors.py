@@ -27,8 +27,9 @@ class Door:
     Args:
         module: whose forward is meant.
         enter: gets the module and the arguments under our names; returns those to go on with, or None for the same.
-        leave: gets the module, the arguments under our names and the output, None after an exception. torch.compile
-            guards on a hook's number, so a compiled module gets none that it does not need.
+        leave: gets the module, the arguments under our names and the output, None after an exception; returns the
+            output to hand out, or None for the same. torch.compile guards on a hook's number, so a compiled module
+            gets none that it does not need.
     Raises:
         MechanismError: if the module's forward does not name its cache.
         RuntimeError: as `check_free` does.
@@ -38,7 +39,7 @@ class Door:
         self,
         module: nn.Module,
         enter: Callable[[nn.Module, Arguments], Arguments | None],
-        leave: Callable[[nn.Module, Arguments, Any], None] | None = None,
+        leave: Callable[[nn.Module, Arguments, Any], Any] | None = None,
     ) -> None:
         self.callee = Callee.of(type(module).forward)
         check_free(module)
@@ -63,6 +64,6 @@ class Door:
             changed = arguments  # the caller used a name of another version
         return (), self.callee.write(changed)
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any) -> None:
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any) -> Any:
         assert self._leave is not None
-        self._leave(module, bind(type(module).forward, module, args, kwargs), output)
+        return self._leave(module, bind(type(module).forward, module, args, kwargs), output)
