@@ -121,8 +121,9 @@ def prune_prompt(
     side = padding_side(real, labelled=labels is not None and not inputs.get("logits_to_keep"))
     staying = padding_to_keep(real, prunable) if side == "left" else torch.zeros_like(real)
     carry_pad = {IDS: getattr(text_config, "pad_token_id", None) or 0, **adapter.per_token}
+    exact = embeds.dtype == torch.float64  # scores are fp32, embeddings stay as they are
     pruned = prune_sequence(
-        embeds,
+        embeds.float() if exact else embeds,
         vision,
         text,
         None if policy.weight is None else policy.weight.detach().to(embeds.device),
@@ -138,6 +139,7 @@ def prune_prompt(
     )
     if start is not None and len(real) > 1:
         pruned = pad_in_place(pruned, carry_pad, {name: x for name, x in per_token.items() if name != "labels"})
+    shorter = gather_rows(embeds, pruned.index) if exact else pruned.embeds
     kept = (pruned.index >= 0) & real.gather(1, pruned.index.clamp_min(0))
     index = pruned.index.masked_fill(~kept, -1)
     carried = {name: tensor for name, tensor in pruned.carry.items() if name != IDS}
@@ -146,7 +148,7 @@ def prune_prompt(
         carried[POSITIONS] = renumbered(kept, positions, adapter, generating=generating, start=start)
         following = carried[POSITIONS][..., -1:] + 1
     # always a mask: gapped positions without one are read as packed sequences
-    carried |= {EMBEDS: pruned.embeds, MASK: kept.to(mask.dtype)}
+    carried |= {EMBEDS: shorter, MASK: kept.to(mask.dtype)}
     for name in adapter.decoder_rows:
         if record.get(name) is not None:
             rows = record[name][:, first:]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from checks import GREEDY, assert_close, attention_layers, uniform
-from masked_reference import masked_forward, select
+from masked_reference import masked_forward, select, take
 from tiny import REPRESENTATIVE, build, make_batch
 
 import asymvlm
+from asymvlm import TextEviction
 
 
 def half(inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -31,6 +32,23 @@ def test_selection_and_dtype(family, model, batch, dtype):
     assert attention_layers(out.past_key_values)[0].keys.dtype == dtype
     assert torch.equal(generated[:, :-3], inputs["input_ids"])
     assert handle.last.scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize("batch", ["single", "left_padded"])
+def test_float64_models_are_exact(family, model, batch):
+    model.to(torch.float64)
+    inputs = half(make_batch(family, batch), torch.float64)
+    selection = select(model, inputs, 0.5)
+    expected = take(masked_forward(model, inputs, selection.keep), selection.index)
+    settings = dict(vision=uniform(0.5), text=TextEviction(6, 0.5))
+    with torch.no_grad(), asymvlm.patch(model, **settings) as handle:
+        found = model(**inputs, use_cache=False).logits
+        assert torch.equal(handle.last.index, selection.index)
+        model.generate(**inputs, max_new_tokens=10)
+    assert found.dtype == torch.float64
+    real = selection.index >= 0
+    torch.testing.assert_close(found[real], expected[real], rtol=0, atol=1e-9)
+    assert all(handle.last.eviction.evicted)
 
 
 @pytest.mark.parametrize("family", [*REPRESENTATIVE, "mistral3", "phi4_multimodal"], indirect=True)

@@ -1,4 +1,4 @@
-"""Each call's report is to be had where the call was made: on its result, and as ``handle.last`` of its thread or task."""
+"""Each call's report is where the call was made: on its result, and as ``handle.last`` of its thread or task."""
 
 from __future__ import annotations
 

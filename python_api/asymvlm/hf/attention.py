@@ -120,6 +120,8 @@ def attend_and_score(
 def score(query: torch.Tensor, key: torch.Tensor, step: Scores, scale: float, softcap: float) -> torch.Tensor:
     """Head mean of the step's attention over the slots: ``(B, H, 1, D)``, ``(B, G, S, D)`` -> ``(B, S)`` fp32."""
     query, key = query.detach(), key.detach()
+    if query.dtype == torch.float64:  # scores are fp32 anyhow
+        query, key = query.float(), key.float()
     slot_pos, q_pos = step.slot_pos.to(key.device), step.q_pos.to(key.device)
     if query.shape[-1] > WIDEST_HEAD:
         rows = query.float().unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # (B, G, H / G, D)
