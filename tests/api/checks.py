@@ -31,7 +31,7 @@ def one_tier_each(gaps: list[float]) -> ThresholdBudget:
 _atol: ContextVar[float] = ContextVar("atol")
 
 
-def set_tolerance(atol: float = 1e-5) -> None:
+def set_tolerance(atol: float = 2e-5) -> None:
     """The absolute tolerance of `assert_close` from here on: a fact of the family under test."""
     _atol.set(atol)
 

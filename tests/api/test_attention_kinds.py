@@ -30,7 +30,7 @@ def uncompiled():
 @pytest.mark.parametrize("family", FLEX)
 @pytest.mark.parametrize("batch", ["single", "left_padded"])
 def test_flex_attention(family, batch, uncompiled):
-    set_tolerance(2e-5)  # of three digits more than the rest: its products are summed in another order
+    set_tolerance(tiny.FAMILIES[family].atol)
     plain, flex = tiny.build(family), tiny.build(family, attention="flex_attention")
     inputs = tiny.make_batch(family, batch)
     ids, logits = masked_greedy(plain, inputs, select(plain, inputs, 0.5).keep, steps=3)
@@ -43,7 +43,7 @@ def test_flex_attention(family, batch, uncompiled):
 @pytest.mark.parametrize("family, window", [("gemma3", 12), ("mistral3", 30)], ids=str)
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=str)
 def test_flex_windows_go_by_original_position(family, window, options, uncompiled):
-    set_tolerance(2e-5)
+    set_tolerance(tiny.FAMILIES[family].atol)
     plain = tiny.build(family, sliding_window=window)
     flex = tiny.build(family, attention="flex_attention", sliding_window=window)
     inputs = tiny.make_batch(family, "left_padded")
@@ -121,7 +121,7 @@ def with_flash(family: str, **text: object) -> PreTrainedModel:
 @pytest.mark.parametrize("batch", ["single", "left_padded"])
 def test_flash_attention(family, batch, stand_in):
     """A row is one sequence however its positions jump; padded rows are unpadded."""
-    set_tolerance(2e-5)
+    set_tolerance(tiny.FAMILIES[family].atol)
     plain, flash = tiny.build(family), with_flash(family)
     inputs = tiny.make_batch(family, batch)
     selection = select(plain, inputs, 0.5)
@@ -137,7 +137,7 @@ def test_flash_attention(family, batch, stand_in):
 @pytest.mark.parametrize("family", ["llava", "mistral3"])
 def test_one_padded_row_and_a_later_turn_stay_whole_under_flash_attention(family, stand_in):
     """Neither starts at position 0, where packed sequences do."""
-    set_tolerance(2e-5)
+    set_tolerance(tiny.FAMILIES[family].atol)
     plain, flash = tiny.build(family), with_flash(family)
     padded = {name: value[:1] for name, value in tiny.make_batch(family, "left_padded").items()}
     selection = select(plain, padded, 0.5)

@@ -71,7 +71,8 @@ class Family:
     norm_offset: float = 0.0  # what the norms add to their weight: Gemma's scale is 1 + weight
     chunked_prefill: bool = True  # False where prefill in chunks is wrong without any patch
     recurrent: tuple[str, ...] = ()  # token mixers of a layer that carry a state instead of K and V
-    atol: float = 1e-5  # of logits, fp32
+    # of logits, fp32: about twice what the unpatched model is from itself in float64, on the worst CPU seen
+    atol: float = 2e-5
     attention: str = "sdpa"
     seed: int = 2  # of the parameters
     generated: dict[str, int] = field(default_factory=dict)  # token types of generated tokens, 0 if not named

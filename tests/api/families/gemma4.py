@@ -75,5 +75,5 @@ FAMILY = Family(
     "model.vision_tower",
     video=video,
     chunked_prefill=False,
-    atol=2e-4,  # attention logits are not scaled down: without any patch, cached steps differ by 8e-5 from whole runs
+    atol=6e-4,  # attention logits are not scaled down: fp32 is 3.2e-4 from float64 without any patch
 )

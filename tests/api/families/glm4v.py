@@ -63,4 +63,5 @@ FAMILY = Family(
     video_alone=True,
     mrope=True,
     bare_images=False,
+    atol=5e-5,  # fp32 is 2.5e-5 from float64 without any patch
 )

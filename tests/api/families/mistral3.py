@@ -27,4 +27,5 @@ FAMILY = Family(
     processor,
     "model.vision_tower",
     image=(*(IMAGE,) * 4, ROW_END) * 4,
+    atol=7e-5,  # fp32 is 3.4e-5 from float64 without any patch
 )
