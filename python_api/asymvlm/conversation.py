@@ -17,6 +17,7 @@ from asymvlm.hf.arguments import IDS, MASK, cache_of
 from asymvlm.hf.generation import generate_callee, setting
 from asymvlm.models import adapter_for
 from asymvlm.patch import HANDLE, PatchHandle
+from asymvlm.pictures import as_page
 from asymvlm.prompt import has_images
 from asymvlm.report import PruningReport
 
@@ -64,7 +65,8 @@ class Conversation:
         """Say something, with images of its own or none, and return the model's answer.
 
         Raises:
-            ValueError: if ``question`` holds the marker of an image, or the template hides where an answer ends.
+            ValueError: if ``question`` holds the marker of an image, the template hides where an answer ends, or pixels
+                hold no brightness (`as_rgb`).
             NotImplementedError: for new images in a later turn of a family that cannot take them.
 
         A call that fails leaves the conversation as it was, but for tokens in the cache: start a new one then.
@@ -72,7 +74,9 @@ class Conversation:
         token = getattr(self.processor, "image_token", None)
         if token and token in question:
             raise ValueError(f"the question holds {token!r}, the placeholder of an image, wanted text without it")
-        content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": question}]
+        images = [as_page(image, f"image {number}") for number, image in enumerate(images, 1)]
+        content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+        content += [{"type": "text", "text": question}]
         message = {"role": "user", "content": content}
         new = self._first(message) if self.ids is None else self._later(message, images)
         new = {name: _placed(value, self.model) for name, value in new.items()}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 import asymvlm
-from asymvlm.pictures import as_rgb
+from asymvlm.pictures import PictureError, as_rgb
 from asymvlm.session import InputError, Session, first_line
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ def open_image(path: str | Path) -> Image:
     """
     from PIL import Image, UnidentifiedImageError
 
+    if str(path).startswith(("http://", "https://", "data:")):
+        raise InputError(f"image {str(path)[:80]}: an address, wanted a file: download it first")
     file = Path(path).expanduser()
     if not file.is_file():
         found = "a folder" if file.is_dir() else "no such file"
@@ -81,10 +83,29 @@ def open_image(path: str | Path) -> Image:
     try:
         with Image.open(file) as image:
             return as_rgb(image, f"image {path}")
+    except PictureError as error:
+        raise InputError(str(error)) from error
     except UnidentifiedImageError as error:
-        raise InputError(f"image {path}: not a format Pillow can read, wanted a PNG, JPEG or the like") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"image {path}: {_not_an_image(file)}") from error
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise InputError(
+            f"image {path}: too large to open safely, wanted at most {most:,} pixels: scale it down first "
+            f"({first_line(error)})"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"image {path}: cannot be read ({first_line(error)}), wanted a whole image file") from error
+
+
+def _not_an_image(file: Path) -> str:
+    """What a file is that Pillow does not know, and what to do about it."""
+    with file.open("rb") as stream:
+        head = stream.read(1024)
+    if not head:
+        return "the file is empty, wanted an image"
+    if b"%PDF" in head:
+        return "a PDF, wanted an image: turn its page into one first, with `pdftoppm -r 150 -png` say"
+    return "not a format Pillow can read, wanted a PNG, JPEG or the like"
 
 
 def visible_region(image: Image, image_processor: Any) -> Image:

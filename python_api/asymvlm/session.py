@@ -12,6 +12,7 @@ import torch
 
 from asymvlm.flops import cache_bytes
 from asymvlm.hf.arguments import IDS, cache_of
+from asymvlm.pictures import PictureError, as_page
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -84,6 +85,7 @@ class Session:
         if token and token in question:
             raise InputError(f"the question holds {token!r}, the placeholder of an image, wanted text without it")
         try:
+            images = [as_page(image, f"image {number}") for number, image in enumerate(images, 1)]
             if getattr(self.processor, "chat_template", None):
                 content = [{"type": "image", "image": image} for image in images]
                 content.append({"type": "text", "text": question})
@@ -104,6 +106,8 @@ class Session:
                 inputs = self.processor(images=list(images), text=text, return_tensors="pt")
         except InputError:
             raise
+        except PictureError as error:
+            raise InputError(str(error)) from error
         except (ValueError, TypeError, IndexError, ImportError) as error:
             raise InputError(f"the processor of {self.name} refused the prompt: {first_line(error)}") from error
         return inputs.to(self.model.device, dtype=self.model.dtype)

@@ -86,7 +86,7 @@ def questions(talk: Conversation, first: list[Any], *, quiet: bool) -> Iterator[
                 console.out.print(str(error), style="red", markup=False)
         elif command == "/stats":
             if not quiet and talk.cache is not None:
-                console.out.print(cache_line(talk.cache.stats()), markup=False)
+                console.print_line(cache_line(talk.cache.stats()))
         elif command.startswith("/"):
             if not interactive:
                 raise InputError(f"unknown command {command}, wanted one of /image, /stats, /quit")
@@ -102,7 +102,7 @@ def turn(talk: Conversation, question: str, images: list[Any], quiet: bool) -> d
         reply = talk.ask(question, images)
         if not quiet:
             console.print_text(reply.text)
-            console.out.print(cache_line(talk.cache.stats()), style="dim", markup=False)
+            console.print_line(cache_line(talk.cache.stats()), style="dim")
     else:
         with Live(console=console.out, refresh_per_second=12) as live:
             writer = _Writer(talk, live)

@@ -83,6 +83,11 @@ def print_text(text: str) -> None:
     out.file.write(f"{text}\n")
 
 
+def print_line(line: str, style: str | None = None) -> None:
+    """A line of ours, in one piece at any width."""
+    out.print(line, style=style, markup=False, soft_wrap=True)
+
+
 def print_json(record: dict[str, Any]) -> None:
     """One JSON object on one line of stdout. Raises ValueError on NaN or infinity, which are not JSON."""
     sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")

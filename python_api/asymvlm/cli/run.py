@@ -126,11 +126,11 @@ def show(session: Session, outcome: Outcome) -> None:
         console.print_text(outcome.pruned.text)
     console.out.print()
     console.out.print(table)
-    console.out.print(tables.decision_line(outcome.report))
+    console.print_line(tables.decision_line(outcome.report))
     if outcome.report.eviction is not None:
-        console.out.print(tables.eviction_line(outcome.report.eviction))
+        console.print_line(tables.eviction_line(outcome.report.eviction))
     for note in outcome.report.notes:
-        console.out.print(f"note: {note}", markup=False)
+        console.print_line(f"note: {note}")
 
 
 def to_record(session: Session, outcome: Outcome, question: str, budget: AnyBudget) -> dict[str, Any]:
