@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from asymvlm.json_files import read_object
 from asymvlm_kernels import LinearBudget, RelativeThresholdBudget, ThresholdBudget, UniformBudget
 
 BudgetClass = type[UniformBudget] | type[ThresholdBudget] | type[LinearBudget] | type[RelativeThresholdBudget]
@@ -60,13 +61,7 @@ def load_budget(path: str | Path) -> AnyBudget:
     Raises:
         ValueError: if the file cannot be read, is no JSON object, or describes no valid budget; starts with the path.
     """
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ValueError(f"{path}: not a readable JSON file ({reason})") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path}: JSON {type(record).__name__} found, wanted an object such as {_EXAMPLE}")
+    record = read_object(path, _EXAMPLE)
     try:
         return budget_from_dict(record)
     except ValueError as error:

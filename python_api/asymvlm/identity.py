@@ -29,6 +29,13 @@ class ModelIdentity:
     model_id: str = ""  # hub id or folder that it was loaded from
     fingerprint: str = ""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.width, int) or isinstance(self.width, bool) or self.width < 1:
+            raise ValueError(f"width must be a whole number of at least 1, got {self.width!r}")
+        for name in ("model_type", "model_id", "fingerprint"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be text, got {getattr(self, name)!r}")
+
     def why_not(self, other: ModelIdentity) -> str:
         """Empty where ``other`` is the same model, else what differs."""
         if self.width != other.width:

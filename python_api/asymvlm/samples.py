@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from asymvlm.hf.arguments import IDS, MASK
+from asymvlm.json_files import FileError, parse, read_lines
 from asymvlm.loading import open_image
 from asymvlm.models import adapter_for
 from asymvlm.pictures import as_rgb
@@ -29,6 +29,7 @@ class Question:
     images: tuple[Any, ...]  # paths, or PIL images
     question: str
     answers: tuple[str, ...]
+    where: str = ""  # file and line, for errors
 
     def open(self) -> list[Image]:
         """The images, RGB. Raises InputError at the first that cannot be read."""
@@ -44,21 +45,27 @@ def read_jsonl(file: Path) -> list[Question]:
         InputError: if the file cannot be read, or at the first line that is not such a record; names the line.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read ({first_line(error)}), wanted a JSONL file") from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{file}:{number}: not JSON ({first_line(error)})") from error
-        found.append(_question(record, f"{file}:{number}", file.parent))
+        found = [_question(parse(line, where), where, file.parent) for where, line in read_lines(file)]
+    except FileError as error:
+        raise InputError(str(error)) from error
     if not found:
         raise InputError(f"{file}: no samples, wanted one JSON object a line")
     return found
+
+
+def check_images(samples: Sequence[Question]) -> None:
+    """Find missing image files before a long run does. Images inside a dataset are not looked at.
+
+    Raises:
+        InputError: naming the first missing ones, with the line that wants each.
+    """
+    if isinstance(samples, DatasetQuestions):
+        return
+    wanted = [(image, sample.where) for sample in samples for image in sample.images if isinstance(image, Path)]
+    missing = [f"{where}: image {image}" for image, where in wanted if not image.expanduser().is_file()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise InputError(f"{len(missing)} of {len(wanted)} image files are missing: {'; '.join(missing[:3])}{more}")
 
 
 class DatasetQuestions(Sequence[Question]):
@@ -148,9 +155,14 @@ def _question(record: Any, where: str, folder: Path) -> Question:
     answers = [] if answers is None else answers if isinstance(answers, (list, tuple)) else [answers]
     if not images or any(image is None for image in images):
         raise InputError(f"{where}: no 'image', wanted a path or a list of paths")
+    for image in images:
+        if isinstance(image, str) and (not image.strip() or "\0" in image):
+            raise InputError(f"{where}: 'image' {image!r} found, wanted a path")
+        if not isinstance(image, str) and not hasattr(image, "convert"):
+            raise InputError(f"{where}: 'image' is a {type(image).__name__}, wanted a path or a list of paths")
     if not isinstance(question, str) or not question.strip():
         raise InputError(f"{where}: 'question' {question!r} found, wanted some text")
-    if not all(isinstance(answer, (str, int, float)) for answer in answers):
+    if not all(isinstance(answer, (str, int, float)) and not isinstance(answer, bool) for answer in answers):
         raise InputError(f"{where}: 'answer' {answers!r} found, wanted text or a list of texts")
     opened = tuple(folder / image if isinstance(image, str) else image for image in images)
-    return Question(opened, question.strip(), tuple(str(answer) for answer in answers))
+    return Question(opened, question.strip(), tuple(str(answer) for answer in answers), where)

@@ -23,6 +23,7 @@ from torch import nn
 import asymvlm_kernels
 from asymvlm.budget_file import budget_from_dict, budget_to_dict
 from asymvlm.identity import ModelIdentity, identify, is_hub_id
+from asymvlm.json_files import first_line, read_object
 from asymvlm.weights import fp32_weight
 from asymvlm_kernels import Budget, ScoreBudget, UniformBudget
 
@@ -30,6 +31,7 @@ WEIGHT_FILE, CONFIG_FILE = "scorer.safetensors", "config.json"
 FORMAT = 1  # of the config; raised when an older reader would misread it
 QUANTILES = tuple(i / 20 for i in range(21))
 _PACKAGES = ("torch", "transformers")
+_EXAMPLE = '{"format": 1, "base": {"width": 4096}}'
 CARD = """---
 {{ card_data }}
 ---
@@ -56,6 +58,15 @@ class GapStatistics:
     mean: float
     quantiles: tuple[float, ...]  # at `QUANTILES`: 0, 0.05, ... 1
     samples: int
+
+    def __post_init__(self) -> None:
+        numbers = (self.mean, *self.quantiles)
+        if not all(_is_number(value) for value in numbers) or list(self.quantiles) != sorted(self.quantiles):
+            raise ValueError(f"gaps must be finite numbers, quantiles rising, got mean {self.mean!r}, {self.quantiles}")
+        if len(self.quantiles) != len(QUANTILES):
+            raise ValueError(f"gaps must have {len(QUANTILES)} quantiles, got {len(self.quantiles)}")
+        if not isinstance(self.samples, int) or isinstance(self.samples, bool) or self.samples < 1:
+            raise ValueError(f"gaps must be of 1 sample or more, got samples={self.samples!r}")
 
     @classmethod
     def of(cls, gaps: torch.Tensor) -> GapStatistics | None:
@@ -109,6 +120,9 @@ class Scorer(
         self.base = ModelIdentity(len(weight)) if base is None else base
         self.budget = budget
         self.gaps = gaps
+        for name, record in (("training", training), ("calibration", calibration)):
+            if record is not None and not isinstance(record, Mapping):
+                raise ValueError(f"{name} must be a mapping of plain values, got {record!r}")
         self.training = dict(training or {})
         self.calibration = dict(calibration or {})
 
@@ -199,18 +213,23 @@ class Scorer(
             ValueError: if there is no such folder, or what is there is not a scorer.
         """
         name = str(pretrained_model_name_or_path)
+        if "\0" in name:
+            raise ValueError(f"scorer {name!r}: a path cannot hold a NUL")
         folder = Path(name).expanduser()
         if folder.is_dir():
             for file in (CONFIG_FILE, WEIGHT_FILE):
                 if not (folder / file).is_file():
                     raise ValueError(f"scorer {name}: no {file} in it, wanted a folder written by save_pretrained")
             name = str(folder)
+            read_object(folder / CONFIG_FILE, _EXAMPLE)
         elif name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise ValueError(f"scorer {name}: no such folder, wanted one written by save_pretrained, or a hub id")
         try:
             loaded: Scorer = super().from_pretrained(name, **options)
+        except (AttributeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"scorer {name}: its {CONFIG_FILE} is no JSON object ({first_line(error)})") from error
         except (OSError, HfHubHTTPError) as error:  # of the hub; it names the repository, the cache or the network
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise ValueError(f"scorer {name}: no such folder, and the hub does not give it ({reason})") from error
         return loaded
 
@@ -230,8 +249,8 @@ class Scorer(
             )
         try:
             return cls._read(config, load_file(file))
-        except (KeyError, TypeError, ValueError, SafetensorError) as error:
-            raise ValueError(f"scorer {model_id}: not one of ours ({error})") from error
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError, SafetensorError, OSError) as error:
+            raise ValueError(f"scorer {model_id}: not one of ours ({first_line(error)})") from error
 
     @classmethod
     def _read(cls, config: dict[str, Any] | None, tensors: dict[str, torch.Tensor]) -> Scorer:
@@ -248,6 +267,10 @@ class Scorer(
             config.get("training"),
             config.get("calibration"),
         )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _plain(value: Any) -> Any:

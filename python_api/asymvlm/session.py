@@ -12,6 +12,7 @@ import torch
 
 from asymvlm.flops import cache_bytes
 from asymvlm.hf.arguments import IDS, cache_of
+from asymvlm.json_files import first_line
 from asymvlm.pictures import PictureError, as_page
 
 if TYPE_CHECKING:
@@ -159,7 +160,4 @@ class Session:
             torch.cuda.synchronize(self.device)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of a message, for errors that must fit in one."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+__all__ = ["FirstToken", "Generation", "InputError", "Session", "first_line"]

@@ -32,7 +32,9 @@ def test_fields_with_a_default_may_be_left_out() -> None:
 @pytest.mark.parametrize(
     "text,words",
     [
-        ("{", "readable JSON"),
+        ("{", "not JSON"),
+        ("", "the file is empty, wanted"),
+        ("[" * 100_000, "nested too deep"),
         ("[1]", "JSON list found, wanted an object"),
         ("{}", "no field 'type', wanted a budget type of 'uniform'"),
         ('{"type": "square"}', "type 'square', wanted"),
@@ -41,7 +43,9 @@ def test_fields_with_a_default_may_be_left_out() -> None:
         ('{"type": "uniform", "ratio": 0.5, "extra": 1}', "unknown field 'extra'"),
         ('{"type": "uniform", "ratio": "half"}', "'half'"),
         ('{"type": "uniform", "ratio": true}', "True"),
-        ('{"type": "uniform", "ratio": NaN}', "nan"),
+        ('{"type": "uniform", "ratio": NaN}', "the number NaN is not finite"),
+        ('{"type": "uniform", "ratio": 1e400}', "the number 1e400"),
+        (f'{{"type": "uniform", "ratio": 1{"0" * 400}}}', "of 401 digits is not finite or too large"),
         ('{"type": "threshold", "gap_low": 0.1}', "lacks gap_high, conservative, moderate, aggressive"),
     ],
 )
@@ -55,8 +59,13 @@ def test_bad_file_names_itself_and_the_fault(text: str, words: str, tmp_path: Pa
 
 def test_file_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="readable JSON"):
+    with pytest.raises(ValueError, match="not UTF-8 text"):
         load_budget(tmp_path / "binary")
+
+
+def test_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "budget.json").write_text('{"type": "uniform", "ratio": 0.5}', encoding="utf-8-sig")
+    assert load_budget(tmp_path / "budget.json") == UniformBudget(0.5)
 
 
 def test_foreign_budget_has_no_json_type() -> None:

@@ -11,6 +11,7 @@ import torch
 from checkpoint import checkpoint, page
 from PIL import Image
 
+from asymvlm.cli.data import read_samples
 from asymvlm.loading import load
 from asymvlm.metrics import anls, exact_match, relaxed_accuracy
 from asymvlm.samples import DatasetQuestions, Prompts, prepare_prompt, prepare_with_answer, read_jsonl
@@ -48,11 +49,37 @@ def test_records(tmp_path):
         ({"question": "What?"}, "samples.jsonl:2: no 'image'"),
         ({"image": "a.png", "question": " "}, "samples.jsonl:2: 'question' ' ' found"),
         ({"image": "a.png", "question": "What?", "answer": {"a": 1}}, "samples.jsonl:2: 'answer'"),
+        ({"image": {"path": "a.png"}, "question": "What?"}, "samples.jsonl:2: 'image' is a dict, wanted a path"),
+        ({"image": "a\0.png", "question": "What?"}, "samples.jsonl:2: 'image' .* found, wanted a path"),
+        ("[" * 100_000, "samples.jsonl:2: nested too deep"),
+        ('{"image": "a.png", "question": "What?", "answer": 1e999}', "samples.jsonl:2: not JSON .the number 1e999"),
     ],
 )
 def test_bad_records_are_named_by_line(tmp_path, record, message):
     with pytest.raises(InputError, match=message):
         read_jsonl(write(tmp_path, {"image": "a.png", "question": "What?"}, record))
+
+
+def test_lines_end_at_line_feeds_alone_and_a_byte_order_mark_is_read(tmp_path):
+    file, odd = tmp_path / "samples.jsonl", "a\u2028b\x85c\x0bd"
+    records = [{"image": "a.png", "question": odd}, {"image": "b.png", "question": "What?"}]
+    text = "\r\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    file.write_bytes(text.encode("utf-8-sig"))
+    assert [sample.question for sample in read_jsonl(file)] == [odd, "What?"]
+
+
+def test_other_encodings_are_named(tmp_path):
+    (tmp_path / "samples.jsonl").write_text('{"image": "a.png", "question": "What?"}', encoding="utf-16")
+    with pytest.raises(InputError, match=r"samples\.jsonl: not UTF-8 text \(byte 0\), wanted UTF-8"):
+        read_jsonl(tmp_path / "samples.jsonl")
+
+
+def test_missing_images_are_found_before_a_run(tmp_path, page):
+    there = {"image": str(page), "question": "What?"}
+    file = write(tmp_path, there, {"images": [str(page), "b.png"], "question": "What?"})
+    with pytest.raises(InputError, match=r"1 of 3 image files are missing: .*samples.jsonl:2: image .*b.png"):
+        read_samples(file, None, "", "", None)
+    assert len(read_samples(file, None, "", "", 1)) == 1
 
 
 def test_files_without_samples_are_named(tmp_path):

@@ -180,14 +180,31 @@ def test_bad_folders_are_named(plain, tmp_path):
         ({"budget": {"type": "magic"}}, "type 'magic', wanted a budget type"),
         ({"base": {"width": 5}}, "must have the width 5"),
         ({"base": {"size": 5}}, "not one of ours"),
+        ({"base": [1]}, "not one of ours"),
+        ({"base": record["base"] | {"width": "32"}}, "width must be a whole number of at least 1, got '32'"),
+        ({"base": record["base"] | {"model_id": 5}}, "model_id must be text, got 5"),
+        ({"training": ["epochs"]}, "training must be a mapping of plain values"),
+        ({"gaps": {"mean": 0.1, "quantiles": [0.1], "samples": 2}}, "gaps must have 21 quantiles, got 1"),
+        ({"gaps": {"mean": "a", "quantiles": [0.1] * 21, "samples": 2}}, "gaps must be finite numbers"),
+        ({"gaps": {"mean": 0.1, "quantiles": [0.1] * 21, "samples": -2}}, "gaps must be of 1 sample or more"),
+        ("", "config.json: the file is empty"),
+        ("{", "config.json: not JSON"),
+        ("[1]", "config.json: JSON list found, wanted an object such as"),
+        ("[" * 100_000, "config.json: nested too deep"),
     ):
-        (tmp_path / CONFIG_FILE).write_text(json.dumps(record | change))
+        text = change if isinstance(change, str) else json.dumps(record | change)
+        (tmp_path / CONFIG_FILE).write_text(text)
         with pytest.raises(ValueError, match=message):
             Scorer.from_pretrained(tmp_path)
     (tmp_path / CONFIG_FILE).write_text(json.dumps(record))
     save_file({"w": torch.ones(3)}, tmp_path / WEIGHT_FILE)
     with pytest.raises(ValueError, match="with a 'weight'"):
         Scorer.from_pretrained(tmp_path)
+    (tmp_path / WEIGHT_FILE).write_bytes(b"cut")
+    with pytest.raises(ValueError, match=f"scorer {tmp_path}: not one of ours"):
+        Scorer.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a path cannot hold a NUL"):
+        Scorer.from_pretrained("a\0b")
 
 
 def test_gap_statistics_leave_unknown_gaps_out(plain):

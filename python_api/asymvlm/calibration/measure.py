@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from asymvlm.budget_file import AnyBudget, budget_to_dict
+from asymvlm.json_files import FileError, parse, read_lines
 from asymvlm.patch import PatchHandle, patch
 from asymvlm.policies import VisionPruning
 from asymvlm.scorer import Scorer
@@ -77,15 +78,15 @@ class Measurer:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.file.write_text(json.dumps(self._header()) + "\n", encoding="utf-8")
             return
-        header, *lines = self.file.read_text(encoding="utf-8").splitlines()
-        if json.loads(header) != self._header():
+        (where, header), *lines = [*read_lines(self.file)] or [(str(self.file), "null")]
+        if parse(header, where) != self._header():
             raise ValueError(f"{self.file} holds measurements of another run: {header} found, {self._header()} wanted")
-        for line in lines:
+        for where, line in lines:
             try:
-                record = json.loads(line)
-            except ValueError:  # cut short when the process ended; what follows it is measured again
+                record = parse(line, where)
+                self.known[record["sample"], record["budget"]] = record["values"]
+            except (FileError, KeyError, TypeError):  # cut short when the process ended: what follows is measured again
                 break
-            self.known[record["sample"], record["budget"]] = record["values"]
 
     def look(self) -> Iterator[int]:
         """Scores and gaps of every sample; yields the number of each."""

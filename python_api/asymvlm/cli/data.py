@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from asymvlm.samples import DatasetQuestions, Question, read_jsonl
+from asymvlm.samples import DatasetQuestions, Question, check_images, read_jsonl
 from asymvlm.session import InputError
 
 DataOption = Annotated[
@@ -46,7 +46,9 @@ def read_samples(
             raise InputError(f"--columns: {columns!r} found, wanted three names like {COLUMNS}")
         assert dataset is not None
         samples = DatasetQuestions(dataset, split, dict(zip(("image", "question", "answer"), names, strict=True)))
-    return samples if limit is None else samples[:limit]
+    samples = samples if limit is None else samples[:limit]
+    check_images(samples)
+    return samples
 
 
 def check_folder(folder: Path, option: str) -> Path:

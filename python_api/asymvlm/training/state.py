@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 FILE = "training_state.safetensors"
@@ -60,10 +60,13 @@ class TrainingState:
         file = folder / FILE
         if not file.is_file():
             return None
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata()
-            tensors = {name: opened.get_tensor(name) for name in TENSORS}
-        found = json.loads(metadata["run"])
+        try:
+            with safe_open(file, framework="pt") as opened:
+                metadata = opened.metadata()
+                tensors = {name: opened.get_tensor(name) for name in TENSORS}
+            found, numbers = json.loads(metadata["run"]), json.loads(metadata["numbers"])
+        except (KeyError, OSError, SafetensorError, TypeError, ValueError) as error:
+            raise ValueError(f"{file} is no state of a run ({error}): resume=False starts over") from error
         wanted = json.loads(json.dumps(run))
         if found != wanted:
             name = next(key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key))
@@ -71,4 +74,4 @@ class TrainingState:
                 f"{file} is the state of another run: {name} {found.get(name)!r} found, {wanted.get(name)!r} wanted; "
                 "resume=False starts over"
             )
-        return cls(**tensors, **json.loads(metadata["numbers"]))
+        return cls(**tensors, **numbers)
