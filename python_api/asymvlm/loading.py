@@ -34,7 +34,7 @@ def load(model: str, *, dtype: Dtype = "auto", device: Device = "auto") -> Sessi
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor, PretrainedConfig
 
-    source = _locate(model)
+    source = locate(model)
     try:
         config, _ = PretrainedConfig.get_config_dict(source)
     except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: JSON, but no object
@@ -129,7 +129,8 @@ def visible_region(image: Image, image_processor: Any) -> Image:
 _WANTED = "wanted a folder written by save_pretrained, or the id of a hub repository within reach"
 
 
-def _locate(model: str) -> str:
+def locate(model: str) -> str:
+    """The folder or hub id that a user means. Raises InputError where it is plainly neither."""
     folder = Path(model).expanduser()
     if model and folder.is_dir():
         if not (folder / "config.json").is_file():

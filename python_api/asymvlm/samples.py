@@ -92,6 +92,10 @@ class DatasetQuestions(Sequence[Question]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def count_without_answer(self) -> int:
+        """Read from the column of answers alone."""
+        return sum(answer is None or answer == [] for answer in self.rows[self.columns["answer"]])
+
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
             return [self[i] for i in range(*place.indices(len(self)))]

@@ -74,6 +74,10 @@ class Session:
     def dtype(self) -> str:
         return str(self.model.dtype).removeprefix("torch.")
 
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(getattr(self.processor, "chat_template", None))
+
     def prepare(self, images: Sequence[Image], question: str) -> Any:
         """Model inputs for ``images`` followed by ``question``, batch 1, on the model's device and in its dtype.
 
@@ -87,7 +91,7 @@ class Session:
             raise InputError(f"the question holds {token!r}, the placeholder of an image, wanted text without it")
         try:
             images = [as_page(image, f"image {number}") for number, image in enumerate(images, 1)]
-            if getattr(self.processor, "chat_template", None):
+            if self.has_chat_template:
                 content = [{"type": "image", "image": image} for image in images]
                 content.append({"type": "text", "text": question})
                 inputs = self.processor.apply_chat_template(

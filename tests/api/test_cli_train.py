@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
+import signal
+import tempfile
 
 import pytest
 import torch
 from checkpoint import checkpoint, own_checkpoint, page
 
 from asymvlm import Scorer, UniformBudget
-from asymvlm.cli import main
+from asymvlm.cli import console, main
 from asymvlm.identity import ModelIdentity
+from asymvlm.training.passes import FrozenModel
+from asymvlm.training.progress import progress_bar
+from asymvlm.training.state import TrainingState
 
 __all__ = ["checkpoint", "own_checkpoint", "page"]  # fixtures
 
@@ -20,7 +28,7 @@ def questions(page, tmp_path):
     file = tmp_path / "samples.jsonl"
     records = [
         {"image": str(page), "question": question, "answer": "due"}
-        for question in ("What is due?", "what is what?", "is it due?")
+        for question in ("What is due?", "Name every number on this page", "k")
     ]
     file.write_text("\n".join(map(json.dumps, records)))
     return file
@@ -78,7 +86,105 @@ def test_a_scorer_of_another_model_is_refused_until_vouched_for(own_checkpoint, 
     assert call(capsys, *asked, "--any-model", "--max-new-tokens", 1)["report"]["kept"] == [4]
 
 
-def test_mistakes_are_one_line(checkpoint, questions, tmp_path, capsys):
+def test_ctrl_c_saves_and_the_same_command_goes_on(checkpoint, questions, tmp_path, capsys, monkeypatch):
+    source = ("train", "--model", checkpoint, "--data", questions, "--device", "cpu", "--batch-size", 1, "--epochs", 2)
+    whole = call(capsys, *source, "-o", tmp_path / "whole")
+    merge, merged = FrozenModel.merge, []
+
+    def interrupted(frozen, inputs):
+        merged.append(1)
+        if len(merged) == 5:
+            raise KeyboardInterrupt
+        return merge(frozen, inputs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FrozenModel, "merge", interrupted)
+        assert main([*map(str, source), "-o", str(tmp_path / "cut")]) == 130
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1] == "asymvlm: interrupted after step 4 of 6; the same command goes on from there"
+    assert "training scorer: 0 of 6, begins" in said
+    assert any(line.startswith("loading ") for line in said)
+    assert call(capsys, *source, "-o", tmp_path / "cut") | {"output": ""} == whole | {"output": ""}
+    weights = [Scorer.from_pretrained(tmp_path / name).weight for name in ("cut", "whole")]
+    assert weights[0].equal(weights[1])
+
+
+def test_sigterm_is_ctrl_c(checkpoint, questions, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(FrozenModel, "merge", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    source = ("--model", checkpoint, "--data", questions, "--device", "cpu", "-o", tmp_path / "cut")
+    assert main([*map(str, ("train", *source))]) == 130
+    assert "interrupted after step 0 of 1; the same command" in capsys.readouterr().err
+    assert main([*map(str, ("calibrate", *source, "--method", "relative"))]) == 130
+    assert "asymvlm: interrupted; what was measured is in" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_samples_and_prompts_lack_is_said_and_recorded(checkpoint, questions, page, tmp_path, capsys):
+    with questions.open("a") as file:
+        file.write("\n" + json.dumps({"image": str(page), "question": "Who?"}))
+    source = ("train", "--model", checkpoint, "--data", questions, "--device", "cpu", "-o", tmp_path / "scorer")
+    assert main([*map(str, source), "--json"]) == 0
+    printed = capsys.readouterr()
+    record, training = json.loads(printed.out), Scorer.from_pretrained(tmp_path / "scorer").training
+    assert "1 of 4 samples have no answer" in printed.err
+    assert record["samples_without_answer"] == training["samples_without_answer"] == 1
+    assert record["chat_template"] is training["chat_template"] is True
+    shutil.copytree(checkpoint, tmp_path / "bare")
+    for file in ("chat_template.jinja", "processor_config.json", "tokenizer_config.json"):
+        if (tmp_path / "bare" / file).is_file() and file.endswith("jinja"):
+            (tmp_path / "bare" / file).unlink()
+        elif (tmp_path / "bare" / file).is_file():
+            config = json.loads((tmp_path / "bare" / file).read_text())
+            (tmp_path / "bare" / file).write_text(json.dumps({k: v for k, v in config.items() if k != "chat_template"}))
+    asked = ("run", "-m", tmp_path / "bare", "-i", page, "-q", "What?", "--device", "cpu", "--max-new-tokens", 1)
+    assert main([*map(str, asked), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["chat_template"] is False
+    assert "has no chat template: its prompt is an image placeholder" in printed.err
+
+
+def test_a_folder_that_cannot_be_written_is_found_first(checkpoint, questions, tmp_path, capsys, monkeypatch):
+    def full(**_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(console, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    error = fails(capsys, "train", "-m", checkpoint, "--data", questions, "-o", tmp_path / "out")
+    assert f"--output: {tmp_path / 'out'} cannot be written (Read-only file system)" in error
+
+
+def test_calibration_finds_early_what_cannot_be_compared(checkpoint, questions, page, tmp_path, capsys):
+    source = ("calibrate", "--model", checkpoint, "--device", "cpu", "-o", tmp_path / "out", "--data", questions)
+    assert "two samples or more to compare, got 1" in fails(capsys, *source, "--limit", 1)
+    shown = {"image": str(page), "question": "What?", "answer": "due"}
+    questions.write_text("\n".join([json.dumps(shown)] * 3))
+    error = fails(capsys, *source)
+    assert "the 3 samples have one importance gap" in error
+    assert "take a uniform budget of 0.65, or method 'relative'" in error
+    measured = (tmp_path / "out" / "measurements" / "measurements.jsonl").read_text().splitlines()
+    assert len(measured) == 1, "nothing was measured, the file has its header"
+
+
+def test_progress_in_a_pipe_is_a_line_now_and_then(capsys):
+    now = iter([0.0, 10.0, 31.0, 40.0, 45.0])
+    with progress_bar("work", 4, shown=True, clock=lambda: next(now)) as advance:
+        for step in range(4):
+            advance(f"loss {step}")
+    assert capsys.readouterr().err.splitlines() == [
+        "work: 0 of 4, begins",
+        "work: 2 of 4, 0:00:31, about 0:00:31 left, loss 1",
+        "work: 4 of 4, 0:00:45, loss 3",
+    ]
+
+
+def test_a_state_that_is_none_is_named(tmp_path):
+    (tmp_path / "training_state.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"training_state.safetensors is no state of a run .*: resume=False"):
+        TrainingState.load(tmp_path, {})
+
+
+def test_mistakes_are_one_line(checkpoint, questions, page, tmp_path, capsys):
     source = ("--model", checkpoint, "--device", "cpu")
     out = ("-o", tmp_path / "scorer")
     assert "wanted one of --data and --dataset, got neither" in fails(capsys, "train", *source, *out)
@@ -94,6 +200,8 @@ def test_mistakes_are_one_line(checkpoint, questions, tmp_path, capsys):
         capsys, "calibrate", *source, *out, "--data", questions, "--average", "1.5"
     )
     unanswered = tmp_path / "unanswered.jsonl"
-    unanswered.write_text(json.dumps({"image": "a.png", "question": "What?"}))
+    unanswered.write_text(json.dumps({"image": str(page), "question": "What?"}))
     assert "sample 1 has no answer" in fails(capsys, "calibrate", *source, *out, "--data", unanswered)
-    assert "image" in fails(capsys, "train", *source, *out, "--data", unanswered)
+    unanswered.write_text(json.dumps({"image": "a.png", "question": "What?"}))
+    missing = fails(capsys, "train", *source, *out, "--data", questions, "--validation", unanswered)
+    assert "1 of 1 image files are missing" in missing

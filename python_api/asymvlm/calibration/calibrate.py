@@ -20,6 +20,7 @@ from torch import nn
 from asymvlm.budget_file import AnyBudget, budget_to_dict
 from asymvlm.calibration import fit
 from asymvlm.calibration.measure import Measurer, Metric
+from asymvlm.hf.arguments import IDS
 from asymvlm.policies import VisionPruning
 from asymvlm.scorer import GapStatistics, Scorer
 from asymvlm.training.progress import progress_bar
@@ -29,6 +30,7 @@ from asymvlm_kernels.budget import budget_counts
 
 logger = logging.getLogger(__name__)
 METHODS = ("threshold", "linear", "relative")
+SAME_GAP = 1e-6  # gaps that are no further apart tell no samples apart
 RUNGS = 8  # keep ratios of the default ladder
 
 
@@ -99,6 +101,8 @@ def calibrate_budget(
         raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
     if len(samples) == 0:
         raise ValueError("calibrate_budget needs samples, got none")
+    if len(samples) == 1 and 1 in samples[0][IDS].shape[:1]:
+        raise ValueError("calibrate_budget needs two samples or more to compare, got 1")
     lowest, highest, bounds = _bounds(method, average, minimum, maximum)
     ladder = _ladder(ratios, average, lowest, highest)
     policy = VisionPruning(scorer=_scorer(model, scorer), text=text, processor=processor)
@@ -115,6 +119,7 @@ def calibrate_budget(
             raise ValueError("no sample has vision tokens to prune and text to score them against")
         scores, mask = measurer.rows.padded()
         gaps, num_tokens = importance_gap(scores, mask), measurer.rows.num_tokens
+        _check_gaps(method, gaps, average)
 
         def measure(budget: AnyBudget, name: str) -> torch.Tensor:
             values: list[float] = []
@@ -170,6 +175,21 @@ def calibrate_budget(
     record = {name: value for name, value in result.to_dict().items() if name != "budget"} | {"wanted": average}
     owner = policy.scorer.replace(budget=result.budget, gaps=GapStatistics.of(gaps), calibration=record)
     return dataclasses.replace(result, scorer=owner)
+
+
+def _check_gaps(method: str, gaps: torch.Tensor, average: float) -> None:
+    """Before anything is measured: a budget that goes by the gap needs gaps that differ.
+
+    Raises:
+        ValueError: if they do not, or there is one alone.
+    """
+    if len(gaps) < 2:
+        raise ValueError("calibrate_budget needs two usable samples or more to compare, got 1")
+    if method != "relative" and float(gaps.max() - gaps.min()) <= SAME_GAP:
+        raise ValueError(
+            f"the {len(gaps)} samples have one importance gap, {float(gaps[0]):.4g}, by which method {method!r} cannot "
+            f"tell them apart: take a uniform budget of {average:g}, or method 'relative', which reads the scores"
+        )
 
 
 def _scorer(model: nn.Module, scorer: Scorer | torch.Tensor | str | Path | None) -> Scorer:

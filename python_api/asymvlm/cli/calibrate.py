@@ -10,7 +10,6 @@ from rich.table import Table
 
 import asymvlm
 from asymvlm.cli import console, data, options
-from asymvlm.loading import load
 from asymvlm.metrics import METRICS
 from asymvlm.samples import Prompts
 from asymvlm.session import InputError
@@ -48,9 +47,9 @@ def calibrate(
             raise InputError(f"sample {number + 1} has no answer, wanted one to judge by")
     folder = data.check_folder(output, "--output")
     learned = options.load_scorer(scorer)
-    with console.stdout_reserved(as_json):
+    with console.stdout_reserved(as_json), console.interruptible():
         console.hush_transformers(progress=not as_json)
-        session = load(model, dtype=dtype, device=device)
+        session = console.open_session(model, dtype=dtype, device=device)
 
         def judge(patched: Any, sample: Any) -> float:
             inputs = {name: value for name, value in sample.items() if name != "answers"}
@@ -72,11 +71,23 @@ def calibrate(
             )
         except InputError:
             raise
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(
+                f"interrupted; what was measured is in {folder / 'measurements'}, the same command goes on from there"
+            ) from interrupt
         except ValueError as error:
             raise InputError(f"cannot calibrate {session.name}: {error}") from error
     result.scorer.save_pretrained(folder)
     if as_json:
-        console.print_json({"model": session.name, "output": str(folder), "judged_by": metric, **result.to_dict()})
+        console.print_json(
+            {
+                "model": session.name,
+                "output": str(folder),
+                "judged_by": metric,
+                "chat_template": session.has_chat_template,
+                **result.to_dict(),
+            }
+        )
     else:
         _show(result, metric, folder)
 

@@ -20,7 +20,7 @@ import asymvlm
 from asymvlm.cache import CacheStats
 from asymvlm.cli import console, options, tables
 from asymvlm.conversation import Conversation, Reply
-from asymvlm.loading import load, open_image
+from asymvlm.loading import open_image
 from asymvlm.session import InputError, Session, first_line
 
 HELP = "/image FILE shows an image with your next question, /stats the cache, /quit ends (so does end of input)"
@@ -51,7 +51,7 @@ def chat(
     first = options.read_images(image or [])
     with console.stdout_reserved(as_json):
         console.hush_transformers(progress=not as_json)
-        session = load(model, dtype=dtype, device=device)
+        session = console.open_session(model, dtype=dtype, device=device)
         try:
             vision = asymvlm.VisionPruning(budget=budget)
             handle = asymvlm.patch(session.model, vision=vision, text=text, turns=turns)

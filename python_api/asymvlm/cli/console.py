@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,9 +15,10 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from asymvlm.session import InputError, first_line
+from asymvlm.loading import load, locate
+from asymvlm.session import InputError, Session, first_line
 
-EXIT_FAILED, EXIT_USAGE = 1, 2
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 logger = logging.getLogger(__name__)
 out = Console(highlight=False)
@@ -40,6 +43,9 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None, *, name: str) -> int:
         return _fail(name, f"{error.format_message()} (see {name} --help)", EXIT_USAGE)  # type: ignore[attr-defined]
     except typer.Abort:
         return _fail(name, "aborted", EXIT_FAILED)
+    except Interrupted as error:
+        say(f"{name}: {error}")
+        return EXIT_INTERRUPTED
     except torch.OutOfMemoryError as error:
         return _fail(name, f"out of memory ({first_line(error)}): try --dtype bfloat16 or a smaller image", EXIT_FAILED)
     return code if isinstance(code, int) else 0
@@ -86,6 +92,43 @@ def print_text(text: str) -> None:
 def print_line(line: str, style: str | None = None) -> None:
     """A line of ours, in one piece at any width."""
     out.print(line, style=style, markup=False, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """A line on stderr, beside the result: what is being waited for, what the result rests on."""
+    err.print(line, markup=False, soft_wrap=True)
+
+
+class Interrupted(Exception):
+    """Ctrl-C, or SIGTERM, in work that can go on later; the message says how far it got."""
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM ends what runs in the block as Ctrl-C does, so that it can save; either becomes `Interrupted`."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, interrupt) if in_main else None
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(str(error) or "interrupted") from error
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def open_session(model: str, **options: Any) -> Session:
+    """Load a model, and say so: it may take minutes. Says too where prompts will be made without a chat template."""
+    locate(model)
+    say(f"loading {model}")
+    session = load(model, **options)
+    if not session.has_chat_template:
+        say(f"{model} has no chat template: its prompt is an image placeholder for each image and the bare question")
+    return session
 
 
 def print_json(record: dict[str, Any]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from asymvlm.cli import console
 from asymvlm.samples import DatasetQuestions, Question, check_images, read_jsonl
 from asymvlm.session import InputError
 
@@ -52,9 +54,27 @@ def read_samples(
 
 
 def check_folder(folder: Path, option: str) -> Path:
-    """A folder to write to. Raises InputError if it is a file, or its parent is missing."""
+    """A folder to write to. Raises InputError if it is a file, its parent is missing, or it cannot be written to."""
     if folder.is_file():
         raise InputError(f"{option}: {folder} is a file, wanted a folder")
     if not folder.absolute().parent.is_dir():
         raise InputError(f"{option}: {folder.parent} is not a folder, wanted an existing one")
-    return folder
+    try:
+        with tempfile.TemporaryFile(dir=folder if folder.is_dir() else folder.absolute().parent):
+            return folder
+    except OSError as error:
+        raise InputError(f"{option}: {folder} cannot be written ({error.strerror}), wanted another folder") from error
+
+
+def note_answers(samples: Sequence[Question]) -> int:
+    """How many samples have no answer; says on stderr what that means for training. Reads no image of a file."""
+    if isinstance(samples, DatasetQuestions):
+        without = samples.count_without_answer()
+    else:
+        without = sum(not sample.answers for sample in samples)
+    if without:
+        console.say(
+            f"{without} of {len(samples)} samples have no answer: these train what the model makes of the prompt, the "
+            "others what it makes of the answer too"
+        )
+    return without

@@ -11,7 +11,7 @@ from asymvlm import plot
 from asymvlm.budget_file import budget_to_dict
 from asymvlm.cli import console, options, tables
 from asymvlm.cli.run import ask
-from asymvlm.loading import load, visible_region
+from asymvlm.loading import visible_region
 from asymvlm.session import InputError
 
 
@@ -40,7 +40,7 @@ def heatmap(
         raise InputError(str(error)) from error
     with console.stdout_reserved(as_json):
         console.hush_transformers(progress=not as_json)
-        session = load(model, dtype=dtype, device=device)
+        session = console.open_session(model, dtype=dtype, device=device)
         report = ask(
             session, [picture], text, chosen, scorer=learned, scored=scored, max_new_tokens=1, compare=False
         ).report

@@ -11,7 +11,6 @@ import typer
 import asymvlm
 from asymvlm.budget_file import AnyBudget, budget_to_dict
 from asymvlm.cli import console, options, tables
-from asymvlm.loading import load
 from asymvlm.policies import TextEviction
 from asymvlm.scorer import Scorer
 from asymvlm.session import FirstToken, Generation, InputError, Session
@@ -52,7 +51,7 @@ def run(
     images = options.read_images(image)
     with console.stdout_reserved(as_json):
         console.hush_transformers(progress=not as_json)
-        session = load(model, dtype=dtype, device=device)
+        session = console.open_session(model, dtype=dtype, device=device)
         outcome = ask(
             session,
             images,
@@ -140,6 +139,7 @@ def to_record(session: Session, outcome: Outcome, question: str, budget: AnyBudg
         "device": str(session.device),
         "dtype": session.dtype,
         "question": question,
+        "chat_template": session.has_chat_template,
         "budget": budget_to_dict(budget),
         "answer": outcome.pruned.text,
         "new_tokens": outcome.pruned.new_tokens,

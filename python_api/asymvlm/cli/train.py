@@ -15,8 +15,7 @@ import typer
 import asymvlm
 from asymvlm.budget_file import budget_to_dict
 from asymvlm.cli import console, data, options
-from asymvlm.loading import load
-from asymvlm.samples import prepare_with_answer, read_jsonl
+from asymvlm.samples import prepare_with_answer
 from asymvlm.session import InputError
 
 Preset = Literal["default", "paper"]
@@ -45,6 +44,9 @@ def train(
     checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, one more forward.")
     ] = False,
+    save_every: Annotated[
+        int, typer.Option("--save-every", min=1, help="Steps between two saves; a minute is the most in any case.")
+    ] = 100,
     restart: Annotated[bool, typer.Option("--restart", help="Do not go on from an interrupted run.")] = False,
     scored: options.TextOption = "all",
     dtype: options.DtypeOption = "auto",
@@ -68,11 +70,13 @@ def train(
     except ValueError as error:
         raise InputError(str(error)) from error
     questions = data.read_samples(samples, dataset, split, columns, limit)
-    held_out = None if validation is None else read_jsonl(validation)
+    held_out = None if validation is None else data.read_samples(validation, None, split, columns, None)
     folder = data.check_folder(output, "--output")
-    with console.stdout_reserved(as_json), _ranks() as is_first:
+    without_answer = data.note_answers(questions)
+    with console.stdout_reserved(as_json), _ranks() as is_first, console.interruptible():
         console.hush_transformers(progress=not as_json)
-        session = load(model, dtype=dtype, device=device)
+        session = console.open_session(model, dtype=dtype, device=device)
+        facts = {"samples_without_answer": without_answer, "chat_template": session.has_chat_template}
         try:
             scorer = asymvlm.train_scorer(
                 session.model,
@@ -84,6 +88,8 @@ def train(
                 validation=held_out,
                 checkpoint=folder / "state",
                 resume=not restart,
+                save_every=save_every,
+                record=facts,
                 data=str(samples or f"{dataset}[{split}]"),
             )
         except InputError:
@@ -100,6 +106,7 @@ def train(
                 "model": session.name,
                 "output": str(folder),
                 "samples": len(questions),
+                **facts,
                 "budget": budget_to_dict(scorer.budget),  # type: ignore[arg-type]
                 "mean_gap": scorer.gaps and scorer.gaps.mean,
                 "weight": {"minimum": float(scorer.weight.min()), "maximum": float(scorer.weight.max())},

@@ -10,7 +10,6 @@ import typer
 import asymvlm
 from asymvlm.budget_file import budget_to_dict
 from asymvlm.cli import console, options
-from asymvlm.loading import load
 from asymvlm.session import InputError, Session, first_line
 from asymvlm.verification.samples import QUESTION, drawn_picture
 
@@ -43,7 +42,7 @@ def verify(
     images = options.read_images(image) if image else [drawn_picture()]
     with console.stdout_reserved(as_json):
         console.hush_transformers(progress=not as_json)
-        session = load(model, dtype=dtype, device=device)
+        session = console.open_session(model, dtype=dtype, device=device)
         if attention is not None:
             _set_attention(session, attention)
         inputs = session.prepare(images, text)
