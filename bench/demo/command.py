@@ -21,6 +21,7 @@ from asymvlm.cli.tables import bytes_in_words
 from asymvlm.loading import load, open_image, visible_region
 from asymvlm.scorer import Scorer
 from asymvlm.session import InputError, Session
+from asymvlm_cli.options import Keep
 from asymvlm_kernels import UniformBudget
 from bench.demo.sample import SCORER, Example, example, measured_rate
 from bench.demo.timed import DEFAULT_SIZE, SIZES, Timed, time_first_token, verdict
@@ -44,7 +45,7 @@ def demo(
     page: Annotated[
         int | None, typer.Option(help="Number of another page that the demo draws, 0 to 999; instead of --image.")
     ] = None,
-    keep: options.KeepOption = None,
+    keep: Keep = None,
     size: Annotated[
         str, typer.Option(help=f"Model with random weights to time without --model: {', '.join([*SIZES, NO_SIZE])}.")
     ] = DEFAULT_SIZE,

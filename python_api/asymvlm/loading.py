@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,17 +18,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Device = Literal["auto", "cpu", "cuda"]
 
-
-def load(model: str, *, dtype: Dtype = "auto", device: Device = "auto") -> Session:
+def load(
+    model: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    load_in_8bit: bool = False,
+    load_in_4bit: bool = False,
+) -> Session:
     """Load a model and its processor, from a folder or by hub id.
 
     Args:
         model: a folder written by ``save_pretrained``, or a hub id.
-        dtype: "auto" is the checkpoint's own.
-        device: "auto" is CUDA where torch sees it.
+        dtype: "float32", "bfloat16", "float16"; "auto" is the checkpoint's own.
+        device: "cpu", "cuda", "cuda:1", ...; "auto" is CUDA where torch sees it.
+        device_map: spreads the weights instead: "auto", "balanced", ... (needs accelerate).
+        load_in_8bit, load_in_4bit: quantised weights (CUDA, needs bitsandbytes).
     Raises:
         InputError: if it is not there, not supported, incomplete, or the device is missing; what can be checked before
             weights are read is.
@@ -43,7 +51,8 @@ def load(model: str, *, dtype: Dtype = "auto", device: Device = "auto") -> Sessi
     supported = asymvlm.supported_models()
     if found not in supported:
         raise InputError(f"model {model!r} has model_type {found!r}, wanted one of {', '.join(supported)}")
-    target = _device(device)
+    target = _device(device, device_map)
+    placed = _placement(device_map, load_in_8bit, load_in_4bit, target)
     try:
         # code from a repository is never run, and transformers is not to ask about it on stdin either
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
@@ -56,14 +65,14 @@ def load(model: str, *, dtype: Dtype = "auto", device: Device = "auto") -> Sessi
         )
     try:
         pair: Any = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            source, dtype=dtype, output_loading_info=True, trust_remote_code=False, **placed
         )
     except Exception as error:  # whatever a damaged checkpoint raises, down to safetensors' own class
         raise InputError(f"cannot load the weights of {model!r}: {first_line(error)}") from error
     loaded, info = pair
     if missing := sorted(info["missing_keys"]):
         logger.warning("%d weights are not in %s and stay random, first: %s", len(missing), model, missing[0])
-    return Session(model, loaded.to(target).eval(), processor)
+    return Session(model, (loaded if placed else loaded.to(target)).eval(), processor)
 
 
 def open_image(path: str | Path) -> Image:
@@ -143,9 +152,39 @@ def locate(model: str) -> str:
     return model
 
 
-def _device(name: Device) -> torch.device:
+def _device(name: str, device_map: str | None) -> torch.device:
+    if device_map is not None and name != "auto":
+        raise InputError(f"--device {name} and --device-map {device_map} exclude each other, wanted one of them")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device 'cuda' was asked for but torch sees no CUDA device, wanted 'auto' or 'cpu' here")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device: {name!r} found, wanted auto, cpu, cuda, or one of several like cuda:1") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {name!r} was asked for but torch sees no CUDA device, wanted 'auto' or 'cpu' here")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"--device: {name} found, torch sees {torch.cuda.device_count()} CUDA devices, numbered from 0"
+        )
+    return device
+
+
+def _placement(device_map: str | None, eight: bool, four: bool, target: torch.device) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that place or quantise weights; empty where the model is moved as a whole."""
+    if eight and four:
+        raise InputError("--load-in-8bit and --load-in-4bit exclude each other, wanted one of them")
+    if not (device_map or eight or four):
+        return {}
+    wanted = {"accelerate": "--device-map" if device_map else "--load-in-8bit" if eight else "--load-in-4bit"}
+    if eight or four:
+        wanted["bitsandbytes"] = "--load-in-8bit" if eight else "--load-in-4bit"
+    for package, option in wanted.items():
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"{option} needs the package {package}, which is not installed: pip install {package}")
+    placed: dict[str, Any] = {"device_map": device_map or {"": target}}
+    if eight or four:
+        from transformers import BitsAndBytesConfig
+
+        placed["quantization_config"] = BitsAndBytesConfig(load_in_8bit=eight, load_in_4bit=four)
+    return placed

@@ -25,7 +25,7 @@ class InputError(ValueError):
 
 @dataclass(frozen=True)
 class Generation:
-    """A greedy answer. ``new_tokens`` counts what was generated, an end-of-text token included."""
+    """An answer. ``new_tokens`` counts what was generated, an end-of-text token included."""
 
     text: str
     new_tokens: int
@@ -117,9 +117,11 @@ class Session:
             raise InputError(f"the processor of {self.name} refused the prompt: {first_line(error)}") from error
         return inputs.to(self.model.device, dtype=self.model.dtype)
 
-    def generate(self, inputs: Any, max_new_tokens: int) -> Generation:
-        """Greedy answer, decoded without special tokens."""
-        output = self._generate(inputs, max_new_tokens=max_new_tokens)
+    def generate(self, inputs: Any, max_new_tokens: int, *, seed: int = 0, **sampling: Any) -> Generation:
+        """An answer decoded without special tokens: greedy, or as ``sampling`` says, drawn from ``seed``."""
+        if sampling.get("do_sample"):
+            torch.manual_seed(seed)
+        output = self._generate(inputs, max_new_tokens=max_new_tokens, **sampling)
         tokens = output.sequences[0, inputs[IDS].shape[1] :]
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         return Generation(tokenizer.decode(tokens, skip_special_tokens=True).strip(), len(tokens))
@@ -154,10 +156,9 @@ class Session:
         return FirstToken(times[False], times[True], kv_bytes[False], kv_bytes[True])
 
     @torch.inference_mode()
-    def _generate(self, inputs: Any, *, max_new_tokens: int) -> Any:
-        return self.model.generate(
-            **inputs, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True, use_cache=True
-        )
+    def _generate(self, inputs: Any, **options: Any) -> Any:
+        options = {"do_sample": False, "return_dict_in_generate": True, "use_cache": True} | options
+        return self.model.generate(**inputs, **options)
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":

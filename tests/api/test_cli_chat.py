@@ -14,7 +14,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import asymvlm
 from asymvlm import Conversation, TextEviction, TurnEviction, VisionPruning
-from asymvlm.cli import chat, console, main
+from asymvlm.cli import chat, console
+from asymvlm_cli import main
 
 __all__ = ["checkpoint", "page"]  # fixtures
 
@@ -83,9 +84,17 @@ def test_mistakes_are_one_line(arguments, words, checkpoint, capsys):
     assert words in stderr
 
 
-@pytest.mark.parametrize("line", ["/image nothing.png", "/dance", "What is <image>?"])
-def test_a_script_stops_at_a_mistake(line, checkpoint, monkeypatch, capsys):
-    say(monkeypatch, line)
+@pytest.mark.parametrize("line, words", [("/image nothing.png", "no such file"), ("/dance", "unknown command /dance")])
+def test_a_mistyped_command_costs_a_line_not_the_dialogue(line, words, checkpoint, monkeypatch, capsys):
+    say(monkeypatch, "What is due?", line, "Who?")
+    assert main(["chat", "--model", str(checkpoint), "--max-new-tokens", "2", "--json"]) == 2
+    printed = capsys.readouterr()
+    assert len(json.loads(printed.out)["turns"]) == 2
+    assert words in next(said for said in printed.err.splitlines() if not said.startswith("loading"))
+
+
+def test_a_question_that_cannot_be_asked_ends_a_script(checkpoint, monkeypatch, capsys):
+    say(monkeypatch, "What is <image>?")
     assert main(["chat", "--model", str(checkpoint)]) == 2
     assert capsys.readouterr().err.count("asymvlm: error: ") == 1
 

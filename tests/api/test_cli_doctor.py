@@ -11,8 +11,9 @@ import torch
 import transformers
 
 import asymvlm
-from asymvlm.cli import doctor, main
+from asymvlm.cli import doctor
 from asymvlm.hf import versions
+from asymvlm_cli import main
 from asymvlm_kernels import PrunedSequence, prune_sequence
 
 

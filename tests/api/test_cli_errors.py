@@ -15,7 +15,8 @@ import torch
 from checkpoint import checkpoint, own_checkpoint, page
 from safetensors.torch import load_file, save_file
 
-from asymvlm.cli import console, main
+from asymvlm.cli import console
+from asymvlm_cli import main
 
 __all__ = ["checkpoint", "own_checkpoint", "page"]  # fixtures
 

@@ -14,11 +14,12 @@ import torch
 from checkpoint import checkpoint, own_checkpoint, page
 
 from asymvlm import Scorer, UniformBudget
-from asymvlm.cli import console, main
+from asymvlm.cli import console
 from asymvlm.identity import ModelIdentity
 from asymvlm.training.passes import FrozenModel
 from asymvlm.training.progress import progress_bar
 from asymvlm.training.state import TrainingState
+from asymvlm_cli import main
 
 __all__ = ["checkpoint", "own_checkpoint", "page"]  # fixtures
 

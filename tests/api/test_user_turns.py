@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedT
 
 import asymvlm
 from asymvlm import UserTurns, VisionPruning
-from asymvlm.cli import main
+from asymvlm_cli import main
 
 __all__ = ["checkpoint", "own_checkpoint", "page"]  # fixtures
 

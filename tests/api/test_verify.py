@@ -18,10 +18,10 @@ from verifying import fewer_steps, llava, verdicts
 
 import asymvlm
 from asymvlm import TextEviction, UniformBudget, VisionPruning
-from asymvlm.cli import main
 from asymvlm.hf import versions
 from asymvlm.verification import closed, pruning, removal
 from asymvlm.verification.report import PASS, SKIPPED, UNSUPPORTED, CheckRow
+from asymvlm_cli import main
 
 __all__ = ["checkpoint", "fewer_steps", "llava", "page"]  # fixtures
 

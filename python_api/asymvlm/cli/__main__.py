@@ -2,6 +2,6 @@
 
 import sys
 
-from asymvlm.cli import main
+from asymvlm_cli import main
 
 sys.exit(main())

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import typer
 from rich.table import Table
 
 import asymvlm
@@ -14,31 +13,27 @@ from asymvlm.metrics import METRICS
 from asymvlm.samples import Prompts
 from asymvlm.session import InputError
 
-Method = Literal["threshold", "linear", "relative"]
-MetricName = Literal["exact", "anls", "relaxed"]
-
 
 def calibrate(
-    model: options.ModelOption,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the scorer with its budget.")],
-    scorer: options.ScorerOption = None,
-    samples: data.DataOption = None,
-    dataset: data.DatasetOption = None,
-    split: data.SplitOption = "validation",
-    columns: data.ColumnsOption = data.COLUMNS,
-    limit: data.LimitOption = None,
-    average: Annotated[float, typer.Option("--average", help="Share of the vision tokens to keep on average.")] = 0.65,
-    method: Annotated[Method, typer.Option("--method", help="How a sample's share follows from its scores.")] = (
-        "threshold"
-    ),
-    minimum: Annotated[float | None, typer.Option("--minimum", help="Lowest share.")] = None,
-    maximum: Annotated[float | None, typer.Option("--maximum", help="Highest share.")] = None,
-    metric: Annotated[MetricName, typer.Option("--metric", help="What an answer is judged by.")] = "exact",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
-    scored: options.TextOption = "all",
-    dtype: options.DtypeOption = "auto",
-    device: options.DeviceOption = "auto",
-    as_json: options.JsonOption = False,
+    *,
+    model: str,
+    output: Path,
+    scorer: str | None,
+    any_model: bool,
+    samples: Path | None,
+    dataset: str | None,
+    split: str,
+    columns: str,
+    limit: int | None,
+    average: float,
+    method: str,
+    minimum: float | None,
+    maximum: float | None,
+    metric: str,
+    max_new_tokens: int,
+    scored: options.ScoredText,
+    as_json: bool,
+    **loading: Any,
 ) -> None:
     """Choose the budget that answers best at an average share. Interrupted, the same command goes on."""
     questions = data.read_samples(samples, dataset, split, columns, limit)
@@ -49,13 +44,15 @@ def calibrate(
     learned = options.load_scorer(scorer)
     with console.stdout_reserved(as_json), console.interruptible():
         console.hush_transformers(progress=not as_json)
-        session = console.open_session(model, dtype=dtype, device=device)
+        session = console.open_session(model, **loading)
 
         def judge(patched: Any, sample: Any) -> float:
             inputs = {name: value for name, value in sample.items() if name != "answers"}
             return METRICS[metric](session.generate(inputs, max_new_tokens).text, sample["answers"])
 
         try:
+            if learned is not None and any_model:
+                learned = learned.transfer(session.model)
             result = asymvlm.calibrate_budget(
                 session.model,
                 learned,

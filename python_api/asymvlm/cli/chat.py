@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -27,45 +26,66 @@ HELP = "/image FILE shows an image with your next question, /stats the cache, /q
 
 
 def chat(
-    model: options.ModelOption,
-    image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="Image of the first question.")] = None,
-    keep: options.KeepOption = None,
-    text_threshold: options.TextThresholdOption = 512,
-    text_retention: options.TextRetentionOption = None,
-    turn_threshold: Annotated[
-        int, typer.Option(help="Earlier answers leave whole once they hold more tokens than this.")
-    ] = 512,
-    turn_retention: Annotated[
-        str | None,
-        typer.Option(metavar="RATIO", help="Share of earlier answers' tokens that stays.", show_default="0.5"),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
-    dtype: options.DtypeOption = "auto",
-    device: options.DeviceOption = "auto",
-    as_json: options.JsonOption = False,
-) -> None:
+    *,
+    model: str,
+    image: list[Path] | None,
+    keep: str | None,
+    budget: Path | None,
+    scorer: str | None,
+    any_model: bool,
+    scored: options.ScoredText,
+    text_threshold: int | None,
+    text_retention: str | None,
+    turn_threshold: int,
+    turn_retention: str | None,
+    max_new_tokens: int,
+    temperature: float | None,
+    top_p: float | None,
+    seed: int,
+    as_json: bool,
+    **loading: Any,
+) -> int:
     """Talk about images. Questions are read from the terminal, or one a line from standard input."""
-    budget = options.parse_budget(keep, None)
+    learned = options.load_scorer(scorer)
+    chosen = options.parse_budget_of(learned, keep, budget)
+    sampling = options.parse_sampling(temperature, top_p)
     text = options.parse_text_eviction(text_threshold, text_retention)
     turns = options.parse_turn_eviction(turn_threshold, turn_retention)
     first = options.read_images(image or [])
+    mistakes: list[str] = []
     with console.stdout_reserved(as_json):
         console.hush_transformers(progress=not as_json)
-        session = console.open_session(model, dtype=dtype, device=device)
+        session = console.open_session(model, **loading)
         try:
-            vision = asymvlm.VisionPruning(budget=budget)
+            if learned is not None and any_model:
+                learned = learned.transfer(session.model)
+            vision = asymvlm.VisionPruning(learned, chosen, text=scored, processor=session.processor)  # type: ignore[arg-type]
             handle = asymvlm.patch(session.model, vision=vision, text=text, turns=turns)
             with handle:
-                talk = Conversation(session.model, session.processor, max_new_tokens=max_new_tokens, do_sample=False)
-                record = [turn(talk, *asked, as_json) for asked in questions(talk, first, quiet=as_json)]
+                torch.manual_seed(seed)
+                talk = Conversation(session.model, session.processor, max_new_tokens=max_new_tokens, **sampling)
+                lines = questions(talk, first, mistakes, quiet=as_json)
+                record = [turn(talk, *asked, as_json) for asked in lines]
         except ValueError as error:
             raise error if isinstance(error, InputError) else InputError(first_line(error)) from error
     if as_json:
-        console.print_json(to_record(session, text, turns, budget, record))
+        console.print_json(to_record(session, text, turns, vision.budget, record))
+    # at a terminal they were seen; a script should know that a question went without its image
+    return console.EXIT_USAGE if mistakes and not sys.stdin.isatty() else 0
 
 
-def questions(talk: Conversation, first: list[Any], *, quiet: bool) -> Iterator[tuple[str, list[Any]]]:
-    """What the user says and shows, turn by turn; commands are answered here."""
+def questions(
+    talk: Conversation, first: list[Any], mistakes: list[str], *, quiet: bool
+) -> Iterator[tuple[str, list[Any]]]:
+    """What the user says and shows, turn by turn; commands are answered here.
+
+    A command that cannot be followed is told in a line, added to ``mistakes``, and the dialogue goes on.
+    """
+
+    def mistaken(words: str) -> None:
+        console.say(words)
+        mistakes.append(words)
+
     images, interactive = list(first), sys.stdin.isatty() and not quiet
     if interactive:
         console.out.print(HELP, style="dim", markup=False)
@@ -81,16 +101,12 @@ def questions(talk: Conversation, first: list[Any], *, quiet: bool) -> Iterator[
             try:
                 images.append(open_image(Path(argument.strip())))
             except InputError as error:
-                if not interactive:
-                    raise
-                console.out.print(str(error), style="red", markup=False)
+                mistaken(f"{error}; nothing is shown")
         elif command == "/stats":
             if not quiet and talk.cache is not None:
                 console.print_line(cache_line(talk.cache.stats()))
         elif command.startswith("/"):
-            if not interactive:
-                raise InputError(f"unknown command {command}, wanted one of /image, /stats, /quit")
-            console.out.print(HELP, markup=False)
+            mistaken(f"unknown command {command}; {HELP}")
         elif command:
             yield line.strip(), images
             images = []

@@ -9,9 +9,10 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 import typer
 from rich.console import Console
 
@@ -28,27 +29,31 @@ err = Console(stderr=True, highlight=False)
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
-def run_app(app: typer.Typer, argv: Sequence[str] | None, *, name: str) -> int:
-    """Run a typer app and return its exit code; a mistake of the caller is one line on stderr and code 2.
+def guarded(work: Callable[[], Any], *, name: str) -> int:
+    """Do a command's work and return its exit code; a mistake of the caller is one line on stderr and code 2.
 
     Errors that are not the caller's keep their traceback: hiding a bug helps nobody.
     """
-    import torch
-
     try:
-        code = app(args=argv, prog_name=name, standalone_mode=False)
+        code = work()
     except InputError as error:
         return _fail(name, str(error), EXIT_USAGE)
-    except UsageError as error:
-        return _fail(name, f"{error.format_message()} (see {name} --help)", EXIT_USAGE)  # type: ignore[attr-defined]
-    except typer.Abort:
-        return _fail(name, "aborted", EXIT_FAILED)
     except Interrupted as error:
         say(f"{name}: {error}")
         return EXIT_INTERRUPTED
     except torch.OutOfMemoryError as error:
         return _fail(name, f"out of memory ({first_line(error)}): try --dtype bfloat16 or a smaller image", EXIT_FAILED)
     return code if isinstance(code, int) else 0
+
+
+def run_app(app: typer.Typer, argv: Sequence[str] | None, *, name: str) -> int:
+    """`guarded` around a typer app of one's own, whose usage errors are one line too."""
+    try:
+        return guarded(lambda: app(args=argv, prog_name=name, standalone_mode=False), name=name)
+    except UsageError as error:
+        return _fail(name, f"{error.format_message()} (see {name} --help)", EXIT_USAGE)  # type: ignore[attr-defined]
+    except typer.Abort:
+        return _fail(name, "aborted", EXIT_FAILED)
 
 
 def configure_logging(*, verbose: bool) -> None:

@@ -5,26 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from asymvlm.cli import console
 from asymvlm.samples import DatasetQuestions, Question, check_images, read_jsonl
 from asymvlm.session import InputError
 
-DataOption = Annotated[
-    Path | None,
-    typer.Option("--data", help='JSONL file, {"image": ..., "question": ..., "answer": ...} a line.'),
-]
-DatasetOption = Annotated[
-    str | None, typer.Option("--dataset", help="Name or folder for datasets.load_dataset, instead of --data.")
-]
-SplitOption = Annotated[str, typer.Option("--split", help="Split of --dataset.")]
-ColumnsOption = Annotated[
-    str, typer.Option("--columns", help="Columns of --dataset that hold image, question and answer.")
-]
-LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Use the first samples only.")]
 COLUMNS = "image,question,answer"
 
 

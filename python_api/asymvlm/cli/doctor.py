@@ -7,12 +7,11 @@ import platform
 from typing import Any
 
 import torch
-import typer
 from rich.table import Table
 
 import asymvlm
 import asymvlm_kernels
-from asymvlm.cli import console, options
+from asymvlm.cli import console
 from asymvlm.hf import versions
 from asymvlm_kernels import UniformBudget, prune_sequence
 from asymvlm_kernels.dispatch import explain_backend
@@ -20,7 +19,7 @@ from asymvlm_kernels.dispatch import explain_backend
 PACKAGES = ("torch", "triton", "transformers", "flash-attn", "matplotlib")
 
 
-def doctor(as_json: options.JsonOption = False) -> None:
+def doctor(*, as_json: bool) -> int:
     """Show versions, devices, the chosen backend and supported models, and test pruning against plain PyTorch."""
     with console.stdout_reserved(as_json):
         record = diagnose()
@@ -28,8 +27,7 @@ def doctor(as_json: options.JsonOption = False) -> None:
         console.print_json(record)
     else:
         _show(record)
-    if not all(test["ok"] for test in record["self_test"]):
-        raise typer.Exit(console.EXIT_FAILED)
+    return 0 if all(test["ok"] for test in record["self_test"]) else console.EXIT_FAILED
 
 
 def diagnose() -> dict[str, Any]:

@@ -3,70 +3,80 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
+from typing import Any
 
 from asymvlm import plot
 from asymvlm.budget_file import budget_to_dict
 from asymvlm.cli import console, options, tables
 from asymvlm.cli.run import ask
 from asymvlm.loading import visible_region
-from asymvlm.session import InputError
+from asymvlm.report import PruningReport
+from asymvlm.session import InputError, Session
 
 
 def heatmap(
-    model: options.ModelOption,
-    image: Annotated[Path, typer.Option("--image", "-i", help="Image file.")],
-    question: options.QuestionOption,
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG, PDF, SVG or JPEG to write.")],
-    keep: options.KeepOption = None,
-    budget: options.BudgetOption = None,
-    scorer: options.ScorerOption = None,
-    scored: options.TextOption = "all",
-    dtype: options.DtypeOption = "auto",
-    device: options.DeviceOption = "auto",
-    as_json: options.JsonOption = False,
+    *,
+    model: str,
+    image: list[Path],
+    question: str,
+    output: Path,
+    keep: str | None,
+    budget: Path | None,
+    scorer: str | None,
+    any_model: bool,
+    scored: options.ScoredText,
+    as_json: bool,
+    **loading: Any,
 ) -> None:
     """Draw the importance of every patch over the image, with the kept patches outlined and the gap in the title."""
     learned = options.load_scorer(scorer)
     chosen = options.parse_budget_of(learned, keep, budget)
     text = options.parse_question(question)
     file = options.check_output(output)
-    picture = options.read_images([image])[0]
+    pictures = options.read_images(image)
     try:
         plot.require_matplotlib()
     except plot.PlotDependencyError as error:
         raise InputError(str(error)) from error
     with console.stdout_reserved(as_json):
         console.hush_transformers(progress=not as_json)
-        session = console.open_session(model, dtype=dtype, device=device)
-        report = ask(
-            session, [picture], text, chosen, scorer=learned, scored=scored, max_new_tokens=1, compare=False
-        ).report
-        try:
-            grid = plot.patch_grid(report)[2]
-            seen = visible_region(picture, session.processor.image_processor)
-            figure = plot.report_heatmap(report, seen, question=text)
-        except ValueError as error:
-            raise InputError(f"cannot draw {model}: {error}") from error
-        try:
-            figure.savefig(file, bbox_inches="tight")
-        except OSError as error:
-            raise InputError(f"--output: cannot write {file} ({error.strerror})") from error
+        session = console.open_session(model, **loading)
+        asked = ask(
+            *(session, pictures, text, chosen),
+            scorer=learned,
+            any_model=any_model,
+            scored=scored,
+            max_new_tokens=1,
+            compare=False,
+        )
+        drawn = [_draw(session, asked.report, pictures, number, text, file) for number in range(len(pictures))]
+    report = asked.report
     if as_json:
+        facts = {"question": text, "budget": budget_to_dict(report.budget), "chat_template": session.has_chat_template}
+        told = {"gap": report.to_dict()["gap"][0], "tier": report.tier[0], "vision_tokens": report.vision_tokens[0]}
         console.print_json(
-            {
-                "model": session.name,
-                "question": text,
-                "budget": budget_to_dict(report.budget),
-                "output": str(file),
-                "grid": list(grid),
-                "gap": report.to_dict()["gap"][0],
-                "tier": report.tier[0],
-                "kept": report.kept[0],
-                "vision_tokens": report.vision_tokens[0],
-            }
+            {"model": session.name, **facts, **drawn[0], **told, "kept": report.kept[0], "images": drawn}
         )
     else:
-        console.out.print(f"{tables.decision_line(report)}\nwrote {file}", markup=False, soft_wrap=True)
+        console.print_line(tables.decision_line(report))
+        for one in drawn:
+            console.print_line(f"wrote {one['output']}")
+
+
+def _draw(
+    session: Session, report: PruningReport, pictures: list[Any], number: int, question: str, file: Path
+) -> dict[str, Any]:
+    """Draw one image and write it: to ``file``, or, of several, to one numbered from 1."""
+    if len(pictures) > 1:
+        file = file.with_stem(f"{file.stem}-{number + 1}")
+    try:
+        grid = plot.patch_grid(report, image_number=number)[2]
+        seen = visible_region(pictures[number], session.processor.image_processor)
+        figure = plot.report_heatmap(report, seen, image_number=number, question=question)
+    except ValueError as error:
+        raise InputError(f"cannot draw {session.name}: {error}") from error
+    try:
+        figure.savefig(file, bbox_inches="tight")
+    except OSError as error:
+        raise InputError(f"--output: cannot write {file} ({error.strerror})") from error
+    return {"output": str(file), "grid": list(grid)}

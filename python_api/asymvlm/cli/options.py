@@ -1,15 +1,17 @@
-"""Options that several commands take, and the checks that need no model: they run before anything is loaded."""
+"""What the options of a command mean; the checks need no model and run before anything is loaded."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal
 
-import typer
 from PIL.Image import Image
 
 from asymvlm.budget_file import AnyBudget, load_budget
-from asymvlm.loading import Device, Dtype, open_image
+from asymvlm.cli import console
+from asymvlm.json_files import FileError, read_text
+from asymvlm.loading import open_image
 from asymvlm.policies import TextEviction, TurnEviction
 from asymvlm.scorer import Scorer
 from asymvlm.session import InputError
@@ -17,52 +19,8 @@ from asymvlm_kernels import UniformBudget
 
 DEFAULT_KEEP = 0.5
 DEFAULT_RETENTION = 0.5
-
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="Folder written by save_pretrained, or a hub id.")]
-QuestionOption = Annotated[str, typer.Option("--question", "-q", help="What to ask about the image.")]
-KeepOption = Annotated[  # text, so that a value that is no number is told like one out of range
-    str | None,
-    typer.Option(
-        "--keep",
-        "-k",
-        metavar="RATIO",
-        help="Share of the vision tokens to keep, in (0, 1].",
-        show_default=str(DEFAULT_KEEP),
-    ),
-]
-BudgetOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--budget", help='JSON file with a budget, e.g. {"type": "uniform", "ratio": 0.5}; instead of --keep.'
-    ),
-]
+LARGE = 20e6  # bytes of an image file that take a moment to read
 ScoredText = Literal["all", "user"]
-TextOption = Annotated[
-    ScoredText,
-    typer.Option("--text", help="What vision is scored against: all text tokens, or the words of the user's turns."),
-]
-TextThresholdOption = Annotated[
-    int | None, typer.Option("--text-threshold", help="Generated tokens that are held before any is evicted.")
-]
-TextRetentionOption = Annotated[
-    str | None,
-    typer.Option(
-        "--text-retention",
-        metavar="RATIO",
-        help="Share of the threshold that remains after an eviction, in (0, 1].",
-        show_default=str(DEFAULT_RETENTION),
-    ),
-]
-ScorerOption = Annotated[
-    str | None,
-    typer.Option("--scorer", "-s", help="Scorer: a folder, or a hub id. Brings its budget; cosine similarity if none."),
-]
-AnyModelOption = Annotated[
-    bool, typer.Option("--any-model", help="Use --scorer on a model it was not trained for, of equal width.")
-]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Weights' type; auto is the checkpoint's own.")]
-DeviceOption = Annotated[Device, typer.Option("--device", help="auto is CUDA where there is one.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 
 
 def parse_budget(keep: str | None, file: Path | None) -> AnyBudget:
@@ -133,15 +91,45 @@ def load_scorer(name: str | None) -> Scorer | None:
 
 
 def parse_question(question: str) -> str:
-    """The question without surrounding space. Raises InputError if nothing is left."""
+    """The question without surrounding space: as typed, from ``@FILE``, or from standard input for ``-``.
+
+    Raises:
+        InputError: if the file cannot be read, or nothing is left.
+    """
     text = question.strip()
+    if text == "-":
+        text = sys.stdin.read().strip()
+    elif text.startswith("@"):
+        try:
+            text = read_text(Path(text[1:]).expanduser()).strip()
+        except FileError as error:
+            raise InputError(f"--question: {error}; a question that begins with @ has to stand in a file") from error
     if not text:
         raise InputError(f"--question: {question!r} found, wanted some text")
     return text
 
 
+def parse_sampling(temperature: float | None, top_p: float | None) -> dict[str, Any]:
+    """Arguments of `generate`: greedy, unless one of the two is given.
+
+    Raises:
+        InputError: if one is out of range.
+    """
+    if temperature is not None and not 0 < temperature < float("inf"):
+        raise InputError(f"--temperature: {temperature} found, wanted a number above 0 (leave it out for greedy)")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(f"--top-p: {top_p} found, wanted a probability in (0, 1]")
+    if temperature is None and top_p is None:
+        return {"do_sample": False}
+    drawn = {"temperature": 1.0 if temperature is None else temperature, "top_p": top_p}
+    return {"do_sample": True, **{name: value for name, value in drawn.items() if value is not None}}
+
+
 def read_images(files: list[Path]) -> list[Image]:
     """Every image, RGB. Raises InputError at the first that cannot be read."""
+    for file in files:
+        if file.is_file() and file.stat().st_size > LARGE:
+            console.say(f"reading {file}, {file.stat().st_size / 1e6:.0f} MB")
     return [open_image(file) for file in files]
 
 

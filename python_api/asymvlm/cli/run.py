@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 import asymvlm
 from asymvlm.budget_file import AnyBudget, budget_to_dict
@@ -27,31 +25,35 @@ class Outcome:
 
 
 def run(
-    model: options.ModelOption,
-    image: Annotated[list[Path], typer.Option("--image", "-i", help="Image file; repeat it for several.")],
-    question: options.QuestionOption,
-    keep: options.KeepOption = None,
-    budget: options.BudgetOption = None,
-    scorer: options.ScorerOption = None,
-    any_model: options.AnyModelOption = False,
-    scored: options.TextOption = "all",
-    text_threshold: options.TextThresholdOption = None,
-    text_retention: options.TextRetentionOption = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
-    dtype: options.DtypeOption = "auto",
-    device: options.DeviceOption = "auto",
-    compare: Annotated[bool, typer.Option("--compare", help="Run unpruned too, and time both.")] = False,
-    as_json: options.JsonOption = False,
+    *,
+    model: str,
+    image: list[Path],
+    question: str,
+    keep: str | None,
+    budget: Path | None,
+    scorer: str | None,
+    any_model: bool,
+    scored: options.ScoredText,
+    text_threshold: int | None,
+    text_retention: str | None,
+    max_new_tokens: int,
+    temperature: float | None,
+    top_p: float | None,
+    seed: int,
+    compare: bool,
+    as_json: bool,
+    **loading: Any,
 ) -> None:
     """Ask a question about images with pruned vision tokens, and show what was saved."""
     learned = options.load_scorer(scorer)
     chosen = options.parse_budget_of(learned, keep, budget)
     text = options.parse_question(question)
     eviction = options.parse_text_eviction(text_threshold, text_retention)
+    sampling = options.parse_sampling(temperature, top_p)
     images = options.read_images(image)
     with console.stdout_reserved(as_json):
         console.hush_transformers(progress=not as_json)
-        session = console.open_session(model, dtype=dtype, device=device)
+        session = console.open_session(model, **loading)
         outcome = ask(
             session,
             images,
@@ -63,6 +65,8 @@ def run(
             eviction=eviction,
             max_new_tokens=max_new_tokens,
             compare=compare,
+            sampling=sampling,
+            seed=seed,
         )
     if as_json:
         console.print_json(to_record(session, outcome, text, outcome.report.budget))
@@ -83,10 +87,13 @@ def ask(
     scored: options.ScoredText = "all",
     eviction: TextEviction | None = None,
     runs: int = 5,
+    sampling: dict[str, Any] | None = None,
+    seed: int = 0,
 ) -> Outcome:
     """Generate with pruning and, to compare, without; then time both to the first token, ``runs`` times each.
 
-    Without a budget the scorer's own is used. ``any_model`` takes a scorer to a model it was not trained for.
+    Without a budget the scorer's own is used. ``any_model`` takes a scorer to a model it was not trained for. Both
+    answers are drawn from ``seed``, where ``sampling`` (arguments of `generate`) draws at all.
 
     Raises:
         InputError: if the processor refuses the prompt, its template hides the user's turns, or the model cannot be
@@ -101,12 +108,12 @@ def ask(
     except ValueError as error:
         raise InputError(f"cannot prune {session.name}: {error}") from error
     with handle:
-        pruned = session.generate(inputs, max_new_tokens)
+        pruned = session.generate(inputs, max_new_tokens, seed=seed, **(sampling or {}))
         report = handle.last
         if not compare:
             return Outcome(pruned, report)
         handle.enabled = False
-        full = session.generate(inputs, max_new_tokens)
+        full = session.generate(inputs, max_new_tokens, seed=seed, **(sampling or {}))
         handle.enabled = True
         return Outcome(pruned, report, full, session.first_token(inputs, handle, runs=runs))
 

@@ -6,11 +6,10 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import typer
 
 import asymvlm
 from asymvlm.budget_file import budget_to_dict
@@ -18,40 +17,32 @@ from asymvlm.cli import console, data, options
 from asymvlm.samples import prepare_with_answer
 from asymvlm.session import InputError
 
-Preset = Literal["default", "paper"]
-
 
 def train(
-    model: options.ModelOption,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the scorer.")],
-    samples: data.DataOption = None,
-    dataset: data.DatasetOption = None,
-    split: data.SplitOption = "train",
-    columns: data.ColumnsOption = data.COLUMNS,
-    limit: data.LimitOption = None,
-    validation: Annotated[Path | None, typer.Option("--validation", help="JSONL file; keeps the best epoch.")] = None,
-    preset: Annotated[Preset, typer.Option("--preset", help="Settings to start from.")] = "default",
-    keep: Annotated[
-        str | None, typer.Option("--keep", "-k", metavar="RATIOS", help="Keep ratio to train for; several: 0.3,0.5.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the samples.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Samples a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr")] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", help="tau of the soft mask.")] = None,
-    strength: Annotated[float | None, typer.Option("--strength", help="C of the soft mask.")] = None,
-    patience: Annotated[int | None, typer.Option("--patience", help="Stop after so many epochs without gain.")] = None,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
-    checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, one more forward.")
-    ] = False,
-    save_every: Annotated[
-        int, typer.Option("--save-every", min=1, help="Steps between two saves; a minute is the most in any case.")
-    ] = 100,
-    restart: Annotated[bool, typer.Option("--restart", help="Do not go on from an interrupted run.")] = False,
-    scored: options.TextOption = "all",
-    dtype: options.DtypeOption = "auto",
-    device: options.DeviceOption = "auto",
-    as_json: options.JsonOption = False,
+    *,
+    model: str,
+    output: Path,
+    samples: Path | None,
+    dataset: str | None,
+    split: str,
+    columns: str,
+    limit: int | None,
+    validation: Path | None,
+    preset: str,
+    keep: str | None,
+    epochs: int | None,
+    batch_size: int | None,
+    learning_rate: float | None,
+    temperature: float | None,
+    strength: float | None,
+    patience: int | None,
+    seed: int,
+    checkpointing: bool,
+    save_every: int,
+    restart: bool,
+    scored: options.ScoredText,
+    as_json: bool,
+    **loading: Any,
 ) -> None:
     """Train a scorer. Interrupted, the same command goes on; under torchrun, all processes train one weight."""
     given: dict[str, Any] = {
@@ -75,7 +66,7 @@ def train(
     without_answer = data.note_answers(questions)
     with console.stdout_reserved(as_json), _ranks() as is_first, console.interruptible():
         console.hush_transformers(progress=not as_json)
-        session = console.open_session(model, dtype=dtype, device=device)
+        session = console.open_session(model, **loading)
         facts = {"samples_without_answer": without_answer, "chat_template": session.has_chat_template}
         try:
             scorer = asymvlm.train_scorer(

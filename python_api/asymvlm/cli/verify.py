@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 import asymvlm
 from asymvlm.budget_file import budget_to_dict
@@ -15,34 +13,28 @@ from asymvlm.verification.samples import QUESTION, drawn_picture
 
 
 def verify(
-    model: options.ModelOption,
-    image: Annotated[
-        list[Path] | None,
-        typer.Option("--image", "-i", help="Image file; repeat it for several. A drawn picture if none."),
-    ] = None,
-    question: options.QuestionOption = QUESTION,
-    keep: options.KeepOption = None,
-    budget: options.BudgetOption = None,
-    scorer: options.ScorerOption = None,
-    any_model: options.AnyModelOption = False,
-    scored: options.TextOption = "all",
-    steps: Annotated[int, typer.Option(min=2, help="Tokens to decode in the checks of pruning.")] = 8,
-    dtype: options.DtypeOption = "auto",
-    device: options.DeviceOption = "auto",
-    attention: Annotated[
-        str | None,
-        typer.Option("--attn", help="Attention: sdpa, eager, flash_attention_2, ...; the model's own if none."),
-    ] = None,
-    as_json: options.JsonOption = False,
-) -> None:
+    *,
+    model: str,
+    image: list[Path] | None,
+    question: str | None,
+    keep: str | None,
+    budget: Path | None,
+    scorer: str | None,
+    any_model: bool,
+    scored: options.ScoredText,
+    steps: int,
+    attention: str | None,
+    as_json: bool,
+    **loading: Any,
+) -> int:
     """Verify on this machine that a pruned run is the masked run of the same tokens. Exit code 1 if a check fails."""
     learned = options.load_scorer(scorer)
     chosen = options.parse_budget_of(learned, keep, budget)
-    text = options.parse_question(question)
+    text = options.parse_question(QUESTION if question is None else question)
     images = options.read_images(image) if image else [drawn_picture()]
     with console.stdout_reserved(as_json):
         console.hush_transformers(progress=not as_json)
-        session = console.open_session(model, dtype=dtype, device=device)
+        session = console.open_session(model, **loading)
         if attention is not None:
             _set_attention(session, attention)
         inputs = session.prepare(images, text)
@@ -58,8 +50,7 @@ def verify(
         console.print_json(record | result.to_dict())
     else:
         console.out.print(str(result), markup=False, soft_wrap=True)
-    if not result.passed:
-        raise typer.Exit(console.EXIT_FAILED)
+    return 0 if result.passed else console.EXIT_FAILED
 
 
 def _set_attention(session: Session, name: str) -> None:

@@ -1,0 +1,7 @@
+"""``python -m asymvlm``: the command ``asymvlm``."""
+
+import sys
+
+from asymvlm_cli import main
+
+sys.exit(main())

@@ -1,0 +1,203 @@
+"""The commands: their options and what `--help` says. The function of the same name in `asymvlm.cli` does the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from asymvlm_cli import options
+from asymvlm_cli.work import do
+
+Preset = Literal["default", "paper"]
+Method = Literal["threshold", "linear", "relative"]
+Metric = Literal["exact", "anls", "relaxed"]
+
+
+def run(
+    model: options.Model,
+    image: options.Images,
+    question: options.Question,
+    keep: options.Keep = None,
+    budget: options.Budget = None,
+    scorer: options.Scorer = None,
+    any_model: options.AnyModel = False,
+    scored: options.Scored = "all",
+    text_threshold: options.TextThreshold = None,
+    text_retention: options.TextRetention = None,
+    max_new_tokens: options.Longest = 64,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    seed: options.Seed = 0,
+    dtype: options.DtypeOption = "auto",
+    device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
+    load_in_8bit: options.EightBit = False,
+    load_in_4bit: options.FourBit = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Run unpruned too, and time both.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Ask a question about images with pruned vision tokens, and show what was saved."""
+    do("run", locals())
+
+
+def chat(
+    model: options.Model,
+    image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="Image of the first question.")] = None,
+    keep: options.Keep = None,
+    budget: options.Budget = None,
+    scorer: options.Scorer = None,
+    any_model: options.AnyModel = False,
+    scored: options.Scored = "all",
+    text_threshold: options.TextThreshold = 512,
+    text_retention: options.TextRetention = None,
+    turn_threshold: Annotated[
+        int, typer.Option(help="Earlier answers leave whole once they hold more tokens than this.")
+    ] = 512,
+    turn_retention: Annotated[
+        str | None,
+        typer.Option(metavar="RATIO", help="Share of earlier answers' tokens that stays.", show_default="0.5"),
+    ] = None,
+    max_new_tokens: options.Longest = 512,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    seed: options.Seed = 0,
+    dtype: options.DtypeOption = "auto",
+    device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
+    load_in_8bit: options.EightBit = False,
+    load_in_4bit: options.FourBit = False,
+    as_json: options.Json = False,
+) -> None:
+    """Talk about images. Questions are read from the terminal, or one a line from standard input."""
+    do("chat", locals())
+
+
+def heatmap(
+    model: options.Model,
+    image: options.Images,
+    question: options.Question,
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG, PDF, SVG or JPEG to write.")],
+    keep: options.Keep = None,
+    budget: options.Budget = None,
+    scorer: options.Scorer = None,
+    any_model: options.AnyModel = False,
+    scored: options.Scored = "all",
+    dtype: options.DtypeOption = "auto",
+    device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
+    load_in_8bit: options.EightBit = False,
+    load_in_4bit: options.FourBit = False,
+    as_json: options.Json = False,
+) -> None:
+    """Draw the importance of every patch over the images, with the kept patches outlined and the gap in the title."""
+    do("heatmap", locals())
+
+
+def train(
+    model: options.Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the scorer.")],
+    samples: options.Data = None,
+    dataset: options.Dataset = None,
+    split: options.Split = "train",
+    columns: options.Columns = options.COLUMNS,
+    limit: options.Limit = None,
+    validation: Annotated[Path | None, typer.Option("--validation", help="JSONL file; keeps the best epoch.")] = None,
+    preset: Annotated[Preset, typer.Option("--preset", help="Settings to start from.")] = "default",
+    keep: Annotated[
+        str | None, typer.Option("--keep", "-k", metavar="RATIOS", help="Keep ratio to train for; several: 0.3,0.5.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the samples.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Samples a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="tau of the soft mask.")] = None,
+    strength: Annotated[float | None, typer.Option("--strength", help="C of the soft mask.")] = None,
+    patience: Annotated[int | None, typer.Option("--patience", help="Stop after so many epochs without gain.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the order of samples.")] = 0,
+    checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, one more forward.")
+    ] = False,
+    save_every: Annotated[
+        int, typer.Option("--save-every", min=1, help="Steps between two saves; a minute is the most in any case.")
+    ] = 100,
+    restart: Annotated[bool, typer.Option("--restart", help="Do not go on from an interrupted run.")] = False,
+    scored: options.Scored = "all",
+    dtype: options.DtypeOption = "auto",
+    device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
+    load_in_8bit: options.EightBit = False,
+    load_in_4bit: options.FourBit = False,
+    as_json: options.Json = False,
+) -> None:
+    """Train a scorer. Interrupted, the same command goes on; under torchrun, all processes train one weight."""
+    do("train", locals())
+
+
+def calibrate(
+    model: options.Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the scorer with its budget.")],
+    scorer: options.Scorer = None,
+    any_model: options.AnyModel = False,
+    samples: options.Data = None,
+    dataset: options.Dataset = None,
+    split: options.Split = "validation",
+    columns: options.Columns = options.COLUMNS,
+    limit: options.Limit = None,
+    average: Annotated[float, typer.Option("--average", help="Share of the vision tokens to keep on average.")] = 0.65,
+    method: Annotated[Method, typer.Option("--method", help="How a sample's share follows from its scores.")] = (
+        "threshold"
+    ),
+    minimum: Annotated[float | None, typer.Option("--minimum", help="Lowest share.")] = None,
+    maximum: Annotated[float | None, typer.Option("--maximum", help="Highest share.")] = None,
+    metric: Annotated[Metric, typer.Option("--metric", help="What an answer is judged by.")] = "exact",
+    max_new_tokens: options.Longest = 32,
+    scored: options.Scored = "all",
+    dtype: options.DtypeOption = "auto",
+    device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
+    load_in_8bit: options.EightBit = False,
+    load_in_4bit: options.FourBit = False,
+    as_json: options.Json = False,
+) -> None:
+    """Choose the budget that answers best at an average share. Interrupted, the same command goes on."""
+    do("calibrate", locals())
+
+
+def doctor(as_json: options.Json = False) -> None:
+    """Show versions, devices, the chosen backend and supported models, and test pruning against plain PyTorch."""
+    do("doctor", locals())
+
+
+def verify(
+    model: options.Model,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", "-i", help="Image file; repeat it for several. A drawn picture if none."),
+    ] = None,
+    question: Annotated[
+        str | None,
+        typer.Option("--question", "-q", help="What to ask about it; @FILE reads it from a file, - from stdin."),
+    ] = None,
+    keep: options.Keep = None,
+    budget: options.Budget = None,
+    scorer: options.Scorer = None,
+    any_model: options.AnyModel = False,
+    scored: options.Scored = "all",
+    steps: Annotated[int, typer.Option(min=2, help="Tokens to decode in the checks of pruning.")] = 8,
+    dtype: options.DtypeOption = "auto",
+    device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
+    load_in_8bit: options.EightBit = False,
+    load_in_4bit: options.FourBit = False,
+    attention: Annotated[
+        str | None,
+        typer.Option("--attn", help="Attention: sdpa, eager, flash_attention_2, ...; the model's own if none."),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Verify on this machine that a pruned run is the masked run of the same tokens. Exit code 1 if a check fails."""
+    do("verify", locals())
+
+
+COMMANDS = (run, chat, heatmap, train, calibrate, doctor, verify)
