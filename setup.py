@@ -32,10 +32,15 @@ class PlatformDistribution(Distribution):
 
 class BuildWithSources(build_py):
     def run(self):
+        if not self.editable_mode:  # modules of an earlier build, renamed or deleted since, are not to reach a wheel
+            for name in self.packages:
+                shutil.rmtree(Path(self.build_lib) / name.split(".")[0], ignore_errors=True)
         super().run()
         if not self.editable_mode:
             package = Path(self.build_lib) / "asymvlm_kernels"
-            shutil.copytree(ROOT / "csrc", package / "csrc", dirs_exist_ok=True)
+            (package / "csrc").mkdir(parents=True)
+            for source in sorted((ROOT / "csrc").glob("*.cu*")):
+                shutil.copy(source, package / "csrc")
         else:
             package = ROOT / "asymvlm_kernels"
         if WITH_LIBRARY:
