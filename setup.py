@@ -15,6 +15,7 @@ from setuptools.command.build_py import build_py
 from setuptools.dist import Distribution
 
 ROOT = Path(__file__).resolve().parent
+SOURCES = (".cu", ".cuh", ".cpp", ".h")
 WITH_LIBRARY = os.environ.get("ASYMVLM_BUILD_CUDA") == "1"
 
 
@@ -38,9 +39,11 @@ class BuildWithSources(build_py):
         super().run()
         if not self.editable_mode:
             package = Path(self.build_lib) / "asymvlm_kernels"
-            (package / "csrc").mkdir(parents=True)
-            for source in sorted((ROOT / "csrc").glob("*.cu*")):
-                shutil.copy(source, package / "csrc")
+            for source in sorted((ROOT / "csrc").rglob("*")):
+                if source.suffix in SOURCES:
+                    target = package / source.relative_to(ROOT)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(source, target)
         else:
             package = ROOT / "asymvlm_kernels"
         if WITH_LIBRARY:

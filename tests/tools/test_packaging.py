@@ -50,7 +50,7 @@ def built(tree: Path) -> tuple[set[str], set[str]]:
 @pytest.mark.slow
 def test_a_dirty_tree_is_packaged_like_a_clean_one(tree: Path) -> None:
     wheel, source = built(tree)
-    assert {"asymvlm/patch.py", "asymvlm_cli/app.py", "asymvlm_kernels/csrc/prune.cu"} <= wheel
+    assert {"asymvlm/patch.py", "asymvlm_cli/app.py", "asymvlm_kernels/csrc/emulator/emulator.cpp"} <= wheel
     assert {"python_api/asymvlm/patch.py", "python_api/asymvlm_cli/app.py", "csrc/prune.cu", "setup.py"} <= source
     assert any(name.endswith("entry_points.txt") for name in wheel)
     stray = {
