@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+VISION_EXTRA = ("torchvision", "num2words")  # what processors with a video part need
+VISION_COMMAND = "pip install 'asymvlm-kernels[vision]'"
+
 
 def load(
     model: str,
@@ -56,7 +59,9 @@ def load(
     try:
         # code from a repository is never run, and transformers is not to ask about it on stdin either
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+    except ImportError as error:
+        raise InputError(f"cannot load the processor of {model!r}: {_missing_package(error)}") from error
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"cannot load the processor of {model!r}: {first_line(error)}") from error
     if not hasattr(processor, "image_processor"):
         raise InputError(
@@ -73,6 +78,15 @@ def load(
     if missing := sorted(info["missing_keys"]):
         logger.warning("%d weights are not in %s and stay random, first: %s", len(missing), model, missing[0])
     return Session(model, (loaded if placed else loaded.to(target)).eval(), processor)
+
+
+def _missing_package(error: ImportError) -> str:
+    """What to install; where that is not known, the whole message in one line."""
+    message = " ".join(str(error).split())
+    for package in VISION_EXTRA:
+        if package in message.lower():
+            return f"it needs {package}, which is not installed: {VISION_COMMAND}"
+    return message
 
 
 def open_image(path: str | Path) -> Image:

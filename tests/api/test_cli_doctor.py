@@ -48,6 +48,17 @@ def test_table_says_absent_and_ok(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in text
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_says_what_processors_with_a_video_part_need(
+    there: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "torchvision" and not there else "1.0")
+    assert main(["doctor"]) == 0
+    text = "".join(capsys.readouterr().out.split())  # the table breaks lines
+    assert ("torchvisionabsent:modelswhoseprocessorhasavideopart" in text) == (not there)
+    assert ("pipinstall'asymvlm-kernels[vision]'" in text) == (not there)
+
+
 @pytest.mark.parametrize("installed,verdict", [("5.24.3", "the installed one is"), ("5.99.0", "NOT the installed one")])
 def test_says_whether_transformers_is_a_tested_one(
     installed: str, verdict: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from checkpoint import checkpoint, own_checkpoint, page
 from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor
 
 from asymvlm.cli import console
 from asymvlm_cli import main
@@ -232,3 +233,26 @@ def test_a_process_ends_with_code_2_and_one_line(verbose: bool, tmp_path: Path) 
     assert done.stderr.splitlines()[-1].startswith("asymvlm: error: image ")
     assert ("Traceback" in done.stderr) == verbose, "--verbose shows where it came from"
     assert verbose or done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "message,words",
+    [
+        (
+            "\nQwen2VLVideoProcessor requires the Torchvision library but it was not\nfound.",
+            "it needs torchvision, which",
+        ),
+        ("Package `num2words` is required to run SmolVLM processor.", "it needs num2words, which"),
+        ("\nA processor needs\nanother package.\n", "A processor needs another package."),
+    ],
+)
+def test_a_processor_without_its_package_names_the_command(
+    message: str, words: str, own_checkpoint: Path, page: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ImportError(message)
+
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", missing)
+    line = refused(*ask(own_checkpoint, page))
+    assert words in line
+    assert ("pip install 'asymvlm-kernels[vision]'" in line) == ("it needs" in line)

@@ -13,10 +13,11 @@ import asymvlm
 import asymvlm_kernels
 from asymvlm.cli import console
 from asymvlm.hf import versions
+from asymvlm.loading import VISION_COMMAND, VISION_EXTRA
 from asymvlm_kernels import UniformBudget, prune_sequence
 from asymvlm_kernels.dispatch import explain_backend
 
-PACKAGES = ("torch", "triton", "transformers", "flash-attn", "matplotlib")
+PACKAGES = ("torch", "triton", "transformers", "flash-attn", "matplotlib", *VISION_EXTRA)
 
 
 def doctor(*, as_json: bool) -> int:
@@ -120,6 +121,9 @@ def _show(record: dict[str, Any]) -> None:
     table.add_column(overflow="fold")
     for name, version in record["versions"].items():
         table.add_row(name, version or "absent")
+    if missing := [name for name in VISION_EXTRA if record["versions"][name] is None]:
+        words = f"{' and '.join(missing)} absent: models whose processor has a video part (Qwen2-VL and later, SmolVLM)"
+        table.add_row("processors", f"{words} cannot be loaded from a checkpoint; {VISION_COMMAND}")
     tested, known = ", ".join(record["transformers"]["tested"]), record["transformers"]["installed_is_tested"]
     verdict = "the installed one is" if known else "NOT the installed one: run `asymvlm verify --model DIR`"
     table.add_row("tested with", f"transformers {tested}; {verdict}")
