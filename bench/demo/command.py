@@ -16,9 +16,10 @@ from rich.table import Table
 
 from asymvlm import plot
 from asymvlm.cli import console, options
+from asymvlm.cli.heatmap import draw_image
 from asymvlm.cli.run import Outcome, ask, show
 from asymvlm.cli.tables import bytes_in_words
-from asymvlm.loading import load, open_image, visible_region
+from asymvlm.loading import load, open_image
 from asymvlm.scorer import Scorer
 from asymvlm.session import InputError, Session
 from asymvlm_cli.options import Keep
@@ -147,8 +148,7 @@ def _write_figures(session: Session, outcome: Outcome, picture: Any, text: str, 
     """The heatmap beside the page, which is there already; without matplotlib one line says so."""
     _print(f"wrote {output / 'demo_page.png'}")
     try:
-        region = visible_region(picture, session.processor.image_processor)
-        figure = plot.report_heatmap(outcome.report, region, question=text)
+        figure, _ = draw_image(session, outcome, [picture], 0, text)
     except (plot.PlotDependencyError, ValueError) as error:
         console.err.print(f"no heatmap: {error}", markup=False)
         return

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from asymvlm.report import PruningReport
+    from asymvlm.tiles import Page
 
 COLORMAP, COLORMAP_END = "YlOrRd", 0.86  # light where unimportant; cut where the map grows too dark to read print on
 OUTLINE = "#0b57a4"  # blue: no colour of the map comes near it
@@ -101,7 +102,13 @@ def heatmap(
 
 
 def report_heatmap(
-    report: PruningReport, image: Image, *, row: int = 0, image_number: int = 0, question: str | None = None
+    report: PruningReport,
+    image: Image,
+    *,
+    row: int = 0,
+    image_number: int = 0,
+    page: Page | None = None,
+    question: str | None = None,
 ) -> Figure:
     """Draw one image of one row of a call, titled with its importance gap and what it kept.
 
@@ -109,20 +116,53 @@ def report_heatmap(
         report: ``handle.last`` of a patched model.
         image: the part of the picture the grid covers (`asymvlm.loading.visible_region` finds it).
         row: sample in the batch.
-        image_number: image within the sample, in prompt order.
+        image_number: image within the sample, in prompt order; with ``page`` not needed.
+        page: how the image's tiles lie on it (`asymvlm.tiles.pages`), for families that cut images. A whole view beside
+            them is told in the title.
         question: quoted under the title.
     Raises:
-        ValueError: if the model's adapter knows no token grid, the grid does not match the scored tokens, or ``row`` or
-            ``image_number`` is out of range.
+        ValueError: if the model's adapter knows no token grid, the grid does not match the scored tokens, ``row`` or
+            ``image_number`` is out of range, or images are cut and no ``page`` is given.
         PlotDependencyError: if matplotlib is missing.
     """
-    scores, kept, grid = patch_grid(report, row=row, image_number=image_number)
+    grids = None if report.image_grids is None or row >= len(report.image_grids) else report.image_grids[row]
+    if page is None and report.tiling != "one" and grids is not None and len(grids) > 1:
+        raise ValueError(
+            f"this family's images make {len(grids)} grids, tiles and whole views: page=... has to say which belong to "
+            "the image (asymvlm.tiles.pages)"
+        )
+    beside = ""
+    if page is None:
+        scores, kept, grid = patch_grid(report, row=row, image_number=image_number)
+    else:
+        scores, kept, grid = page_grid(report, page, row=row)
+        if page.whole is not None:
+            whole = patch_grid(report, row=row, image_number=page.whole)[1]
+            beside = f"; of the whole view beside it {int(whole.sum())} of {whole.numel()}"
     tier = report.tier[row]
     title = (
         f"importance gap {report.gap[row]:.3f}{f' ({tier})' if tier else ''}, "
-        f"{int(kept.sum())} of {kept.numel()} vision tokens kept"
+        f"{int(kept.sum())} of {kept.numel()} vision tokens kept{beside}"
     )
     return heatmap(image, scores, kept, grid, title=title, question=question)
+
+
+def page_grid(report: PruningReport, page: Page, *, row: int = 0) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
+    """`patch_grid` of a whole page: its tiles put together where they lie.
+
+    Raises:
+        ValueError: as `report_heatmap`, or if tiles differ in size.
+    """
+    found = [patch_grid(report, row=row, image_number=number) for number in page.tiles]
+    if len({grid for _, _, grid in found}) > 1:
+        raise ValueError(f"tiles must have one size to be put together, got {[grid for _, _, grid in found]}")
+
+    def joined(parts: list[torch.Tensor]) -> torch.Tensor:
+        lines = [torch.cat(parts[r * page.columns : (r + 1) * page.columns], 1) for r in range(page.rows)]
+        return torch.cat(lines, 0)
+
+    scores = joined([part for part, _, _ in found])
+    return scores, joined([part for _, part, _ in found]), (scores.shape[0], scores.shape[1])
 
 
 def patch_grid(

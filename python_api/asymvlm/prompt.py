@@ -168,6 +168,7 @@ def prune_prompt(
         has_text=text.any(-1),
         columns_before=input_ids.shape[1],
         image_grids=image_grids,
+        tiling=adapter.tiling,
         vision_flops=adapter.flops_of(model, inputs),
     )
     deepstack = prune_deepstack(record, pruned.index, first)

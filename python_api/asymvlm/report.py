@@ -38,6 +38,7 @@ class PruningReport:
     has_text: torch.Tensor = field(repr=False)  # (B,) bool
     columns_before: int  # S, padding included
     image_grids: list[list[Grid]] | None = None  # of each row's images: rows and columns of vision tokens
+    tiling: str = "one"  # how those grids lie on the images (`asymvlm.tiles`)
     vision_flops: int | None = None  # the vision tower's work, which pruning does not save; None where unknown
     kv_bytes: int | None = None  # K and V of the prompt in the cache after prefill, without slots not filled yet
     kv_bytes_before: int | None = None  # what the same cache would hold for the unpruned prompt

@@ -141,6 +141,7 @@ def two_image_report() -> Any:
         scores=scores,
         index=torch.tensor([[-1, -1, 0, 1, 2, 3], [0, 1, 2, 4, 5, 7]]),
         image_grids=[[], [(1, 2), (2, 2)]],
+        tiling="one",
         gap=[math.nan, 0.25],
         tier=[None, "moderate"],
     )

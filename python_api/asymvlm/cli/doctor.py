@@ -7,6 +7,7 @@ import platform
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 import asymvlm
@@ -123,7 +124,7 @@ def _show(record: dict[str, Any]) -> None:
         table.add_row(name, version or "absent")
     if missing := [name for name in VISION_EXTRA if record["versions"][name] is None]:
         words = f"{' and '.join(missing)} absent: models whose processor has a video part (Qwen2-VL and later, SmolVLM)"
-        table.add_row("processors", f"{words} cannot be loaded from a checkpoint; {VISION_COMMAND}")
+        table.add_row("processors", f"{words} cannot be loaded from a checkpoint; {escape(VISION_COMMAND)}")
     tested, known = ", ".join(record["transformers"]["tested"]), record["transformers"]["installed_is_tested"]
     verdict = "the installed one is" if known else "NOT the installed one: run `asymvlm verify --model DIR`"
     table.add_row("tested with", f"transformers {tested}; {verdict}")

@@ -8,10 +8,10 @@ from typing import Any
 from asymvlm import plot
 from asymvlm.budget_file import budget_to_dict
 from asymvlm.cli import console, options, tables
-from asymvlm.cli.run import ask
+from asymvlm.cli.run import Outcome, ask
 from asymvlm.loading import visible_region
-from asymvlm.report import PruningReport
 from asymvlm.session import InputError, Session
+from asymvlm.tiles import pages, texts_in_front
 
 
 def heatmap(
@@ -49,7 +49,7 @@ def heatmap(
             max_new_tokens=1,
             compare=False,
         )
-        drawn = [_draw(session, asked.report, pictures, number, text, file) for number in range(len(pictures))]
+        drawn = [_draw(session, asked, pictures, number, text, file) for number in range(len(pictures))]
     report = asked.report
     if as_json:
         facts = {"question": text, "budget": budget_to_dict(report.budget), "chat_template": session.has_chat_template}
@@ -64,15 +64,13 @@ def heatmap(
 
 
 def _draw(
-    session: Session, report: PruningReport, pictures: list[Any], number: int, question: str, file: Path
+    session: Session, asked: Outcome, pictures: list[Any], number: int, question: str, file: Path
 ) -> dict[str, Any]:
     """Draw one image and write it: to ``file``, or, of several, to one numbered from 1."""
     if len(pictures) > 1:
         file = file.with_stem(f"{file.stem}-{number + 1}")
     try:
-        grid = plot.patch_grid(report, image_number=number)[2]
-        seen = visible_region(pictures[number], session.processor.image_processor)
-        figure = plot.report_heatmap(report, seen, image_number=number, question=question)
+        figure, grid = draw_image(session, asked, pictures, number, question)
     except ValueError as error:
         raise InputError(f"cannot draw {session.name}: {error}") from error
     try:
@@ -80,3 +78,22 @@ def _draw(
     except OSError as error:
         raise InputError(f"--output: cannot write {file} ({error.strerror})") from error
     return {"output": str(file), "grid": list(grid)}
+
+
+def draw_image(
+    session: Session, asked: Outcome, pictures: list[Any], number: int, question: str
+) -> tuple[Any, tuple[int, int]]:
+    """The figure of one of the images that a question was asked about, and its grid, tiles put together.
+
+    Raises:
+        ValueError: if there is nothing to draw, or it is not known where tokens lie.
+    """
+    report, processor = asked.report, session.processor
+    plot.patch_grid(report)  # or say why there is nothing to draw
+    tokenizer, sizes = getattr(processor, "tokenizer", processor), [picture.size for picture in pictures]
+    texts = texts_in_front(report, asked.input_ids, tokenizer)
+    page = pages(report.tiling, report.image_grids[0], texts, sizes, processor.image_processor)[number]
+    grid = plot.page_grid(report, page)[2]
+    cropped = report.tiling in ("one", "unknown") or hasattr(processor.image_processor, "canvas")
+    seen = visible_region(pictures[number], processor.image_processor) if cropped else pictures[number]
+    return plot.report_heatmap(report, page.canvas(seen), page=page, question=question), grid

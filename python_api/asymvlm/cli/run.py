@@ -9,6 +9,7 @@ from typing import Any
 import asymvlm
 from asymvlm.budget_file import AnyBudget, budget_to_dict
 from asymvlm.cli import console, options, tables
+from asymvlm.hf.arguments import IDS
 from asymvlm.policies import TextEviction
 from asymvlm.scorer import Scorer
 from asymvlm.session import FirstToken, Generation, InputError, Session
@@ -20,6 +21,7 @@ class Outcome:
 
     pruned: Generation
     report: Any
+    input_ids: Any  # (1, S) of the prompt
     full: Generation | None = None
     first_token: FirstToken | None = None
 
@@ -111,11 +113,11 @@ def ask(
         pruned = session.generate(inputs, max_new_tokens, seed=seed, **(sampling or {}))
         report = handle.last
         if not compare:
-            return Outcome(pruned, report)
+            return Outcome(pruned, report, inputs[IDS])
         handle.enabled = False
         full = session.generate(inputs, max_new_tokens, seed=seed, **(sampling or {}))
         handle.enabled = True
-        return Outcome(pruned, report, full, session.first_token(inputs, handle, runs=runs))
+        return Outcome(pruned, report, inputs[IDS], full, session.first_token(inputs, handle, runs=runs))
 
 
 def show(session: Session, outcome: Outcome) -> None:

@@ -9,5 +9,6 @@ ADAPTER = Adapter(
     model_type="aya_vision",
     per_token={"labels": -100},
     grids=square_tiles(lambda config: square_patches(config) // config.downsample_factor**2),
+    tiling="canvas",
     vision_flops=tower_flops(class_token=False),
 )

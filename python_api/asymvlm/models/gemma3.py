@@ -26,5 +26,6 @@ ADAPTER = Adapter(
     model_type="gemma3",
     per_token={"token_type_ids": 0, "labels": -100},
     grids=_grids,
+    tiling="unknown",  # pan and scan
     vision_flops=_vision_flops,
 )

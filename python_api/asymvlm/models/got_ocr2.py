@@ -9,4 +9,5 @@ ADAPTER = Adapter(
     model_type="got_ocr2",
     per_token={"labels": -100},
     grids=square_tiles(lambda config: square_patches(config) // 16),  # two convolutions of stride 2
+    tiling="canvas",
 )

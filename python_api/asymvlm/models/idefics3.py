@@ -35,5 +35,6 @@ ADAPTER = Adapter(
     drop=(*VISION_INPUTS, "pixel_attention_mask", "image_hidden_states"),
     per_token={"labels": -100},
     grids=_grids,
+    tiling="tags",
     vision_flops=_vision_flops,
 )

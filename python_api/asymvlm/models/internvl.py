@@ -9,5 +9,6 @@ ADAPTER = Adapter(
     model_type="internvl",
     per_token={"labels": -100},
     grids=square_tiles(lambda config: int(config.image_seq_length)),
+    tiling="canvas",
     vision_flops=tower_flops(),
 )

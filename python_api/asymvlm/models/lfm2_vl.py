@@ -21,4 +21,5 @@ ADAPTER = Adapter(
     recurrent=True,
     per_token={"labels": -100},
     grids=_grids,
+    tiling="tags",
 )

@@ -30,5 +30,6 @@ ADAPTER = Adapter(
     text="model",
     per_token={"labels": -100},
     grids=square_tiles(lambda config: int(square_patches(config) * config.vision_config.pixel_shuffle_ratio**2)),
+    tiling="separators",
     merge=_merge,
 )

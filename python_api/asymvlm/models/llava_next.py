@@ -38,6 +38,7 @@ ADAPTER = Adapter(
     model_type="llava_next",
     per_token={"token_type_ids": 0, "labels": -100},
     views=2,
+    tiling="whole first",
     grids=grids,
     vision_flops=tower_flops(),
     protect=newlines,

@@ -47,6 +47,7 @@ ADAPTER = Adapter(
     drop=(*VISION_INPUTS, "image_sizes_videos", "vision_aspect_ratio", "batch_num_images"),
     per_token={"token_type_ids": 0, "labels": -100},
     views=2,
+    tiling="whole first",
     grids=_grids,
     vision_flops=tower_flops(class_token=False, pixels=("pixel_values", "pixel_values_videos")),
     protect=newlines,

@@ -9,5 +9,6 @@ ADAPTER = Adapter(
     model_type="ovis2",
     per_token={"labels": -100},
     grids=square_tiles(lambda config: square_patches(config) // config.vision_config.hidden_stride**2),
+    tiling="ovis",
     vision_flops=tower_flops(class_token=False),
 )

@@ -42,4 +42,5 @@ ADAPTER = Adapter(
     triggers=("pixel_values", "pixel_values_videos"),
     per_token={"labels": -100},
     grids=_grids,
+    tiling="unknown",
 )

@@ -68,6 +68,7 @@ ADAPTER = Adapter(
     drop=(*IMAGE_INPUTS, *AUDIO_INPUTS),
     per_token={"labels": -100},
     views=2,
+    tiling="whole last",
     grids=_grids,
     vision_flops=_vision_flops,
     protect=_separators,

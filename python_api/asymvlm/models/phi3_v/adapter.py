@@ -47,6 +47,7 @@ ADAPTER = Adapter(
     unify=lambda input_ids: input_ids.clamp_min(-1),
     per_token={"labels": -100},
     views=2,
+    tiling="whole last",
     grids=_grids,
     vision_flops=_vision_flops,
     protect=_separators,
