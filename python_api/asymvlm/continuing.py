@@ -27,6 +27,11 @@ def restate_settings(model: nn.Module, call: Mapping[str, Any], state: PromptSta
         restated["streamer"] = PromptStreamer(call["streamer"], call[IDS])
     for name, override in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         value = setting(model, call, name)
+        if name == "max_length" and call.get(name) is not None and value <= state.original_length:
+            raise ValueError(
+                f"max_length={value} leaves no room behind a prompt of {state.original_length} tokens: pass a larger "
+                "one, or max_new_tokens"
+            )
         if value and (call.get(name) is not None or setting(model, call, override) is None):
             restated[name] = max(value - dropped, 0)
     return restated

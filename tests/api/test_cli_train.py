@@ -162,7 +162,7 @@ def test_calibration_finds_early_what_cannot_be_compared(checkpoint, questions, 
     questions.write_text("\n".join([json.dumps(shown)] * 3))
     error = fails(capsys, *source)
     assert "the 3 samples have one importance gap" in error
-    assert "take a uniform budget of 0.65, or method 'relative'" in error
+    assert "take a uniform budget of 0.65, or --method 'relative'" in error
     measured = (tmp_path / "out" / "measurements" / "measurements.jsonl").read_text().splitlines()
     assert len(measured) == 1, "nothing was measured, the file has its header"
 
@@ -190,14 +190,14 @@ def test_mistakes_are_one_line(checkpoint, questions, page, tmp_path, capsys):
     out = ("-o", tmp_path / "scorer")
     assert "wanted one of --data and --dataset, got neither" in fails(capsys, "train", *source, *out)
     assert "--keep: half found" in fails(capsys, "train", *source, *out, "--data", questions, "--keep", "half")
-    assert "keep_ratio must be" in fails(capsys, "train", *source, *out, "--data", questions, "--keep", "2")
-    assert "epochs must be" in fails(capsys, "train", *source, *out, "--data", questions, "--epochs", "0")
+    assert "--keep must be" in fails(capsys, "train", *source, *out, "--data", questions, "--keep", "2")
+    assert "--epochs must be" in fails(capsys, "train", *source, *out, "--data", questions, "--epochs", "0")
     missing = fails(capsys, "train", *source, "-o", tmp_path / "no" / "where", "--data", questions)
     assert "not a folder, wanted an existing one" in missing
     assert "no such folder" in fails(
         capsys, "calibrate", *source, *out, "--data", questions, "--scorer", tmp_path / "missing"
     )
-    assert "average must be in (0, 1)" in fails(
+    assert "--average must be in (0, 1)" in fails(
         capsys, "calibrate", *source, *out, "--data", questions, "--average", "1.5"
     )
     unanswered = tmp_path / "unanswered.jsonl"

@@ -237,3 +237,10 @@ def test_padding_is_inferred_as_by_the_model_when_no_mask_is_given(family, plain
     expected = masked_generate(plain, inputs, keep, **GREEDY_IDS)
     with asymvlm.patch(model, vision=uniform(0.5)):
         assert torch.equal(model.generate(**inputs, **GREEDY_IDS), expected)
+
+
+def test_a_length_that_is_too_short_is_told_in_the_callers_tokens(family, model):
+    inputs = make_batch(family, "single")
+    length = inputs["input_ids"].shape[1]
+    with asymvlm.patch(model, vision=uniform(0.5)), pytest.raises(ValueError, match=f"a prompt of {length} tokens"):
+        model.generate(**inputs, max_length=length)

@@ -13,6 +13,8 @@ from asymvlm.metrics import METRICS
 from asymvlm.samples import Prompts
 from asymvlm.session import InputError
 
+FLAGS = {"average": "--average", "minimum": "--minimum", "maximum": "--maximum", "method": "--method"}
+
 
 def calibrate(
     *,
@@ -73,7 +75,7 @@ def calibrate(
                 f"interrupted; what was measured is in {folder / 'measurements'}, the same command goes on from there"
             ) from interrupt
         except ValueError as error:
-            raise InputError(f"cannot calibrate {session.name}: {error}") from error
+            raise InputError(f"cannot calibrate {session.name}: {options.in_flags(error, FLAGS)}") from error
     result.scorer.save_pretrained(folder)
     if as_json:
         console.print_json(

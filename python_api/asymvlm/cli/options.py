@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,6 +133,11 @@ def read_images(files: list[Path]) -> list[Image]:
         if file.is_file() and file.stat().st_size > LARGE:
             console.say(f"reading {file}, {file.stat().st_size / 1e6:.0f} MB")
     return [open_image(file) for file in files]
+
+
+def in_flags(error: Exception, flags: Mapping[str, str]) -> str:
+    """A message of the library with its arguments named as they are typed here."""
+    return re.sub(r"\b(?<![-.])(" + "|".join(flags) + r")\b(?!\()", lambda found: flags[found[0]], str(error))
 
 
 def check_output(file: Path) -> Path:

@@ -17,6 +17,17 @@ from asymvlm.cli import console, data, options
 from asymvlm.samples import prepare_with_answer
 from asymvlm.session import InputError
 
+FLAGS = {
+    "keep_ratio": "--keep",
+    "epochs": "--epochs",
+    "batch_size": "--batch-size",
+    "learning_rate": "--learning-rate",
+    "temperature": "--temperature",
+    "strength": "--strength",
+    "patience": "--patience",
+    "resume=False": "--restart",
+}
+
 
 def train(
     *,
@@ -59,7 +70,7 @@ def train(
         changes = {name: value for name, value in given.items() if value is not None}
         settings = asymvlm.TrainingSettings.named(preset, seed=seed, **changes)
     except ValueError as error:
-        raise InputError(str(error)) from error
+        raise InputError(options.in_flags(error, FLAGS)) from error
     questions = data.read_samples(samples, dataset, split, columns, limit)
     held_out = None if validation is None else data.read_samples(validation, None, split, columns, None)
     folder = data.check_folder(output, "--output")
@@ -86,7 +97,7 @@ def train(
         except InputError:
             raise
         except ValueError as error:
-            raise InputError(f"cannot train on {session.name}: {error}") from error
+            raise InputError(f"cannot train on {session.name}: {options.in_flags(error, FLAGS)}") from error
         if is_first:
             scorer.save_pretrained(folder)
     if not is_first:
