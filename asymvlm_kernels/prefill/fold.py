@@ -63,6 +63,9 @@ def _fold_text_kernel(
     mask_d = offs_d < D
     text_ptr += tl.multiple_of(pid_b * stride_tb + pid_l * stride_tl, VECTOR)
     text = tl.load(text_ptr + offs_d.to(tl.int64) * stride_td, mask=mask_d, other=0.0).to(tl.float32)
+    peak = tl.max(tl.abs(text), 0)
+    text *= tl.where(peak > 2.0**40, 2.0**-100, tl.where(peak < 2.0**-30, 2.0**100, 1.0))  # squares that fp32 holds
+    text *= tl.where(peak < 2.0**-100, 2.0**48, 1.0)  # also of subnormal numbers
     norm = tl.maximum(tl.sqrt_rn(tl.sum(text * text, 0)), EPSILON)
     folded = tl.div_rn(text, tl.zeros_like(text) + norm)
     if weight_ptr is not None:
