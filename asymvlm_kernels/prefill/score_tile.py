@@ -75,7 +75,25 @@ def score_tile(
             best = tl.maximum(best, new_best)
             square = tl.sum(squares, 1)
     norm = tl.maximum(tl.sqrt_rn(square), tl.full((BLOCK_N,), EPSILON, tl.float32))
+    lift = tl.full((BLOCK_N,), 1.0, tl.float32)
+    odd = (
+        real_n & (best > float("-inf")) & ((square < 2.0**-79) | (square > 2.0**126))
+    )  # squares left fp32, or the norm would be clamped
+    if tl.max(odd.to(tl.int32), 0) > 0:  # such rows are read once more, lifted by a power of two
+        lift = tl.where(odd, tl.where(square < 1.0, 2.0**100, 2.0**-70), 1.0)
+        squares = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+        for start_d in range(0, D, BLOCK_D):
+            offs_d = start_d + tl.arange(0, BLOCK_D)  # [BLOCK_D]
+            mask = odd[:, None] & (offs_d < D)[None, :]
+            cols = offs_d.to(tl.int64) * stride_vd
+            wide = tl.load(vision_ptr + rows[:, None] + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+            wide *= lift[:, None]
+            squares += wide * wide
+        lifted = tl.maximum(tl.sqrt_rn(tl.sum(squares, 1)), tl.full((BLOCK_N,), EPSILON, tl.float32))
+        best = tl.where(odd, tl.where(best == float("inf"), float("nan"), best * lift), best)  # the product overflowed
+        norm = tl.where(odd, lifted, norm)
     score = tl.where(unknown > 0, float("nan"), tl.div_rn(best, norm))
     if BEST:
+        norm = tl.div_rn(norm, lift)
         norm = tl.where(score != score, float("nan"), norm)  # the maximum dropped it
     return tl.where(real_n, score, float("-inf")), tl.where(real_n, place, -1), norm
