@@ -28,7 +28,7 @@ else:
 
 @triton.jit
 def lift_exponent(peak):
-    """Biased exponent of the power of two that lifts ``peak`` to [2**13, 2**14): in fp16 ``low`` would underflow."""
+    """Biased exponent of the power of two that lifts ``peak`` to [2**13, 2**14): squares stay in fp32, `low` in fp16."""
     exponent = ((peak.to(tl.uint32, bitcast=True) >> 23) & 0xFF).to(tl.int32)
     return tl.minimum(tl.maximum(127 + 13 + 127 - exponent, 1), 253)  # its inverse is a normal number too
 
@@ -63,9 +63,7 @@ def _fold_text_kernel(
     mask_d = offs_d < D
     text_ptr += tl.multiple_of(pid_b * stride_tb + pid_l * stride_tl, VECTOR)
     text = tl.load(text_ptr + offs_d.to(tl.int64) * stride_td, mask=mask_d, other=0.0).to(tl.float32)
-    peak = tl.max(tl.abs(text), 0)
-    text *= tl.where(peak > 2.0**40, 2.0**-100, tl.where(peak < 2.0**-30, 2.0**100, 1.0))  # squares that fp32 holds
-    text *= tl.where(peak < 2.0**-100, 2.0**48, 1.0)  # also of subnormal numbers
+    text *= power_of_two(lift_exponent(tl.max(tl.abs(text), 0)))  # squares that fp32 holds, whatever the length
     norm = tl.maximum(tl.sqrt_rn(tl.sum(text * text, 0)), EPSILON)
     folded = tl.div_rn(text, tl.zeros_like(text) + norm)
     if weight_ptr is not None:

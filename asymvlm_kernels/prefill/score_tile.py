@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asymvlm_kernels._triton import constant, tl, triton
 from asymvlm_kernels.prefill.fold import multiply
+from asymvlm_kernels.prefill.lifted import best_folded, lift_of, lifted_square, needs_lift
 
 NOWHERE = constant(2**31 - 1)
 
@@ -74,26 +75,39 @@ def score_tile(
             unknown |= new_unknown
             best = tl.maximum(best, new_best)
             square = tl.sum(squares, 1)
-    norm = tl.maximum(tl.sqrt_rn(square), tl.full((BLOCK_N,), EPSILON, tl.float32))
+    best = tl.where(unknown > 0, float("nan"), best)
     lift = tl.full((BLOCK_N,), 1.0, tl.float32)
-    odd = (
-        real_n & (best > float("-inf")) & ((square < 2.0**-79) | (square > 2.0**126))
-    )  # squares left fp32, or the norm would be clamped
-    if tl.max(odd.to(tl.int32), 0) > 0:  # such rows are read once more, lifted by a power of two
-        lift = tl.where(odd, tl.where(square < 1.0, 2.0**100, 2.0**-70), 1.0)
-        squares = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-        for start_d in range(0, D, BLOCK_D):
-            offs_d = start_d + tl.arange(0, BLOCK_D)  # [BLOCK_D]
-            mask = odd[:, None] & (offs_d < D)[None, :]
-            cols = offs_d.to(tl.int64) * stride_vd
-            wide = tl.load(vision_ptr + rows[:, None] + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-            wide *= lift[:, None]
-            squares += wide * wide
-        lifted = tl.maximum(tl.sqrt_rn(tl.sum(squares, 1)), tl.full((BLOCK_N,), EPSILON, tl.float32))
-        best = tl.where(odd, tl.where(best == float("inf"), float("nan"), best * lift), best)  # the product overflowed
-        norm = tl.where(odd, lifted, norm)
-    score = tl.where(unknown > 0, float("nan"), tl.div_rn(best, norm))
+    if vision_ptr.dtype.element_ty != tl.float16:
+        # without text the square is 0 and the best -inf; products that overflowed to that come with a large square
+        again = real_n & needs_lift(square) & ((best > float("-inf")) | (square > 1.0))
+        row = tl.min(tl.where(again, offs_n, NOWHERE), 0)
+        while row < NOWHERE:
+            this = offs_n == row
+            row_ptr = vision_ptr + tl.multiple_of(row.to(tl.int64) * stride_vn, VECTOR)
+            own_lift = lift_of(tl.max(tl.where(this, square, 0.0), 0))
+            own_square = lifted_square(row_ptr, own_lift, stride_vd, D)
+            if own_square > 0:
+                product, text = best_folded(
+                    row_ptr,
+                    own_lift,
+                    folded_ptr,
+                    unlift_ptr,
+                    text_mask_ptr,
+                    stride_vd,
+                    stride_tm,
+                    L,
+                    D,
+                    WIDTH,
+                    SPLIT,
+                )
+                best = tl.where(this, product, best)
+                square = tl.where(this, own_square, square)
+                lift = tl.where(this, own_lift, lift)
+                place = tl.where(this, text, place)
+            again = again & (this == 0)
+            row = tl.min(tl.where(again, offs_n, NOWHERE), 0)
+    norm = tl.maximum(tl.sqrt_rn(square), tl.full((BLOCK_N,), EPSILON, tl.float32))
+    score = tl.div_rn(best, norm)
     if BEST:
-        norm = tl.div_rn(norm, lift)
-        norm = tl.where(score != score, float("nan"), norm)  # the maximum dropped it
+        norm = tl.where(score != score, float("nan"), tl.div_rn(norm, lift))  # the maximum dropped it
     return tl.where(real_n, score, float("-inf")), tl.where(real_n, place, -1), norm
