@@ -11,6 +11,7 @@ from asymvlm_kernels._triton import constant, tl, triton
 from asymvlm_kernels.prefill.fold import lift_exponent, power_of_two
 
 COLUMNS = constant(256)  # of a step
+NOWHERE = constant(2**31 - 1)
 
 
 @triton.jit
@@ -26,7 +27,8 @@ def needs_lift(square):
 def lift_of(square):
     """Power of two that brings a row of this squared norm, which may be infinite or have vanished, to where fp32 holds
     its squares and products, and its norm is above EPSILON: to lengths between 2**-40 and 2**61."""
-    return tl.where(square > 1.0, 2.0**-80, tl.where(square < 2.0**-100, 2.0**110, 2.0**60))
+    small = tl.where(square < 2.0**-100, 2.0**110, 2.0**60)
+    return tl.where(square > 2.0**80, 2.0**-80, tl.where(square < 2.0**-79, small, 1.0))
 
 
 @triton.jit
@@ -98,33 +100,90 @@ def best_text(
     stride_w,
     EPSILON: tl.constexpr,
     D: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):
-    """Best product of one lifted row with the texts at ``places_ptr``, as they lie in memory."""
+    """Best cosine, but for the norm of the row, of one row times ``lift`` with the texts at ``places_ptr``."""
     best = tl.full((), float("-inf"), tl.float32)
     for text in tl.range(0, length, num_stages=1):
-        text_ptr = embeds_ptr + tl.load(places_ptr + text).to(tl.int64) * stride_es
-        _, text_lift, norm = lift_row(text_ptr, stride_ed, EPSILON, D)
+        text_ptr = embeds_ptr + tl.multiple_of(tl.load(places_ptr + text).to(tl.int64) * stride_es, VECTOR)
+        text_lift = lift_of(lifted_square(text_ptr, 1.0, stride_ed, D))
         products = tl.zeros((COLUMNS,), tl.float32)
+        squares = tl.zeros((COLUMNS,), tl.float32)
         for start_d in tl.range(0, D, COLUMNS, num_stages=1):
-            unit = tl.div_rn(load_columns(text_ptr, start_d, stride_ed, D) * text_lift, tl.zeros_like(products) + norm)
+            columns = load_columns(text_ptr, start_d, stride_ed, D) * text_lift
+            squares += columns * columns
             if weight_ptr is not None:
-                unit *= load_columns(weight_ptr, start_d, stride_w, D)
-            products += load_columns(row_ptr, start_d, stride_ed, D) * lift * unit
-        similarity = tl.sum(products, 0)
+                columns *= load_columns(weight_ptr, start_d, stride_w, D)
+            products += load_columns(row_ptr, start_d, stride_ed, D) * lift * columns
+            tl.debug_barrier()
+        norm = tl.maximum(tl.sqrt_rn(tl.sum(squares, 0)), EPSILON)
+        similarity = tl.div_rn(tl.sum(products, 0), norm)
         better = (best == best) & ((similarity != similarity) | (similarity > best))
         best = tl.where(better, similarity, best)
     return best
 
 
 @triton.jit
-def any_long_text(
-    embeds_ptr, places_ptr, length, stride_es, stride_ed, EPSILON: tl.constexpr, D: tl.constexpr
+def any_odd_text(
+    embeds_ptr, places_ptr, length, stride_es, stride_ed, D: tl.constexpr, VECTOR: tl.constexpr
 ):
-    """Whether a text that is not zero needs a lift: then every row that is scored against it is read again."""
+    """Whether a text that is not zero needs a lift: then all rows are read again."""
     found = length < 0
     for text in tl.range(0, length, num_stages=1):
-        text_ptr = embeds_ptr + tl.load(places_ptr + text).to(tl.int64) * stride_es
-        peak, lift, norm = lift_row(text_ptr, stride_ed, EPSILON, D)
-        norm = tl.div_rn(norm, lift)
-        found = found | ((peak > 0) & needs_lift(norm * norm))
+        text_ptr = embeds_ptr + tl.multiple_of(tl.load(places_ptr + text).to(tl.int64) * stride_es, VECTOR)
+        square = lifted_square(text_ptr, 1.0, stride_ed, D)
+        if needs_lift(square):
+            found = found | (lifted_square(text_ptr, lift_of(square), stride_ed, D) > 0)
     return found
+
+
+@triton.jit
+def score_again(
+    score,
+    square_n,
+    odd_text,
+    real_n,
+    offs_n,
+    embeds_ptr,
+    weight_ptr,
+    places_ptr,
+    length,
+    stride_es,
+    stride_ed,
+    stride_w,
+    EPSILON: tl.constexpr,
+    D: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """Scores of a tile, with those of the rows that fp32 cannot square taken anew, of all rows if that holds for a text.
+
+    ``odd_text``: whether the squared norm of a text says so; it may be zero.
+    """
+    again = real_n & needs_lift(square_n)
+    if odd_text:
+        again = again | (real_n & any_odd_text(embeds_ptr, places_ptr, length, stride_es, stride_ed, D, VECTOR))
+    row = tl.min(tl.where(again, offs_n, NOWHERE), 0)
+    while row < NOWHERE:
+        this = offs_n == row
+        row_ptr = embeds_ptr + tl.multiple_of(row.to(tl.int64) * stride_es, VECTOR)
+        lift = lift_of(tl.max(tl.where(this, square_n, 0.0), 0))
+        square = lifted_square(row_ptr, lift, stride_ed, D)
+        if square > 0:
+            best = best_text(
+                row_ptr,
+                lift,
+                embeds_ptr,
+                weight_ptr,
+                places_ptr,
+                length,
+                stride_es,
+                stride_ed,
+                stride_w,
+                EPSILON,
+                D,
+                VECTOR,
+            )
+            score = tl.where(this, tl.div_rn(best, tl.maximum(tl.sqrt_rn(square), EPSILON)), score)
+        again = again & (this == 0)
+        row = tl.min(tl.where(again, offs_n, NOWHERE), 0)
+    return score

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from asymvlm_kernels._triton import constant, tl, triton
+from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.prefill.fold import multiply
-from asymvlm_kernels.prefill.lifted import best_folded, lift_of, lifted_square, needs_lift
-
-NOWHERE = constant(2**31 - 1)
+from asymvlm_kernels.prefill.lifted import NOWHERE, best_folded, lift_of, lifted_square, needs_lift
 
 
 @triton.jit
