@@ -124,9 +124,7 @@ def best_text(
 
 
 @triton.jit
-def any_odd_text(
-    embeds_ptr, places_ptr, length, stride_es, stride_ed, D: tl.constexpr, VECTOR: tl.constexpr
-):
+def any_odd_text(embeds_ptr, places_ptr, length, stride_es, stride_ed, D: tl.constexpr, VECTOR: tl.constexpr):
     """Whether a text that is not zero needs a lift: then all rows are read again."""
     found = length < 0
     for text in tl.range(0, length, num_stages=1):
