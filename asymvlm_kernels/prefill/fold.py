@@ -28,7 +28,7 @@ else:
 
 @triton.jit
 def lift_exponent(peak):
-    """Biased exponent of the power of two that lifts ``peak`` to [2**13, 2**14): squares stay in fp32, `low` in fp16."""
+    """Biased exponent of the power of two that lifts ``peak`` to [2**13, 2**14): in fp16 ``low`` would underflow."""
     exponent = ((peak.to(tl.uint32, bitcast=True) >> 23) & 0xFF).to(tl.int32)
     return tl.minimum(tl.maximum(127 + 13 + 127 - exponent, 1), 253)  # its inverse is a normal number too
 

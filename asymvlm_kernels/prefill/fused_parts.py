@@ -95,8 +95,10 @@ def add_parts(
     BLOCK_L: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """Scores of one tile from its parts, in a fixed order: the same bits whoever came last. Beside them ``||v||^2``, and
-    whether fp32 cannot square a text."""
+    """Scores of one tile from its parts, in a fixed order: the same bits whoever came last.
+
+    With them ``||v||^2``, and whether fp32 cannot square a text.
+    """
     SLOT: tl.constexpr = BLOCK_N * BLOCK_L
     offs_l = tl.arange(0, BLOCK_L)  # [BLOCK_L]
     own = tl.arange(0, BLOCK_N)  # [BLOCK_N]

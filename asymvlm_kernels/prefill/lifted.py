@@ -8,7 +8,6 @@ registers from the loop that scores all others, hence one row at a time.
 from __future__ import annotations
 
 from asymvlm_kernels._triton import constant, tl, triton
-from asymvlm_kernels.prefill.fold import lift_exponent, power_of_two
 
 COLUMNS = constant(256)  # of a step
 NOWHERE = constant(2**31 - 1)
@@ -153,7 +152,7 @@ def score_again(
     D: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """Scores of a tile, with those of the rows that fp32 cannot square taken anew, of all rows if that holds for a text.
+    """Scores of a tile, taken anew for the rows that fp32 cannot square, and for all if that holds for a text.
 
     ``odd_text``: whether the squared norm of a text says so; it may be zero.
     """
