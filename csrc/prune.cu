@@ -41,7 +41,7 @@ KERNEL(PRUNE_THREADS) prune_kernel(GRID_CONSTANT PruneCall all) {
   Team team = {plan.team, rank, number, USES_CLUSTERS(plan) != 0, parts,
                in_shared ? scratch.norms : parts + stride - TEXT, stride, call.counters + 2 * (call.B + number), 0};
   Scorer<T> scorer = {call, plan, scratch, ring, team, (float*)(shared + map.best), (float*)(shared + map.squares),
-                      shared + map.roles, keys, groups, false};
+                      shared + map.roles, keys, groups, false, false};
   ring.init(plan.slice);
   for (int q = 0; q < plan.ring; ++q) scorer.fetch(q);
 

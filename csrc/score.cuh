@@ -8,13 +8,12 @@
 // the only one to read it, so no barrier guards it.
 #pragma once
 
+#include "lifted.cuh"
 #include "product.cuh"
 #include "team.cuh"
 #include "text.cuh"
 
 namespace asymvlm {
-
-constexpr float EPSILON = 1e-12f;  // norms are clamped from below, so a zero row scores 0
 
 struct Item {
   int sample, first, rows;  // rows may be 0 behind the end of a sample
@@ -28,6 +27,7 @@ DEVICE Item item_of(const AsymvlmPrune& call, const AsymvlmPlan& plan, int numbe
 
 template <class T>
 struct Scorer {
+  static constexpr bool ODD_ROWS = !is_half(T{});  // rows that fp32 cannot square
   const AsymvlmPrune& call;
   const AsymvlmPlan& plan;
   PruneScratch& scratch;
@@ -39,6 +39,7 @@ struct Scorer {
   uint32_t* keys;  // (B, S) in the workspace
   int groups;      // of this block in all: those of its items, one after the other
   bool combined;   // parts of this block may still be read by others
+  bool odd_text;   // a squared norm of the sample's text says that fp32 cannot square it; it may be zero
 
   DEVICE const T* rows_of(int sample) const {
     return (const T*)call.embeds + sample * call.embeds_b + team.rank * plan.slice * call.embeds_d;
@@ -57,14 +58,13 @@ struct Scorer {
     ring.load(q, source, left < GROUP ? left : GROUP, call.embeds_s, call.embeds_d);
   }
 
-  DEVICE float norm(float square) const { return fmaxf(root(square), EPSILON); }
-
   // The best of 32 text columns for the rows of a chunk; `length` of the columns are real.
   DEVICE void combine(int rows, int length, bool first) {
     const int warp = thread_index() / 32, lane = thread_index() % 32;
     float text = 0.f;
     for (int other = 0; other < team.size; ++other) text += team.norm_of(other, lane);
-    text = norm(text);
+    odd_text |= ballot(lane < length && needs_lift(text)) != 0;
+    text = norm_of(text);
     for (int r = team.rank * WARPS + warp; r < rows; r += team.size * WARPS) {
       float product = 0.f, square = 0.f;
       for (int other = 0; other < team.size; ++other) {
@@ -89,6 +89,7 @@ struct Scorer {
     const int thread = thread_index(), warp = thread / 32;
     const int steps = ceil_div(ring.width, STEP);
     int window = 0;
+    odd_text = false;
     const int length = list_text(call, item.sample, 0, scratch);
     // the groups behind the end of the sample are fetched, empty, and passed over: slots and phases stay in step
     for (int chunk = 0; chunk < plan.groups; chunk += plan.ring) {
@@ -156,11 +157,20 @@ struct Scorer {
   DEVICE void finish(const Item& item, int chunk, int rows, bool scored) {
     const int warp = thread_index() / 32, lane = thread_index() % 32;
     const int64_t sample = (int64_t)item.sample * call.S + item.first + chunk * GROUP;
+    bool all_again = false;
+    if (ODD_ROWS && scored && odd_text) all_again = any_odd_text<T>(call, item.sample);
     // row r belongs to the warp that combined it; here its 32 lanes would do one row, so lane 0 does
     for (int r = team.rank * WARPS + warp; r < rows; r += team.size * WARPS) {
-      if (lane) continue;
       const int role = roles[r];
-      const float score = role == 1 && scored ? divide(best[r], norm(squares[r])) : -INFINITY;
+      const float square = role == 1 && scored && lane == 0 ? squares[r] : 1.f;
+      float score = role == 1 && scored && lane == 0 ? divide(best[r], norm_of(square)) : -INFINITY;
+      if (ODD_ROWS && role == 1 && scored) {
+        const float own = shuffle(square, 0);
+        if (all_again || needs_lift(own)) {
+          score = score_again<T>(call, item.sample, item.first + chunk * GROUP + r, own, score);
+        }
+      }
+      if (lane) continue;
       call.scores[sample + r] = score;
       keys[sample + r] = role == 1 ? order_key(score) : role == 2 ? PROTECTED_KEY : role == 3 ? TEXT_KEY : NOBODY;
     }

@@ -63,6 +63,7 @@ def _fold_text_kernel(
     mask_d = offs_d < D
     text_ptr += tl.multiple_of(pid_b * stride_tb + pid_l * stride_tl, VECTOR)
     text = tl.load(text_ptr + offs_d.to(tl.int64) * stride_td, mask=mask_d, other=0.0).to(tl.float32)
+    text *= power_of_two(lift_exponent(tl.max(tl.abs(text), 0)))  # squares that fp32 holds, whatever the length
     norm = tl.maximum(tl.sqrt_rn(tl.sum(text * text, 0)), EPSILON)
     folded = tl.div_rn(text, tl.zeros_like(text) + norm)
     if weight_ptr is not None:

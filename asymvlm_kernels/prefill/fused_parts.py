@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.prefill.fused_product import best_of, better_of, norm_of, product_tile
+from asymvlm_kernels.prefill.lifted import needs_lift
 
 
 @triton.jit
@@ -36,7 +37,8 @@ def score_part(
     SPLIT: tl.constexpr,
     LIFT: tl.constexpr,
 ):
-    """One part of one tile into scratch: products with ``||v||^2`` in the last column, or the best of its text."""
+    """One part of one tile into scratch: products with ``||v||^2`` in the last column, or the best of its text,
+    ``||v||^2``, and whether fp32 can square all of that text."""
     PART_D: tl.constexpr = ((D + BLOCK_D - 1) // BLOCK_D + SPLITS - 1) // SPLITS * BLOCK_D
     by_width = split_by_width(length, BLOCK_L)
     first_d = split * PART_D * by_width
@@ -47,6 +49,7 @@ def score_part(
     own = tl.arange(0, BLOCK_N)  # [BLOCK_N]
     row_n = tl.multiple_of(offs_n.to(tl.int64) * stride_es, VECTOR)  # int64: S * D may pass 2**31
     best = tl.full((BLOCK_N,), float("-inf"), tl.float32)
+    odd = tl.zeros((BLOCK_L,), tl.int32)
     for start_l in range(first_l, length, step_l):
         real_l = start_l + offs_l < length
         place = tl.load(places_ptr + start_l + offs_l, mask=real_l, other=0)
@@ -75,9 +78,11 @@ def score_part(
             tl.store(squares_ptr + split * BLOCK_L + offs_l, square_l)  # every tile writes the same
         else:
             best = better_of(best, best_of(similarity, square_l, real_l, EPSILON))
+            odd |= (real_l & needs_lift(square_l)).to(tl.int32)
             tl.store(part_ptr + BLOCK_N + own, square_n)
     if by_width == 0:
         tl.store(part_ptr + own, best)
+        tl.store(part_ptr + 2 * BLOCK_N, tl.max(odd, 0).to(tl.float32))
 
 
 @triton.jit
@@ -90,7 +95,10 @@ def add_parts(
     BLOCK_L: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """Scores of one tile from its parts, in a fixed order: the same bits whoever came last."""
+    """Scores of one tile from its parts, in a fixed order: the same bits whoever came last.
+
+    With them ``||v||^2``, and whether fp32 cannot square a text.
+    """
     SLOT: tl.constexpr = BLOCK_N * BLOCK_L
     offs_l = tl.arange(0, BLOCK_L)  # [BLOCK_L]
     own = tl.arange(0, BLOCK_N)  # [BLOCK_N]
@@ -104,8 +112,11 @@ def add_parts(
             square_l += tl.load(squares_ptr + part * BLOCK_L + offs_l, cache_modifier=".cg")
         square_n = tl.sum(tl.where((offs_l == BLOCK_L - 1)[None, :], total, 0.0), 1)
         best = best_of(total, square_l, offs_l < length, EPSILON)
+        odd_text = tl.max(((offs_l < length) & needs_lift(square_l)).to(tl.int32), 0) > 0
     else:  # a part without a block of text left -inf; the first has one, hence the norms
         square_n = tl.load(parts_ptr + BLOCK_N + own, cache_modifier=".cg")
+        odd_text = length < 0
         for part in tl.static_range(0, SPLITS):
             best = better_of(best, tl.load(parts_ptr + part * SLOT + own, cache_modifier=".cg"))
-    return tl.div_rn(best, norm_of(square_n, EPSILON))
+            odd_text = odd_text | (tl.load(parts_ptr + part * SLOT + 2 * BLOCK_N, cache_modifier=".cg") > 0)
+    return tl.div_rn(best, norm_of(square_n, EPSILON)), square_n, odd_text

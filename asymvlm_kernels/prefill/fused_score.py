@@ -12,6 +12,7 @@ from asymvlm_kernels.prefill.fused_keys import BINS, PROTECTED, TEXT, bin_of
 from asymvlm_kernels.prefill.fused_parts import add_parts, score_part
 from asymvlm_kernels.prefill.fused_select import select_sample
 from asymvlm_kernels.prefill.fused_text import list_text, load_mask
+from asymvlm_kernels.prefill.lifted import score_again
 from asymvlm_kernels.prefill.order import order_key
 
 NOT_SPECIALIZED = ["stride_eb", "stride_vb", "stride_tb", "stride_pb", "S", "capacity", "linear"]
@@ -122,7 +123,25 @@ def score_item(
         finishes = tl.atomic_add(tiles_ptr + tile, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
         if finishes:
             tl.store(tiles_ptr + tile, 0)
-            score = add_parts(parts_ptr, squares_ptr, length, EPSILON, BLOCK_N, BLOCK_L, SPLITS)
+            score, square, odd = add_parts(parts_ptr, squares_ptr, length, EPSILON, BLOCK_N, BLOCK_L, SPLITS)
+            if not LIFT:
+                score = score_again(
+                    score,
+                    square,
+                    odd,
+                    real_n,
+                    offs_n,
+                    embeds_ptr,
+                    weight_ptr,
+                    order_ptr,
+                    length,
+                    stride_es,
+                    stride_ed,
+                    stride_w,
+                    EPSILON,
+                    D,
+                    VECTOR,
+                )
             score = tl.where(real_n, score, float("-inf"))
             tl.debug_barrier()  # all parts are read: the keys take their place
 

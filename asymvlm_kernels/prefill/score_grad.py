@@ -79,6 +79,8 @@ def _score_tokens_grad_triton(
     vector = min(row_vector(vision), row_vector(text))
     config = grad_config(D, vision.itemsize, vector)
     programs = B * triton.cdiv(N, config.rows)
+    lifted, factor = reference.lift_rows(text.float())
+    text_norm = torch.linalg.vector_norm(lifted, dim=-1).clamp_min_(reference.EPSILON) / factor[..., 0]
     parts = torch.empty((programs, D), dtype=torch.float32, device=grad.device)
     _score_tokens_grad_kernel[(programs, triton.cdiv(D, config.block_d))](
         grad.contiguous(),
@@ -86,7 +88,7 @@ def _score_tokens_grad_triton(
         text,
         best,
         norm,
-        torch.linalg.vector_norm(text.float(), dim=-1).clamp_min_(reference.EPSILON),
+        text_norm,
         parts,
         *vision.stride(),
         *text.stride(),

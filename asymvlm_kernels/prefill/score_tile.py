@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from asymvlm_kernels._triton import constant, tl, triton
+from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.prefill.fold import multiply
-
-NOWHERE = constant(2**31 - 1)
+from asymvlm_kernels.prefill.lifted import NOWHERE, best_folded, lift_of, lifted_square, needs_lift
 
 
 @triton.jit
@@ -74,8 +73,39 @@ def score_tile(
             unknown |= new_unknown
             best = tl.maximum(best, new_best)
             square = tl.sum(squares, 1)
+    best = tl.where(unknown > 0, float("nan"), best)
+    lift = tl.full((BLOCK_N,), 1.0, tl.float32)
+    if vision_ptr.dtype.element_ty != tl.float16:
+        # without text the square is 0 and the best -inf; products that overflowed to that come with a large square
+        again = real_n & needs_lift(square) & ((best > float("-inf")) | (square > 1.0))
+        row = tl.min(tl.where(again, offs_n, NOWHERE), 0)
+        while row < NOWHERE:
+            this = offs_n == row
+            row_ptr = vision_ptr + tl.multiple_of(row.to(tl.int64) * stride_vn, VECTOR)
+            own_lift = lift_of(tl.max(tl.where(this, square, 0.0), 0))
+            own_square = lifted_square(row_ptr, own_lift, stride_vd, D)
+            if own_square > 0:
+                product, text = best_folded(
+                    row_ptr,
+                    own_lift,
+                    folded_ptr,
+                    unlift_ptr,
+                    text_mask_ptr,
+                    stride_vd,
+                    stride_tm,
+                    L,
+                    D,
+                    WIDTH,
+                    SPLIT,
+                )
+                best = tl.where(this, product, best)
+                square = tl.where(this, own_square, square)
+                lift = tl.where(this, own_lift, lift)
+                place = tl.where(this, text, place)
+            again = again & (this == 0)
+            row = tl.min(tl.where(again, offs_n, NOWHERE), 0)
     norm = tl.maximum(tl.sqrt_rn(square), tl.full((BLOCK_N,), EPSILON, tl.float32))
-    score = tl.where(unknown > 0, float("nan"), tl.div_rn(best, norm))
+    score = tl.div_rn(best, norm)
     if BEST:
-        norm = tl.where(score != score, float("nan"), norm)  # the maximum dropped it
+        norm = tl.where(score != score, float("nan"), tl.div_rn(norm, lift))  # the maximum dropped it
     return tl.where(real_n, score, float("-inf")), tl.where(real_n, place, -1), norm

@@ -24,13 +24,17 @@ class FoldConfig:
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """One program scores ``block_n`` vision rows, ``block_l`` text rows at a time, ``block_d`` columns a step."""
+    """One program scores ``block_n`` vision rows, ``block_l`` text rows at a time, ``block_d`` columns a step.
+
+    ``registers``: most of a thread; where ptxas chooses, it aims lower and spills what only odd rows need.
+    """
 
     block_n: int
     block_l: int
     block_d: int
     num_warps: int
     num_stages: int
+    registers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,11 @@ def score_config(dtype: torch.dtype, vector: int, arch: int) -> ScoreConfig:
     if (
         dtype == torch.float32
     ):  # FMA: steps of 64 columns or 4 warps spill; with block_l 64 Triton 3.6 uses TF32 on sm_100
-        return ScoreConfig(32, 32, 32, num_warps=8, num_stages=3)
+        return ScoreConfig(32, 32, 32, num_warps=8, num_stages=3, registers=127)
     if vector == 1:
         return ScoreConfig(32, 64, 64, num_warps=8, num_stages=2)  # 2-byte loads cannot be asynchronous; 4 warps spill
     if arch < 90 or arch in SMALL_SHARED_MEMORY:
-        return ScoreConfig(32, 64, 64, num_warps=4, num_stages=4)  # 60 KB: one program an SM
+        return ScoreConfig(32, 64, 64, num_warps=4, num_stages=4, registers=255)  # 60 KB: one program an SM
     return ScoreConfig(32, 64, 64, num_warps=4, num_stages=5)  # 96 to 100 KB: two programs share the 227 KB of an SM
 
 
