@@ -44,7 +44,7 @@ def score_select_config(D: int, dtype: torch.dtype, vector: int, arch: int) -> S
     # 64 rows x 3 parts: 120 programs for 2500 rows, and partial sums of 32 text columns stay below 1 MiB.
     # 8 warps: the selection at the end holds 16 keys a thread at 4096 tokens.
     if dtype == torch.float32:
-        block_n, block_d, num_stages = 32, 32, 3  # FMA
+        block_n, block_d, num_stages = 32, 32, 2 if arch == 120 else 3  # FMA
     elif vector == 1:
         block_n, block_d, num_stages = 64, 32, 2  # 2-byte loads cannot be asynchronous
     elif arch in WARP_GROUPS:
