@@ -142,7 +142,7 @@ def test_teacher_forced_answers_are_not_scored_against(model, family):
     for answer in ([70, 71, 72], [73, 74, 75]):
         sample = {**inputs, "labels": labels, "input_ids": inputs["input_ids"].clone()}
         sample["input_ids"][:, -3:] = torch.tensor(answer)
-        result = calibrate(model, [sample], metric, method="relative")
+        result = calibrate(model, [sample, sample], metric, method="relative")
         found.append(result.scorer.gaps.mean)
     assert found[0] == found[1]
     assert set(seen) == {found[0]}
