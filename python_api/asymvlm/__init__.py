@@ -20,8 +20,8 @@ from asymvlm.prompt import prune_inputs
 from asymvlm.report import PruningReport
 from asymvlm.scorer import Scorer
 from asymvlm.strategy import AutoStrategy, Choice
+from asymvlm.tokens.user_turns import UserTurns
 from asymvlm.training import TrainingSettings, train_scorer
-from asymvlm.user_turns import UserTurns
 from asymvlm.verification import Verification, verify
 from asymvlm_kernels import LinearBudget, RelativeThresholdBudget, Spread, ThresholdBudget, UniformBudget, __version__
 

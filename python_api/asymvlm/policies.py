@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from asymvlm.scorer import Scorer
-from asymvlm.user_turns import UserTurns
+from asymvlm.tokens.user_turns import UserTurns
 from asymvlm.weights import fp32_weight
 from asymvlm_kernels import Budget, ScoreBudget, Spread, UniformBudget
 

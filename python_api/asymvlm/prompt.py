@@ -15,14 +15,14 @@ from asymvlm.hf.arguments import EMBEDS, IDS, MASK, POSITIONS
 from asymvlm.hf.errors import MechanismError
 from asymvlm.hf.merge import merge_embeddings
 from asymvlm.hf.peft import unwrapped
-from asymvlm.images import grids_by_row, image_lines, image_numbers
 from asymvlm.models import adapter_for
 from asymvlm.models.adapter import Adapter, Grid, Inputs
 from asymvlm.padding import check_last_columns, pad_in_place, padding_side, padding_to_keep
 from asymvlm.policies import VisionPruning
 from asymvlm.positions import next_position, original_positions, renumbered
 from asymvlm.report import PruningReport
-from asymvlm.user_turns import UserTurns
+from asymvlm.tokens.images import grids_by_row, image_lines, image_numbers
+from asymvlm.tokens.roles import Tokens, scored_text
 from asymvlm_kernels import gather_rows, prune_sequence
 
 
@@ -90,33 +90,25 @@ def prune_prompt(
         start: position of that column, where others are in a cache; not needed if ``inputs`` hold them all.
     """
     input_ids, mask = check_prompt(inputs)
-    real = mask.bool()
-    vision = adapter.vision_mask(model, input_ids) & real
     record = merge_embeddings(model, adapter, inputs)
     embeds = record[EMBEDS].detach()
     from_the_start = first > 0 and policy.positions == "keep"
     positions = original_positions(
         adapter, inputs, record, mask, generating=generating, start=None if from_the_start else start
     )
-    own = adapter.separators_of(model, inputs, embeds)
-    separators = torch.zeros_like(vision) if own is None else vision & own
-    structural = separators | vision & _last_token(real)
-    text = _text_mask(policy, input_ids, real, vision)
+    tokens = Tokens.read(model, adapter, input_ids, mask, inputs, embeds)
     labels = inputs.get("labels")
-    if labels is not None and labels.shape != input_ids.shape:
-        raise ValueError(f"labels must have the shape of input_ids {tuple(input_ids.shape)}, got {tuple(labels.shape)}")
-    if labels is not None and not isinstance(policy.text, torch.Tensor):
-        text = text & (labels == -100)  # an answer does not choose the tokens that it is judged by
-    groups, image_grids = _images(model, adapter, policy, inputs, vision, separators, first)
-    lines = None if policy.spread is None else _lines(model, adapter, inputs, vision, separators, first)
+    text = scored_text(tokens, policy.text, labels)
+    groups, image_grids = _images(model, adapter, policy, inputs, tokens, first)
+    lines = None if policy.spread is None else _lines(model, adapter, inputs, tokens, first)
     config: Any = model.config
     text_config = config.get_text_config()
     per_token = {name: inputs[name] for name in adapter.per_token if inputs.get(name) is not None}
     if first:
-        input_ids, real, vision, structural, text = (x[:, first:] for x in (input_ids, real, vision, structural, text))
-        embeds, positions = embeds[:, first:], positions[..., first:]
+        tokens, text, embeds = tokens.behind(first), text[:, first:], embeds[:, first:]
+        positions = positions[..., first:]
         per_token = {name: tensor[:, first:] for name, tensor in per_token.items()}
-    prunable = vision & ~structural
+    real, prunable = tokens.real, tokens.prunable
     check_last_columns(inputs, prunable)
     side = padding_side(real, labelled=labels is not None and not inputs.get("logits_to_keep"))
     staying = padding_to_keep(real, prunable) if side == "left" else torch.zeros_like(real)
@@ -124,16 +116,16 @@ def prune_prompt(
     exact = embeds.dtype == torch.float64  # scores are fp32, embeddings stay as they are
     pruned = prune_sequence(
         embeds.float() if exact else embeds,
-        vision,
+        tokens.vision,
         text,
         None if policy.weight is None else policy.weight.detach().to(embeds.device),
         policy.budget,
-        protect=(real & ~vision) | structural | staying,
+        protect=tokens.text | tokens.structural | staying,
         groups=groups,
         per_image=policy.per_image,
         spread=policy.spread,
         lines=lines,
-        carry={IDS: input_ids, POSITIONS: positions, **per_token},
+        carry={IDS: tokens.ids, POSITIONS: positions, **per_token},
         carry_pad={name: pad for name, pad in carry_pad.items() if name == IDS or name in per_token},
         padding_side=side,
     )
@@ -166,7 +158,7 @@ def prune_prompt(
         budget=policy.budget,
         text_config=text_config,
         has_text=text.any(-1),
-        columns_before=input_ids.shape[1],
+        columns_before=tokens.ids.shape[1],
         image_grids=image_grids,
         tiling=adapter.tiling,
         vision_flops=adapter.flops_of(model, inputs),
@@ -176,7 +168,7 @@ def prune_prompt(
         raise MechanismError("thinning DeepStack features", f"the decoder of {adapter.model_type!r} was handed none")
     shift = adapter.first_position if generating else 0  # `generate` counts from 0, its model adds the rest
     state = PromptState(
-        original_ids=input_ids,
+        original_ids=tokens.ids,
         original_lengths=real.sum(-1),
         index=index,
         input_ids=pruned.carry[IDS],
@@ -185,7 +177,7 @@ def prune_prompt(
         next_position=following + shift,
     )
     decoder_rows = {name: more for name, more in adapter.decoder_rows.items() if name in carried}
-    return PrunedPrompt(forwarded, deepstack, decoder_rows, state, report, input_ids.shape[1])
+    return PrunedPrompt(forwarded, deepstack, decoder_rows, state, report, tokens.ids.shape[1])
 
 
 def check_prompt(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -206,59 +198,25 @@ def check_prompt(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _images(
-    model: nn.Module,
-    adapter: Adapter,
-    policy: VisionPruning,
-    inputs: Inputs,
-    vision: torch.Tensor,
-    separators: torch.Tensor,
-    first: int,
+    model: nn.Module, adapter: Adapter, policy: VisionPruning, inputs: Inputs, tokens: Tokens, first: int
 ) -> tuple[torch.Tensor | None, list[list[Grid]] | None]:
     """Of the columns from ``first`` on.
 
     Image number of each vision token, None where no row has several images; grids of each row, None if unknown.
     """
     token_ids, grids = adapter.token_ids(model), adapter.grids_of(model, inputs)
-    numbers = image_numbers(adapter.unify(inputs[IDS]), vision, separators, token_ids, grids)[:, first:]
-    rows = grids_by_row(numbers, inputs[IDS], token_ids, grids)
+    numbers = image_numbers(adapter.unify(tokens.ids), tokens.vision, tokens.separators, token_ids, grids)[:, first:]
+    rows = grids_by_row(numbers, tokens.ids, token_ids, grids)
     # one image a row needs no floors, and the fused path serves it
     several = policy.per_image or rows is None or any(len(row) > adapter.views for row in rows)
     return numbers // adapter.views if several else None, rows
 
 
-def _lines(
-    model: nn.Module, adapter: Adapter, inputs: Inputs, vision: torch.Tensor, separators: torch.Tensor, first: int
-) -> torch.Tensor:
+def _lines(model: nn.Module, adapter: Adapter, inputs: Inputs, tokens: Tokens, first: int) -> torch.Tensor:
     """Line of each vision token in its image, of the columns from ``first`` on; -1 for none."""
     token_ids, grids = adapter.token_ids(model), adapter.grids_of(model, inputs)
     if not grids:
         raise ValueError(
             f"spread needs the grid of an image's tokens, which the {adapter.model_type} adapter does not know"
         )
-    return image_lines(adapter.unify(inputs[IDS]), vision, separators, token_ids, grids)[:, first:]
-
-
-def _last_token(real: torch.Tensor) -> torch.Tensor:
-    """The token whose hidden state predicts the answer: kept even where a prompt ends in an image."""
-    return real & (real.long().flip(-1).cumsum(-1).flip(-1) == 1)
-
-
-def _text_mask(
-    policy: VisionPruning, input_ids: torch.Tensor, real: torch.Tensor, vision: torch.Tensor
-) -> torch.Tensor:
-    text = real & ~vision
-    if isinstance(policy.text, str):
-        return text
-    if isinstance(policy.text, UserTurns):
-        words, has_turn = policy.text.find(input_ids)
-        lost = (vision.any(-1) & ~has_turn).nonzero()[:, 0].tolist()
-        if lost:
-            raise ValueError(
-                f"text='user' wants the ids {list(policy.text.begin)} that open a user's turn, rows {lost} have images "
-                "and none of them: make the prompt with the chat template, or pass text='all' or a mask"
-            )
-        return text & words
-    if policy.text.shape != text.shape:
-        found = tuple(policy.text.shape)
-        raise ValueError(f"the text mask must have the shape of input_ids {tuple(text.shape)}, got {found}")
-    return text & policy.text.to(text.device)
+    return image_lines(adapter.unify(tokens.ids), tokens.vision, tokens.separators, token_ids, grids)[:, first:]

@@ -18,6 +18,7 @@ from asymvlm.hf.arguments import IDS, MASK
 from asymvlm.hf.generation import setting
 from asymvlm.models.adapter import Adapter
 from asymvlm.policies import TextEviction, TurnEviction, VisionPruning
+from asymvlm.tokens.roles import Tokens
 
 DEFAULT_NEW_TOKENS = 20  # that `generate` makes where nothing says how many
 
@@ -76,8 +77,8 @@ class AutoStrategy:
             return Choice(0, 0, 0)
         mask = call.get(MASK)
         usable = isinstance(mask, torch.Tensor) and mask.shape == ids.shape
-        real = mask.bool() if usable and mask is not None else torch.ones_like(ids, dtype=torch.bool)
-        vision, total = torch.stack([(adapter.vision_mask(model, ids) & real).sum(), real.sum()]).tolist()
+        tokens = Tokens.read(model, adapter, ids, mask if usable else None)
+        vision, total = torch.stack([tokens.vision.sum(), tokens.real.sum()]).tolist()
         return Choice(vision, total - vision, len(ids) * _new_tokens(model, call, ids.shape[1]) if generating else 0)
 
 

@@ -14,6 +14,7 @@ from asymvlm.models.adapter import Adapter, Inputs
 from asymvlm.policies import VisionPruning
 from asymvlm.prompt import check_prompt, has_images
 from asymvlm.report import PruningReport
+from asymvlm.tokens.roles import Tokens
 
 
 def untouched_report(model: nn.Module, adapter: Adapter, policy: VisionPruning, inputs: Inputs) -> PruningReport | None:
@@ -22,8 +23,8 @@ def untouched_report(model: nn.Module, adapter: Adapter, policy: VisionPruning, 
         input_ids, mask = check_prompt(inputs)
     except ValueError:
         return None
-    real = mask.bool()
-    num_vision = (adapter.vision_mask(model, input_ids) & real).sum(-1)
+    tokens = Tokens.read(model, adapter, input_ids, mask)
+    real, num_vision = tokens.real, tokens.vision.sum(-1)
     places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     images = has_images(adapter, inputs)
     return _report(
@@ -46,8 +47,9 @@ def later_turn_report(
     Args:
         call: with the ids and the mask of the whole conversation.
     """
-    input_ids, real = call[IDS], call[MASK].bool()
-    vision = adapter.vision_mask(model, input_ids) & real
+    input_ids = call[IDS]
+    tokens = Tokens.read(model, adapter, input_ids, call[MASK])
+    real, vision = tokens.real, tokens.vision
     places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     new = places.masked_fill(~real, -1)[:, state.original_length :]
     index = torch.cat([state.index, new], 1)

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 import asymvlm
-from asymvlm.images import image_lines
 from asymvlm.prompt import _lines
+from asymvlm.tokens.images import image_lines
 from bench.quality.scorers import model_inputs
 from bench.tinyvlm.evaluate import exact_match, features, make_samples
 from bench.tinyvlm.model import CHECKPOINT, NUM_VISION
@@ -34,7 +34,7 @@ def test_lines_follow_the_grids_of_every_kind() -> None:
 def test_a_model_without_known_grids_is_refused() -> None:
     adapter = SimpleNamespace(token_ids=lambda model: {}, grids_of=lambda model, inputs: {}, model_type="nameless")
     with pytest.raises(ValueError, match="nameless"):
-        _lines(None, adapter, {}, None, None, 0)  # type: ignore[arg-type]
+        _lines(None, adapter, {}, None, 0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="spread must be"):
         asymvlm.VisionPruning(spread=4)  # type: ignore[arg-type]
 

@@ -23,8 +23,8 @@ from asymvlm.calibration.measure import Measurer, Metric
 from asymvlm.hf.arguments import IDS
 from asymvlm.policies import VisionPruning
 from asymvlm.scorer import GapStatistics, Scorer
+from asymvlm.tokens.user_turns import UserTurns
 from asymvlm.training.progress import progress_bar
-from asymvlm.user_turns import UserTurns
 from asymvlm_kernels import UniformBudget, importance_gap
 from asymvlm_kernels.budget import budget_counts
 

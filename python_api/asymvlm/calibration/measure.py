@@ -15,9 +15,9 @@ from asymvlm.json_files import FileError, parse, read_lines
 from asymvlm.patch import PatchHandle, patch
 from asymvlm.policies import VisionPruning
 from asymvlm.scorer import Scorer
+from asymvlm.tokens.user_turns import UserTurns
 from asymvlm.training.passes import FrozenModel
 from asymvlm.training.scoring import weighted_scores
-from asymvlm.user_turns import UserTurns
 
 Metric = Callable[[Any, Any], Any]  # (model, sample) -> a number, or one for each row of the sample
 FILE = "measurements.jsonl"

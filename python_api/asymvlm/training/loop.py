@@ -18,13 +18,13 @@ from torch import nn
 from asymvlm.identity import identify
 from asymvlm.policies import VisionPruning
 from asymvlm.scorer import GapStatistics, Scorer
+from asymvlm.tokens.user_turns import UserTurns
 from asymvlm.training.passes import FrozenModel
 from asymvlm.training.progress import progress_bar
 from asymvlm.training.ranks import Ranks
 from asymvlm.training.run import Collate, Run
 from asymvlm.training.settings import CLAMPED_SHARE, HIGHEST, LOWEST, TrainingSettings
 from asymvlm.training.state import TrainingState
-from asymvlm.user_turns import UserTurns
 from asymvlm.weights import fp32_weight
 from asymvlm_kernels import UniformBudget
 

@@ -19,7 +19,8 @@ from asymvlm.hf.merge import merge_embeddings
 from asymvlm.models import adapter_for
 from asymvlm.models.adapter import Adapter
 from asymvlm.prompt import check_prompt
-from asymvlm.user_turns import UserTurns
+from asymvlm.tokens.roles import Tokens, scored_text
+from asymvlm.tokens.user_turns import UserTurns
 
 NOT_FOR_THE_PASS = (*ABOUT_CACHE, EMBEDS, MASK, "return_dict")
 OUR_INPUTS = ("text_mask",)
@@ -102,23 +103,15 @@ class FrozenModel:
         input_ids, mask = check_prompt(moved)
         record = merge_embeddings(self.model, self.adapter, moved)
         embeds = record[EMBEDS].detach()
-        real = mask.bool()
-        vision = self.adapter.vision_mask(self.model, input_ids) & real
-        structural = _last_token(real)
-        separators = self.adapter.separators_of(self.model, moved, embeds)
-        if separators is not None:
-            structural = structural | separators
-        prunable = vision & ~structural
-        text = compared = real & ~vision
-        if moved.get("labels") is not None:
-            text = text & (moved["labels"] == -100)
-        if self.turns is not None:
-            text = text & self.turns.find(input_ids)[0]
+        tokens = Tokens.read(self.model, self.adapter, input_ids, mask, moved, embeds)
+        prunable = tokens.prunable
+        text = scored_text(tokens, self.turns or "all", moved.get("labels"), turn_wanted=False)
         if extra.get("text_mask") is not None:
             text = text & extra["text_mask"].bool()
+        compared = tokens.text
         if not self.adapter.open_prompt:  # what stands before an image does not see it
-            compared = compared & (vision.flip(-1).cumsum(-1).flip(-1) == 0)
-        compared = torch.where(compared.any(-1, keepdim=True), compared, _last_token(real))
+            compared = compared & ~tokens.before_vision
+        compared = torch.where(compared.any(-1, keepdim=True), compared, tokens.last)
         decoder = {name: value for name, value in record.items() if name not in NOT_FOR_THE_PASS}
         # always a mask: without one, gapped positions are read as packed sequences
         own = record.get(MASK)
@@ -182,7 +175,3 @@ class FrozenModel:
 def exact_type(tensor: torch.Tensor) -> torch.dtype:
     """Scores and losses are fp32; float64 for a float64 model."""
     return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _last_token(real: torch.Tensor) -> torch.Tensor:
-    return real & (real.long().flip(-1).cumsum(-1).flip(-1) == 1)
