@@ -68,6 +68,20 @@ def read_object(path: str | Path, example: str) -> dict[str, Any]:
     return record
 
 
+def check_plain(value: Any, where: str) -> None:
+    """Raise a FileError if a value that somebody else parsed holds a number that is not finite or too large."""
+    if isinstance(value, dict):
+        for entry in value.values():
+            check_plain(entry, where)
+    elif isinstance(value, list):
+        for entry in value:
+            check_plain(entry, where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise FileError(f"{where}: the number {value} is not finite")
+    elif isinstance(value, int) and not -LARGEST <= value < LARGEST:
+        raise FileError(f"{where}: a number of {len(str(abs(value)))} digits is too large")
+
+
 def read_lines(path: str | Path) -> Iterator[tuple[str, str]]:
     """``path:number`` and text of each line that is not blank. Lines end where JSONL says so: at a line feed alone.
 

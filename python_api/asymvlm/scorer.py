@@ -23,7 +23,7 @@ from torch import nn
 import asymvlm_kernels
 from asymvlm.budget_file import budget_from_dict, budget_to_dict
 from asymvlm.identity import ModelIdentity, identify, is_hub_id
-from asymvlm.json_files import first_line, read_object
+from asymvlm.json_files import check_plain, first_line, read_object
 from asymvlm.weights import fp32_weight
 from asymvlm_kernels import Budget, ScoreBudget, UniformBudget
 
@@ -258,6 +258,7 @@ class Scorer(
             raise ValueError(f"wanted {CONFIG_FILE} with a 'base' and {WEIGHT_FILE} with a 'weight'")
         if config.get("format") != FORMAT:
             raise ValueError(f"format {config.get('format')!r} found, this version reads {FORMAT}")
+        check_plain(config, CONFIG_FILE)  # also one from the hub, which is read by others
         gaps = config.get("gaps")
         return cls(
             tensors["weight"],

@@ -10,10 +10,12 @@ import signal
 import tempfile
 
 import pytest
+import tiny
 import torch
 from checkpoint import checkpoint, own_checkpoint, page
+from safetensors.torch import save_file
 
-from asymvlm import Scorer, UniformBudget
+from asymvlm import Scorer, UniformBudget, train_scorer
 from asymvlm.cli import console
 from asymvlm.identity import ModelIdentity
 from asymvlm.training.passes import FrozenModel
@@ -33,6 +35,11 @@ def questions(page, tmp_path):
     ]
     file.write_text("\n".join(map(json.dumps, records)))
     return file
+
+
+@pytest.fixture
+def model_of_a_family():
+    return tiny.build("llava")
 
 
 def call(capsys, *arguments) -> dict:
@@ -157,7 +164,7 @@ def test_a_folder_that_cannot_be_written_is_found_first(checkpoint, questions, t
 
 def test_calibration_finds_early_what_cannot_be_compared(checkpoint, questions, page, tmp_path, capsys):
     source = ("calibrate", "--model", checkpoint, "--device", "cpu", "-o", tmp_path / "out", "--data", questions)
-    assert "two samples or more to compare, got 1" in fails(capsys, *source, "--limit", 1)
+    assert "1 sample found, wanted two samples or more" in fails(capsys, *source, "--limit", 1)
     shown = {"image": str(page), "question": "What?", "answer": "due"}
     questions.write_text("\n".join([json.dumps(shown)] * 3))
     error = fails(capsys, *source)
@@ -183,6 +190,16 @@ def test_a_state_that_is_none_is_named(tmp_path):
     (tmp_path / "training_state.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match=r"training_state.safetensors is no state of a run .*: resume=False"):
         TrainingState.load(tmp_path, {})
+    tensors = {name: torch.ones(2) for name in ("weight", "exp_avg", "exp_avg_sq", "best_weight")}
+    for run, numbers in (("[1]", "{}"), ("{}", '{"colour": 1}'), ("{}", "[]")):
+        save_file(tensors, tmp_path / "training_state.safetensors", {"run": run, "numbers": numbers})
+        with pytest.raises(ValueError, match="is no state of a run"):
+            TrainingState.load(tmp_path, {})
+
+
+def test_saving_every_0_steps_is_refused(model_of_a_family):
+    with pytest.raises(ValueError, match="save_every must be 1 step or more, got 0"):
+        train_scorer(model_of_a_family, [{}], save_every=0)
 
 
 def test_mistakes_are_one_line(checkpoint, questions, page, tmp_path, capsys):

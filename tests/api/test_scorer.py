@@ -203,6 +203,9 @@ def test_bad_folders_are_named(plain, tmp_path):
     (tmp_path / WEIGHT_FILE).write_bytes(b"cut")
     with pytest.raises(ValueError, match=f"scorer {tmp_path}: not one of ours"):
         Scorer.from_pretrained(tmp_path)
+    for number in (math.inf, math.nan, 10**30):
+        with pytest.raises(ValueError, match=r"is not finite|is too large"):
+            Scorer._read(record | {"training": {"losses": [0.5, number]}}, {"weight": torch.ones(3)})
     with pytest.raises(ValueError, match="a path cannot hold a NUL"):
         Scorer.from_pretrained("a\0b")
 

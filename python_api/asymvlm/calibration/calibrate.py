@@ -20,7 +20,6 @@ from torch import nn
 from asymvlm.budget_file import AnyBudget, budget_to_dict
 from asymvlm.calibration import fit
 from asymvlm.calibration.measure import Measurer, Metric
-from asymvlm.hf.arguments import IDS
 from asymvlm.policies import VisionPruning
 from asymvlm.scorer import GapStatistics, Scorer
 from asymvlm.tokens.user_turns import UserTurns
@@ -101,8 +100,6 @@ def calibrate_budget(
         raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
     if len(samples) == 0:
         raise ValueError("calibrate_budget needs samples, got none")
-    if len(samples) == 1 and 1 in samples[0][IDS].shape[:1]:
-        raise ValueError("calibrate_budget needs two samples or more to compare, got 1")
     lowest, highest, bounds = _bounds(method, average, minimum, maximum)
     ladder = _ladder(ratios, average, lowest, highest)
     policy = VisionPruning(scorer=_scorer(model, scorer), text=text, processor=processor)

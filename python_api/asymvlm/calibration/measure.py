@@ -78,14 +78,22 @@ class Measurer:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.file.write_text(json.dumps(self._header()) + "\n", encoding="utf-8")
             return
-        (where, header), *lines = [*read_lines(self.file)] or [(str(self.file), "null")]
+        if not (found := [*read_lines(self.file)]):
+            raise FileError(f"{self.file}: the file is empty, wanted measurements: remove it to start over")
+        (where, header), *lines = found
         if parse(header, where) != self._header():
             raise ValueError(f"{self.file} holds measurements of another run: {header} found, {self._header()} wanted")
         for where, line in lines:
             try:
                 record = parse(line, where)
-                self.known[record["sample"], record["budget"]] = record["values"]
-            except (FileError, KeyError, TypeError):  # cut short when the process ended: what follows is measured again
+                values = [float(value) for value in record["values"]]
+                self.known[record["sample"], record["budget"]] = values
+            except (
+                FileError,
+                KeyError,
+                TypeError,
+                ValueError,
+            ):  # cut short when the process ended: what follows is measured again
                 break
 
     def look(self) -> Iterator[int]:

@@ -42,6 +42,8 @@ def calibrate(
     for number, question in enumerate(questions):
         if not question.answers:
             raise InputError(f"sample {number + 1} has no answer, wanted one to judge by")
+    if len(questions) < 2:
+        raise InputError("1 sample found, wanted two samples or more to compare")
     folder = data.check_folder(output, "--output")
     learned = options.load_scorer(scorer)
     with console.stdout_reserved(as_json), console.interruptible():
@@ -76,7 +78,8 @@ def calibrate(
             ) from interrupt
         except ValueError as error:
             raise InputError(f"cannot calibrate {session.name}: {options.in_flags(error, FLAGS)}") from error
-    result.scorer.save_pretrained(folder)
+    record = {**result.scorer.calibration, "chat_template": session.has_chat_template}
+    result.scorer.replace(calibration=record).save_pretrained(folder)
     if as_json:
         console.print_json(
             {

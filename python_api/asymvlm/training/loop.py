@@ -93,6 +93,8 @@ def train_scorer(
         raise ValueError("train_scorer needs samples, got none")
     if micro_batch_size < 1 or (micro_batch_size > 1 and collate is None):
         raise ValueError(f"micro_batch_size must be 1, or more with a collate function, got {micro_batch_size}")
+    if save_every < 1:
+        raise ValueError(f"save_every must be 1 step or more, got {save_every}")
     turns = VisionPruning(text=text, processor=processor).text  # the same checks as for pruning
     frozen = FrozenModel(
         model,

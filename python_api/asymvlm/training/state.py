@@ -65,6 +65,9 @@ class TrainingState:
                 metadata = opened.metadata()
                 tensors = {name: opened.get_tensor(name) for name in TENSORS}
             found, numbers = json.loads(metadata["run"]), json.loads(metadata["numbers"])
+            state = cls(**tensors, **numbers)
+            if not isinstance(found, dict):
+                raise TypeError(f"the run is a {type(found).__name__}")
         except (KeyError, OSError, SafetensorError, TypeError, ValueError) as error:
             raise ValueError(f"{file} is no state of a run ({error}): resume=False starts over") from error
         wanted = json.loads(json.dumps(run))
@@ -74,4 +77,4 @@ class TrainingState:
                 f"{file} is the state of another run: {name} {found.get(name)!r} found, {wanted.get(name)!r} wanted; "
                 "resume=False starts over"
             )
-        return cls(**tensors, **numbers)
+        return state
