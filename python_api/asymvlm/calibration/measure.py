@@ -88,12 +88,7 @@ class Measurer:
                 record = parse(line, where)
                 values = [float(value) for value in record["values"]]
                 self.known[record["sample"], record["budget"]] = values
-            except (
-                FileError,
-                KeyError,
-                TypeError,
-                ValueError,
-            ):  # cut short when the process ended: what follows is measured again
+            except (KeyError, TypeError, ValueError):  # cut short: what follows is measured again
                 break
 
     def look(self) -> Iterator[int]:
