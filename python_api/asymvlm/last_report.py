@@ -9,7 +9,10 @@ from asymvlm.report import PruningReport
 
 
 class LastReport:
-    """One a patched model. A thread or task that made a call finds its own, any other the newest there is."""
+    """One a patched model. A thread or task that made a call finds its own, any other the newest there is.
+
+    A task begins with what the one that made it had seen.
+    """
 
     def __init__(self) -> None:
         self._newest: PruningReport | None = None

@@ -64,11 +64,13 @@ def check_last_columns(inputs: Inputs, prunable: torch.Tensor) -> None:
 
     Raises:
         NotImplementedError: for columns given one by one.
-        ValueError: if a vision token that may go stands among them.
+        ValueError: if a vision token that may go stands among them, or for a negative number.
     """
     wanted = inputs.get("logits_to_keep")
     if isinstance(wanted, torch.Tensor):
         raise NotImplementedError("logits_to_keep must be a number of last columns, got columns of the unpruned prompt")
+    if wanted is not None and wanted < 0:
+        raise ValueError(f"logits_to_keep must be 0 or more last columns, got {wanted}")
     if wanted is None or wanted <= 1:
         return
     reached = prunable[:, -wanted:].any(-1)

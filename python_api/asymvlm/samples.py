@@ -62,10 +62,17 @@ def check_images(samples: Sequence[Question]) -> None:
     if isinstance(samples, DatasetQuestions):
         return
     wanted = [(image, sample.where) for sample in samples for image in sample.images if isinstance(image, Path)]
-    missing = [f"{where}: image {image}" for image, where in wanted if not image.expanduser().is_file()]
+    missing = [f"{where}: image {image}" for image, where in wanted if not _is_file(image)]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise InputError(f"{len(missing)} of {len(wanted)} image files are missing: {'; '.join(missing[:3])}{more}")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.expanduser().is_file()
+    except (OSError, RuntimeError):  # a name too long, a closed folder; the home of nobody
+        return False
 
 
 class DatasetQuestions(Sequence[Question]):

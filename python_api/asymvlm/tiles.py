@@ -63,7 +63,7 @@ def pages(
     """
     if tiling == "one" or (tiling == "unknown" and len(grids) == len(sizes)):
         found = [Page(1, 1, (number,)) for number in range(len(grids))]
-    elif tiling in ("whole first", "whole last"):
+    elif tiling in ("whole first", "whole last") and len(grids) % 2 == 0:
         found = [_views(grids, first, tiling == "whole first") for first in range(0, len(grids), 2)]
     elif tiling in _READERS:
         found = _placed(_READERS[tiling](texts), whole_first=tiling == "ovis", padded=tiling == "separators")

@@ -79,6 +79,8 @@ def test_last_columns_that_reach_an_image_are_refused(family, model):
         model(**inputs, logits_to_keep=behind)
         with pytest.raises(ValueError, match=f"logits_to_keep={behind + 5} reaches .* the last {behind} columns"):
             model(**inputs, logits_to_keep=behind + 5)
+        with pytest.raises(ValueError, match="must be 0 or more last columns, got -3"):
+            model(**inputs, logits_to_keep=-3)
         with pytest.raises(NotImplementedError, match="must be a number of last columns"):
             model(**inputs, logits_to_keep=torch.tensor([1]))
     with pytest.raises(ValueError, match="logits_to_keep"):

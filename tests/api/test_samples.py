@@ -80,6 +80,10 @@ def test_missing_images_are_found_before_a_run(tmp_path, page):
     with pytest.raises(InputError, match=r"1 of 3 image files are missing: .*samples.jsonl:2: image .*b.png"):
         read_samples(file, None, "", "", None)
     assert len(read_samples(file, None, "", "", 1)) == 1
+    for name in ("~nobody_at_all/b.png", f"{'b' * 300}.png"):
+        file = write(tmp_path, {"image": name, "question": "What?"})
+        with pytest.raises(InputError, match="1 of 1 image files are missing"):
+            read_samples(file.rename(tmp_path / "home.jsonl"), None, "", "", None)
 
 
 def test_files_without_samples_are_named(tmp_path):

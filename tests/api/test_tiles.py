@@ -116,6 +116,8 @@ def test_views_and_what_is_not_known() -> None:
     ]
     assert pages("whole last", [(4, 6), (2, 2)], [""] * 2, sizes[:1], None) == [Page(1, 1, (0,), 1)]
     assert pages("unknown", [(2, 2)] * 2, [""] * 2, sizes, None) == [Page(1, 1, (0,)), Page(1, 1, (1,))]
+    with pytest.raises(ValueError, match="it is not known how this family's 3 tiles lie on 1 images"):
+        pages("whole first", [(2, 2)] * 3, [""] * 3, sizes[:1], None)
     with pytest.raises(ValueError, match="it is not known how this family's 5 tiles lie on 2 images"):
         pages("unknown", [(2, 2)] * 5, [""] * 5, sizes, None)
 
