@@ -71,8 +71,8 @@ def _tensors(layer: Any) -> list[torch.Tensor]:
 
 def _columns(layer: Any, tensor: torch.Tensor, held: int | None) -> int:
     """Columns of K or V that are filled."""
-    ahead = held is not None and hasattr(layer, STATIC)
-    return min(held, tensor.shape[-2]) if held is not None and ahead else tensor.shape[-2]
+    columns = tensor.shape[-2]
+    return columns if held is None or not hasattr(layer, STATIC) else min(held, columns)
 
 
 def _column_bytes(tensor: torch.Tensor) -> int:

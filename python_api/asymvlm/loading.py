@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,9 +100,9 @@ def open_image(path: str | Path) -> Image:
 
     if str(path).startswith(("http://", "https://", "data:")):
         raise InputError(f"image {str(path)[:80]}: an address, wanted a file: download it first")
-    file = Path(path).expanduser()
-    if not file.is_file():
-        found = "a folder" if file.is_dir() else "no such file"
+    file = Path(os.path.expanduser(path))  # os.path raises for no path at all, pathlib for some
+    if not os.path.isfile(file):
+        found = "a folder" if os.path.isdir(file) else "no such file"
         raise InputError(f"image {path}: {found}, wanted an image file")
     try:
         with Image.open(file) as image:
@@ -154,12 +155,12 @@ _WANTED = "wanted a folder written by save_pretrained, or the id of a hub reposi
 
 def locate(model: str) -> str:
     """The folder or hub id that a user means. Raises InputError where it is plainly neither."""
-    folder = Path(model).expanduser()
-    if model and folder.is_dir():
+    folder = Path(os.path.expanduser(model))
+    if model and os.path.isdir(folder):
         if not (folder / "config.json").is_file():
             raise InputError(f"model folder {model} has no config.json, {_WANTED}")
         return str(folder)
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise InputError(f"model {model} is a file, {_WANTED}")
     if not model or model.startswith(("/", "./", "../", "~")) or model.count("/") > 1:
         raise InputError(f"model {model!r}: no such folder, {_WANTED}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,17 +63,10 @@ def check_images(samples: Sequence[Question]) -> None:
     if isinstance(samples, DatasetQuestions):
         return
     wanted = [(image, sample.where) for sample in samples for image in sample.images if isinstance(image, Path)]
-    missing = [f"{where}: image {image}" for image, where in wanted if not _is_file(image)]
+    missing = [f"{where}: image {image}" for image, where in wanted if not os.path.isfile(os.path.expanduser(image))]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise InputError(f"{len(missing)} of {len(wanted)} image files are missing: {'; '.join(missing[:3])}{more}")
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.expanduser().is_file()
-    except (OSError, RuntimeError):  # a name too long, a closed folder; the home of nobody
-        return False
 
 
 class DatasetQuestions(Sequence[Question]):

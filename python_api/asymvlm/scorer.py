@@ -9,6 +9,7 @@ import dataclasses
 import importlib.metadata
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -215,8 +216,8 @@ class Scorer(
         name = str(pretrained_model_name_or_path)
         if "\0" in name:
             raise ValueError(f"scorer {name!r}: a path cannot hold a NUL")
-        folder = Path(name).expanduser()
-        if folder.is_dir():
+        folder = Path(os.path.expanduser(name))
+        if os.path.isdir(folder):
             for file in (CONFIG_FILE, WEIGHT_FILE):
                 if not (folder / file).is_file():
                     raise ValueError(f"scorer {name}: no {file} in it, wanted a folder written by save_pretrained")

@@ -256,3 +256,12 @@ def test_a_processor_without_its_package_names_the_command(
     line = refused(*ask(own_checkpoint, page))
     assert words in line
     assert ("pip install 'asymvlm-kernels[vision]'" in line) == ("it needs" in line)
+
+
+@pytest.mark.parametrize("name", ["~nobody_at_all/page.png", f"{'a' * 300}.png"], ids=["nobody's home", "a long name"])
+@pytest.mark.parametrize("option", ["--image", "--question", "--scorer", "--model", "--budget"])
+def test_paths_that_cannot_be_are_told_in_a_line(option: str, name: str, page: Path, refused: Refused) -> None:
+    given = {"--model": "no/such/model", "--image": str(page), "--question": "q"}
+    given[option] = f"@{name}" if option == "--question" else name
+    line = refused("run", *(word for pair in given.items() for word in pair))
+    assert name in line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,12 +41,12 @@ def read_samples(
 
 def check_folder(folder: Path, option: str) -> Path:
     """A folder to write to. Raises InputError if it is a file, its parent is missing, or it cannot be written to."""
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise InputError(f"{option}: {folder} is a file, wanted a folder")
-    if not folder.absolute().parent.is_dir():
+    if not os.path.isdir(folder.absolute().parent):
         raise InputError(f"{option}: {folder.parent} is not a folder, wanted an existing one")
     try:
-        with tempfile.TemporaryFile(dir=folder if folder.is_dir() else folder.absolute().parent):
+        with tempfile.TemporaryFile(dir=folder if os.path.isdir(folder) else folder.absolute().parent):
             return folder
     except OSError as error:
         raise InputError(f"{option}: {folder} cannot be written ({error.strerror}), wanted another folder") from error

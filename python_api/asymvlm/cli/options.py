@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -103,7 +104,7 @@ def parse_question(question: str) -> str:
         text = sys.stdin.read().strip()
     elif text.startswith("@"):
         try:
-            text = read_text(Path(text[1:]).expanduser()).strip()
+            text = read_text(os.path.expanduser(text[1:])).strip()
         except FileError as error:
             raise InputError(f"--question: {error}; a question that begins with @ has to stand in a file") from error
     if not text:
@@ -130,7 +131,7 @@ def parse_sampling(temperature: float | None, top_p: float | None) -> dict[str, 
 def read_images(files: list[Path]) -> list[Image]:
     """Every image, RGB. Raises InputError at the first that cannot be read."""
     for file in files:
-        if file.is_file() and file.stat().st_size > LARGE:
+        if os.path.isfile(file) and file.stat().st_size > LARGE:
             console.say(f"reading {file}, {file.stat().st_size / 1e6:.0f} MB")
     return [open_image(file) for file in files]
 
@@ -145,8 +146,8 @@ def check_output(file: Path) -> Path:
     wanted = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
     if file.suffix.lower() not in wanted:
         raise InputError(f"--output: {file} has the ending {file.suffix!r}, wanted one of {', '.join(wanted)}")
-    if not file.parent.is_dir():
+    if not os.path.isdir(file.parent):
         raise InputError(f"--output: {file.parent} is not a folder, wanted an existing one")
-    if file.is_dir():
+    if os.path.isdir(file):
         raise InputError(f"--output: {file} is a folder, wanted a file")
     return file
