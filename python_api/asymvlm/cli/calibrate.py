@@ -55,11 +55,9 @@ def calibrate(
             return METRICS[metric](session.generate(inputs, max_new_tokens).text, sample["answers"])
 
         try:
-            if learned is not None and any_model:
-                learned = learned.transfer(session.model)
             result = asymvlm.calibrate_budget(
                 session.model,
-                learned,
+                options.vouched(learned, session, any_model),
                 Prompts(session, questions),
                 judge,
                 average,

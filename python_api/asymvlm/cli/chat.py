@@ -57,9 +57,7 @@ def chat(
         console.hush_transformers(progress=not as_json)
         session = console.open_session(model, **loading)
         try:
-            if learned is not None and any_model:
-                learned = learned.transfer(session.model)
-            vision = asymvlm.VisionPruning(learned, chosen, text=scored, processor=session.processor)  # type: ignore[arg-type]
+            vision = options.vision_settings(session, learned, any_model, chosen, scored)
             handle = asymvlm.patch(session.model, vision=vision, text=text, turns=turns)
             with handle:
                 torch.manual_seed(seed)

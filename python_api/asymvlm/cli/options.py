@@ -15,9 +15,9 @@ from asymvlm.budget_file import AnyBudget, load_budget
 from asymvlm.cli import console
 from asymvlm.json_files import FileError, read_text
 from asymvlm.loading import open_image
-from asymvlm.policies import TextEviction, TurnEviction
+from asymvlm.policies import TextEviction, TurnEviction, VisionPruning
 from asymvlm.scorer import Scorer
-from asymvlm.session import InputError
+from asymvlm.session import InputError, Session
 from asymvlm_kernels import UniformBudget
 
 DEFAULT_KEEP = 0.5
@@ -91,6 +91,27 @@ def load_scorer(name: str | None) -> Scorer | None:
         return None if name is None else Scorer.from_pretrained(name)
     except ValueError as error:
         raise InputError(f"--scorer: {error}") from error
+
+
+def vouched(scorer: Scorer | None, session: Session, any_model: bool) -> Scorer | None:
+    """The scorer, taken to another model than it was trained for where ``--any-model`` vouches for that.
+
+    Raises:
+        ValueError: on another width or family.
+    """
+    return scorer.transfer(session.model) if scorer is not None and any_model else scorer
+
+
+def vision_settings(
+    session: Session, scorer: Scorer | None, any_model: bool, budget: AnyBudget | None, scored: ScoredText
+) -> VisionPruning:
+    """What ``--scorer --any-model --keep --budget --text`` mean for a loaded model; without a budget the scorer's own.
+
+    Raises:
+        ValueError: as `VisionPruning` and `vouched` do.
+    """
+    scorer = vouched(scorer, session, any_model)
+    return VisionPruning(scorer, budget, text=scored, processor=session.processor)  # type: ignore[arg-type]
 
 
 def parse_question(question: str) -> str:

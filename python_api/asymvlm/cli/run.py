@@ -103,9 +103,7 @@ def ask(
     """
     inputs = session.prepare(images, question)
     try:
-        if scorer is not None and any_model:
-            scorer = scorer.transfer(session.model)
-        vision = asymvlm.VisionPruning(scorer, budget, text=scored, processor=session.processor)  # type: ignore[arg-type]
+        vision = options.vision_settings(session, scorer, any_model, budget, scored)
         handle = asymvlm.patch(session.model, vision=vision, text=eviction)
     except ValueError as error:
         raise InputError(f"cannot prune {session.name}: {error}") from error

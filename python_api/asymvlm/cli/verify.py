@@ -39,9 +39,7 @@ def verify(
             _set_attention(session, attention)
         inputs = session.prepare(images, text)
         try:
-            if learned is not None and any_model:
-                learned = learned.transfer(session.model)
-            vision = asymvlm.VisionPruning(learned, chosen, text=scored, processor=session.processor)  # type: ignore[arg-type]
+            vision = options.vision_settings(session, learned, any_model, chosen, scored)
             result = asymvlm.verify(session.model, inputs, vision=vision, steps=steps, progress=_tell)
         except ValueError as error:
             raise InputError(f"cannot verify {session.name}: {error}") from error
