@@ -16,7 +16,7 @@ from rich.table import Table
 
 from asymvlm import plot
 from asymvlm.cli import console, options
-from asymvlm.cli.heatmap import draw_image
+from asymvlm.cli.heatmap import draw_images
 from asymvlm.cli.run import Outcome, ask, show
 from asymvlm.cli.tables import bytes_in_words
 from asymvlm.loading import load, open_image
@@ -148,7 +148,7 @@ def _write_figures(session: Session, outcome: Outcome, picture: Any, text: str, 
     """The heatmap beside the page, which is there already; without matplotlib one line says so."""
     _print(f"wrote {output / 'demo_page.png'}")
     try:
-        figure, _ = draw_image(session, outcome, [picture], 0, text)
+        ((figure, _),) = draw_images(session, outcome, [picture], text)
     except (plot.PlotDependencyError, ValueError) as error:
         console.err.print(f"no heatmap: {error}", markup=False)
         return

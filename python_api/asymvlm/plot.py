@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from asymvlm.pictures import as_rgb
+from asymvlm.report import scored_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -185,7 +186,7 @@ def patch_grid(
     if not 0 <= image_number < len(grids):
         raise ValueError(f"image_number must be in [0, {len(grids)}), got {image_number}")
     row_scores = report.scores[row].float().cpu()
-    positions = (row_scores.isnan() | (row_scores > -math.inf)).nonzero()[:, 0]
+    positions = scored_columns(row_scores)
     sizes = [h * w for h, w in grids]
     if len(positions) != sum(sizes):
         raise ValueError(f"the grids {grids} hold {sum(sizes)} tokens, but {len(positions)} tokens were scored")

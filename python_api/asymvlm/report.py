@@ -19,6 +19,11 @@ from asymvlm_kernels import Budget, ScoreBudget, ThresholdBudget
 from asymvlm_kernels.budget import TIERS
 
 
+def scored_columns(scores: torch.Tensor) -> torch.Tensor:
+    """Columns of one row's prunable vision tokens, ascending int64, by its ``(S,)`` scores; a NaN one counts."""
+    return (scores.isnan() | (scores > -math.inf)).nonzero()[:, 0]
+
+
 @dataclass(eq=False)
 class PruningReport:
     """Report of one pruned call, ``handle.last``. Lists have one entry a row of the batch.

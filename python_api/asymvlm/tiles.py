@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from asymvlm.models.adapter import Grid
+from asymvlm.report import PruningReport, scored_columns
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from asymvlm.report import PruningReport
 
 TAG = re.compile(r"row_(\d+)_col_(\d+)")
 Place = tuple[int, int] | None  # row and column of a tile; None for a whole view
@@ -85,8 +84,7 @@ def texts_in_front(report: PruningReport, input_ids: torch.Tensor, tokenizer: An
     """What the prompt of row 0 says in front of each grid; ``input_ids`` ``(1, S)`` are the unpruned ones."""
     assert report.image_grids is not None
     assert report.scores is not None
-    scores = report.scores[0].float().cpu()
-    places = (scores.isnan() | (scores > -torch.inf)).nonzero()[:, 0].tolist()
+    places = scored_columns(report.scores[0]).tolist()
     ids, texts, taken, behind = input_ids[0].tolist(), [], 0, 0
     for rows, columns in report.image_grids[0]:
         first = places[taken] if taken < len(places) and rows * columns else behind

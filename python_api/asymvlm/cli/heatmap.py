@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def heatmap(
             max_new_tokens=1,
             compare=False,
         )
-        drawn = [_draw(session, asked, pictures, number, text, file) for number in range(len(pictures))]
+        drawn = _draw(session, asked, pictures, text, file)
     report = asked.report
     if as_json:
         facts = {"question": text, "budget": budget_to_dict(report.budget), "chat_template": session.has_chat_template}
@@ -63,37 +64,37 @@ def heatmap(
             console.print_line(f"wrote {one['output']}")
 
 
-def _draw(
-    session: Session, asked: Outcome, pictures: list[Any], number: int, question: str, file: Path
-) -> dict[str, Any]:
-    """Draw one image and write it: to ``file``, or, of several, to one numbered from 1."""
-    if len(pictures) > 1:
-        file = file.with_stem(f"{file.stem}-{number + 1}")
+def _draw(session: Session, asked: Outcome, pictures: list[Any], question: str, file: Path) -> list[dict[str, Any]]:
+    """Draw the images and write them: one to ``file``, several to files numbered from 1."""
+    drawn = []
     try:
-        figure, grid = draw_image(session, asked, pictures, number, question)
+        for number, (figure, grid) in enumerate(draw_images(session, asked, pictures, question), 1):
+            target = file if len(pictures) == 1 else file.with_stem(f"{file.stem}-{number}")
+            figure.savefig(target, bbox_inches="tight")
+            drawn.append({"output": str(target), "grid": list(grid)})
     except ValueError as error:
         raise InputError(f"cannot draw {session.name}: {error}") from error
-    try:
-        figure.savefig(file, bbox_inches="tight")
     except OSError as error:
-        raise InputError(f"--output: cannot write {file} ({error.strerror})") from error
-    return {"output": str(file), "grid": list(grid)}
+        raise InputError(f"--output: cannot write {target} ({error.strerror})") from error
+    return drawn
 
 
-def draw_image(
-    session: Session, asked: Outcome, pictures: list[Any], number: int, question: str
-) -> tuple[Any, tuple[int, int]]:
-    """The figure of one of the images that a question was asked about, and its grid, tiles put together.
+def draw_images(
+    session: Session, asked: Outcome, pictures: list[Any], question: str
+) -> Iterator[tuple[Any, tuple[int, int]]]:
+    """A figure of each of the images that a question was asked about, and its grid, tiles put together.
 
     Raises:
         ValueError: if there is nothing to draw, or it is not known where tokens lie.
     """
     report, processor = asked.report, session.processor
     plot.patch_grid(report)  # or say why there is nothing to draw
-    tokenizer, sizes = getattr(processor, "tokenizer", processor), [picture.size for picture in pictures]
-    texts = texts_in_front(report, asked.input_ids, tokenizer)
-    page = pages(report.tiling, report.image_grids[0], texts, sizes, processor.image_processor)[number]
-    grid = plot.page_grid(report, page)[2]
+    texts = texts_in_front(report, asked.input_ids, getattr(processor, "tokenizer", processor))
+    sizes = [picture.size for picture in pictures]
     cropped = report.tiling in ("one", "unknown") or hasattr(processor.image_processor, "canvas")
-    seen = visible_region(pictures[number], processor.image_processor) if cropped else pictures[number]
-    return plot.report_heatmap(report, page.canvas(seen), page=page, question=question), grid
+    found = pages(report.tiling, report.image_grids[0], texts, sizes, processor.image_processor)
+    for picture, page in zip(pictures, found, strict=True):
+        seen = page.canvas(visible_region(picture, processor.image_processor) if cropped else picture)
+        height, width = report.image_grids[0][page.tiles[0]]
+        grid = (page.rows * height, page.columns * width)
+        yield plot.report_heatmap(report, seen, page=page, question=question), grid
