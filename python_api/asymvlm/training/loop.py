@@ -7,7 +7,6 @@ Only the weight learns. Source: section 3.2, Eq. 4, appendices C and D of arXiv:
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from asymvlm.tokens.user_turns import UserTurns
 from asymvlm.training.passes import FrozenModel
 from asymvlm.training.progress import progress_bar
 from asymvlm.training.ranks import Ranks
-from asymvlm.training.run import Collate, Run
+from asymvlm.training.run import Collate, Run, TrainingInterrupted
 from asymvlm.training.settings import CLAMPED_SHARE, HIGHEST, LOWEST, TrainingSettings
 from asymvlm.training.state import TrainingState
 from asymvlm.weights import fp32_weight
@@ -123,30 +122,18 @@ def train_scorer(
         if folder is not None and run.ranks.is_first:
             state.save(folder, belongs)
 
-    if not run.is_over(state):
-        save(state)  # a folder that cannot be written is found now
-    saved, shown = time.monotonic(), progress and run.ranks.is_first
+    shown = progress and run.ranks.is_first
     with (
         frozen.frozen(),
         progress_bar("training scorer", run.total_steps, shown=shown, done=state.step) as advance,
     ):
-        try:
-            while not run.is_over(state):
-                if run.epoch_is_over(state):
-                    state = run.end_epoch(state, validation)
-                    save(state)
-                    continue
-                state = run.step(state)
-                if on_step is not None:
-                    on_step(state.step, state.losses[-1])
-                advance(f"loss {state.losses[-1]:.4g}")
-                if state.step % save_every == 0 or time.monotonic() - saved > save_seconds:
-                    save(state)
-                    saved = time.monotonic()
-        except KeyboardInterrupt as interrupt:
-            save(state)
-            kept = "" if folder is None else "; the same command goes on from there"
-            raise TrainingInterrupted(f"interrupted after step {state.step} of {run.total_steps}{kept}") from interrupt
+
+        def told(step: int, loss: float) -> None:
+            if on_step is not None:
+                on_step(step, loss)
+            advance(f"loss {loss:.4g}")
+
+        state = run.train(state, validation, None if folder is None else save, save_every, save_seconds, told)
         weight = state.best_weight if validation is not None else state.weight
         gaps = run.gaps(weight, gap_samples)
     clamped = float(((weight <= LOWEST) | (weight >= HIGHEST)).float().mean())
@@ -178,10 +165,6 @@ def train_scorer(
             **(record or {}),
         },
     )
-
-
-class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C in `train_scorer`; the message says how far it got, and whether it can go on."""
 
 
 def _settings(settings: TrainingSettings | str, changes: dict[str, Any]) -> TrainingSettings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,10 @@ from asymvlm.training.settings import HIGHEST, LOWEST, TrainingSettings
 from asymvlm.training.state import TrainingState
 
 Collate = Callable[[list[Any]], Mapping[str, Any]]
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C in `train_scorer`; the message says how far it got, and whether it can go on."""
 
 
 class Run:
@@ -34,6 +39,41 @@ class Run:
         self.collate, self.micro_batch_size = collate, micro_batch_size
         self.steps_an_epoch = -(-len(samples) // settings.batch_size)
         self.total_steps = self.steps_an_epoch * settings.epochs
+
+    def train(
+        self,
+        state: TrainingState,
+        validation: Sequence[Any] | None,
+        save: Callable[[TrainingState], None] | None,
+        save_every: int,
+        save_seconds: float,
+        told: Callable[[int, float], None],
+    ) -> TrainingState:
+        """Step by step to the end; ``told`` hears of each step and its loss, ``save`` keeps states on the way.
+
+        Raises:
+            TrainingInterrupted: on Ctrl-C, after the last whole state was saved.
+        """
+        keep = save or (lambda state: None)
+        if not self.is_over(state):
+            keep(state)  # a folder that cannot be written is found now
+        saved = time.monotonic()
+        try:
+            while not self.is_over(state):
+                if self.epoch_is_over(state):
+                    state = self.end_epoch(state, validation)
+                    keep(state)
+                    continue
+                state = self.step(state)
+                told(state.step, state.losses[-1])
+                if state.step % save_every == 0 or time.monotonic() - saved > save_seconds:
+                    keep(state)
+                    saved = time.monotonic()
+        except KeyboardInterrupt as interrupt:
+            keep(state)
+            kept = "" if save is None else "; the same command goes on from there"
+            raise TrainingInterrupted(f"interrupted after step {state.step} of {self.total_steps}{kept}") from interrupt
+        return state
 
     def epoch_is_over(self, state: TrainingState) -> bool:
         """Whether the last step was an epoch's last, and the epoch was not judged yet."""
