@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from asymvlm.positions import next_position, original_positions, renumbered
 from asymvlm.report import PruningReport
 from asymvlm.tokens.images import grids_by_row, image_lines, image_numbers
 from asymvlm.tokens.roles import Tokens, scored_text
-from asymvlm_kernels import gather_rows, prune_sequence
+from asymvlm_kernels import PrunedSequence, gather_rows, prune_sequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,27 +112,19 @@ def prune_prompt(
     real, prunable = tokens.real, tokens.prunable
     check_last_columns(inputs, prunable)
     side = padding_side(real, labelled=labels is not None and not inputs.get("logits_to_keep"))
-    staying = padding_to_keep(real, prunable) if side == "left" else torch.zeros_like(real)
-    carry_pad = {IDS: getattr(text_config, "pad_token_id", None) or 0, **adapter.per_token}
-    exact = embeds.dtype == torch.float64  # scores are fp32, embeddings stay as they are
-    pruned = prune_sequence(
-        embeds.float() if exact else embeds,
-        tokens.vision,
+    pruned = _shorten(
+        adapter,
+        policy,
+        tokens,
+        embeds,
         text,
-        None if policy.weight is None else policy.weight.detach().to(embeds.device),
-        policy.budget,
-        protect=tokens.text | tokens.structural | staying,
+        side,
         groups=groups,
-        per_image=policy.per_image,
-        spread=policy.spread,
         lines=lines,
         carry={IDS: tokens.ids, POSITIONS: positions, **per_token},
-        carry_pad={name: pad for name, pad in carry_pad.items() if name == IDS or name in per_token},
-        padding_side=side,
+        ids_pad=getattr(text_config, "pad_token_id", None) or 0,
+        behind_a_turn=start is not None,
     )
-    if start is not None and len(real) > 1:
-        pruned = pad_in_place(pruned, carry_pad, {name: x for name, x in per_token.items() if name != "labels"})
-    shorter = gather_rows(embeds, pruned.index) if exact else pruned.embeds
     kept = (pruned.index >= 0) & real.gather(1, pruned.index.clamp_min(0))
     index = pruned.index.masked_fill(~kept, -1)
     carried = {name: tensor for name, tensor in pruned.carry.items() if name != IDS}
@@ -140,7 +133,7 @@ def prune_prompt(
         carried[POSITIONS] = renumbered(kept, positions, adapter, generating=generating, start=start)
         following = carried[POSITIONS][..., -1:] + 1
     # always a mask: gapped positions without one are read as packed sequences
-    carried |= {EMBEDS: shorter, MASK: kept.to(mask.dtype)}
+    carried |= {EMBEDS: pruned.embeds, MASK: kept.to(mask.dtype)}
     for name in adapter.decoder_rows:
         if record.get(name) is not None:
             rows = record[name][:, first:]
@@ -178,6 +171,47 @@ def prune_prompt(
     )
     decoder_rows = {name: more for name, more in adapter.decoder_rows.items() if name in carried}
     return PrunedPrompt(forwarded, deepstack, decoder_rows, state, report, tokens.ids.shape[1])
+
+
+def _shorten(
+    adapter: Adapter,
+    policy: VisionPruning,
+    tokens: Tokens,
+    embeds: torch.Tensor,
+    text: torch.Tensor,
+    side: str,
+    *,
+    groups: torch.Tensor | None,
+    lines: torch.Tensor | None,
+    carry: dict[str, torch.Tensor],
+    ids_pad: int,
+    behind_a_turn: bool,
+) -> PrunedSequence:
+    """Score, select and gather; padding that has to stay where it is counts as kept."""
+    per_token = {name: rows for name, rows in carry.items() if name in adapter.per_token}
+    carry_pad = {IDS: ids_pad, **{name: adapter.per_token[name] for name in per_token}}
+    protect = tokens.text | tokens.structural
+    if side == "left":
+        protect = protect | padding_to_keep(tokens.real, tokens.prunable)
+    exact = embeds.dtype == torch.float64  # scores are fp32, embeddings stay as they are
+    pruned = prune_sequence(
+        embeds.float() if exact else embeds,
+        tokens.vision,
+        text,
+        None if policy.weight is None else policy.weight.detach().to(embeds.device),
+        policy.budget,
+        protect=protect,
+        groups=groups,
+        per_image=policy.per_image,
+        spread=policy.spread,
+        lines=lines,
+        carry=carry,
+        carry_pad=carry_pad,
+        padding_side=side,
+    )
+    if behind_a_turn and len(embeds) > 1:
+        pruned = pad_in_place(pruned, carry_pad, {name: x for name, x in per_token.items() if name != "labels"})
+    return dataclasses.replace(pruned, embeds=gather_rows(embeds, pruned.index)) if exact else pruned
 
 
 def check_prompt(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
