@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import asymvlm
+from asymvlm.json_files import first_line
 from asymvlm.pictures import PictureError, as_rgb
-from asymvlm.session import InputError, Session, first_line
+from asymvlm.session import InputError, Session
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from asymvlm.hf.arguments import IDS, MASK
-from asymvlm.json_files import FileError, parse, read_lines
+from asymvlm.json_files import FileError, first_line, parse, read_lines
 from asymvlm.loading import open_image
 from asymvlm.models import adapter_for
 from asymvlm.pictures import as_rgb
-from asymvlm.session import InputError, Session, first_line
+from asymvlm.session import InputError, Session
 
 if TYPE_CHECKING:
     from PIL.Image import Image

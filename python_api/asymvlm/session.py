@@ -163,6 +163,3 @@ class Session:
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-__all__ = ["FirstToken", "Generation", "InputError", "Session", "first_line"]

@@ -19,8 +19,9 @@ import asymvlm
 from asymvlm.cache import CacheStats
 from asymvlm.cli import console, options, tables
 from asymvlm.conversation import Conversation, Reply
+from asymvlm.json_files import first_line
 from asymvlm.loading import open_image
-from asymvlm.session import InputError, Session, first_line
+from asymvlm.session import InputError, Session
 
 HELP = "/image FILE shows an image with your next question, /stats the cache, /quit ends (so does end of input)"
 

@@ -16,8 +16,9 @@ import torch
 import typer
 from rich.console import Console
 
+from asymvlm.json_files import first_line
 from asymvlm.loading import load, locate
-from asymvlm.session import InputError, Session, first_line
+from asymvlm.session import InputError, Session
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 

@@ -8,7 +8,8 @@ from typing import Any
 import asymvlm
 from asymvlm.budget_file import budget_to_dict
 from asymvlm.cli import console, options
-from asymvlm.session import InputError, Session, first_line
+from asymvlm.json_files import first_line
+from asymvlm.session import InputError, Session
 from asymvlm.verification.samples import QUESTION, drawn_picture
 
 

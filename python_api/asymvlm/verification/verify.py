@@ -10,9 +10,9 @@ import transformers
 from torch import nn
 
 from asymvlm.hf.peft import unwrapped
+from asymvlm.json_files import first_line
 from asymvlm.models import adapter_for
 from asymvlm.policies import TextEviction, VisionPruning
-from asymvlm.session import first_line
 from asymvlm.verification import samples
 from asymvlm.verification.batch import check_batch
 from asymvlm.verification.evicting import check_eviction
