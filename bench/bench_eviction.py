@@ -27,7 +27,7 @@ from transformers import Cache  # noqa: E402
 
 import asymvlm  # noqa: E402
 from asymvlm import TextEviction  # noqa: E402
-from asymvlm.eviction.slots import Slots  # noqa: E402
+from asymvlm.cache.growing import Slots  # noqa: E402
 from asymvlm.hf.arguments import cache_of  # noqa: E402
 from bench import environment, results, vlm  # noqa: E402
 

@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.masking_utils import eager_mask, flash_attention_mask
 
 import asymvlm
-import asymvlm.eviction.masks as masks
+import asymvlm.cache.masks as masks
 import asymvlm.hf.attention as capture
 from asymvlm import EvictionCache, TextEviction
 from asymvlm.hf.arguments import cache_in
@@ -208,8 +208,8 @@ def test_sliding_layers_count_for_themselves():
 
 def test_the_phase_is_read_from_the_cache():
     """``cache_position`` is gone from transformers: nothing may ask for it."""
-    tables = (asymvlm.eviction.table, asymvlm.eviction.slots, asymvlm.eviction.static_slots)
-    for module in (capture, masks, asymvlm.cache, asymvlm.eviction.text, *tables):
+    tables = (asymvlm.cache.table, asymvlm.cache.growing, asymvlm.cache.fixed)
+    for module in (capture, masks, asymvlm.cache.eviction_cache, asymvlm.eviction.text, *tables):
         assert "cache_position" not in inspect.getsource(module)
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 import asymvlm
-from asymvlm.prompt import _lines
+from asymvlm.prompt.shorten import _lines
 from asymvlm.tokens.images import image_lines
 from bench.quality.scorers import model_inputs
 from bench.tinyvlm.evaluate import exact_match, features, make_samples

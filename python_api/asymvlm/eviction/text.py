@@ -11,10 +11,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from asymvlm.cache import EvictionCache
-from asymvlm.eviction.masks import FULL, real_tokens, slot_masks
-from asymvlm.eviction.report import EvictionReport
-from asymvlm.eviction.static_slots import StaticSlots
+from asymvlm.cache.eviction_cache import EvictionCache
+from asymvlm.cache.fixed import StaticSlots
+from asymvlm.cache.masks import FULL, real_tokens, slot_masks
 from asymvlm.eviction.turns import TurnEvictor
 from asymvlm.hf import attention as capture
 from asymvlm.hf.arguments import CACHE, EMBEDS, IDS, MASK, USE_CACHE, tokens_of
@@ -22,8 +21,8 @@ from asymvlm.hf.context import Frame, entered, innermost
 from asymvlm.hf.errors import MechanismError
 from asymvlm.hf.generation import infer_attention_mask, setting
 from asymvlm.hf.merge import merging
-from asymvlm.policies import TextEviction
-from asymvlm.prompt import has_images
+from asymvlm.report.eviction import EvictionReport
+from asymvlm.settings.policies import TextEviction
 
 STATIC = ("static", "hybrid", "sliding_window", "hybrid_chunked")  # names transformers gave its static caches
 
@@ -149,7 +148,7 @@ class TextEvictor:
         if cache is None:
             cache = self._new_cache(model, call, columns, evicts)
         elif isinstance(cache, EvictionCache):
-            if cache.is_static and cache.table.rows and has_images(self.owner.adapter, call):
+            if cache.is_static and cache.table.rows and self.owner.adapter.brings_vision(call):
                 raise NotImplementedError("new images on a static cache with text eviction are not supported")
         else:
             raise NotImplementedError(
