@@ -15,6 +15,7 @@ FLOORS = [
     {"files", "models", "old_names"},
     {"hf"},
     {"tokens"},
+    {"methods"},
     {"settings"},
     {"prompt", "cache", "training"},
     {"report"},

@@ -26,7 +26,7 @@ def test_names_of_a_module_that_became_a_folder_are_found_in_it(name):
 
 
 def test_what_nobody_has_is_an_error():
-    with pytest.raises(ImportError, match="asymvlm.policies"):
+    with pytest.raises(ImportError, match=r"asymvlm\.policies"):
         from asymvlm.policies import Nothing  # noqa: F401
-    with pytest.raises(ModuleNotFoundError, match="asymvlm.nothing"):
+    with pytest.raises(ModuleNotFoundError, match=r"asymvlm\.nothing"):
         importlib.import_module("asymvlm.nothing")

@@ -41,7 +41,7 @@ def test_a_wrong_selection_ends_the_benchmark(monkeypatch):
     model = vlm.build(size, "cpu", torch.float32)
     inputs = vlm.make_inputs(model, size, 1)
     bench_generate.check(model, inputs)
-    shorten = bench_generate.asymvlm.prompt.shorten
+    shorten = bench_generate.asymvlm.prompt.choosing
     original = shorten.prune_sequence
     monkeypatch.setattr(  # the worst instead of the best
         shorten, "prune_sequence", lambda embeds, vision, text, weight, *args, **kwargs: original(

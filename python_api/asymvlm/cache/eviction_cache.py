@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from asymvlm.cache.dialogue import Dialogue
-from asymvlm.cache.fixed import StaticSlots
-from asymvlm.cache.growing import Slots
+from asymvlm.cache.fixed import FixedTable
+from asymvlm.cache.growing import GrowingTable
 from asymvlm.cache.layers import SlotLayer
+from asymvlm.cache.table import Table
 from asymvlm.hf.caches import Cache, is_full, is_known_layer, is_sliding, stock_layers
 from asymvlm.hf.masks import CHUNKED
 from asymvlm.hf.windows import sliding_window
@@ -41,41 +43,54 @@ class CacheStats:
 class EvictionCache(Cache):
     """A transformers cache for `TextEviction` and `TurnEviction`; `asymvlm.patch` makes one where none is given.
 
-    Full-attention layers keep K and V in slots that one table describes for all of them; sliding-window and recurrent
-    layers are transformers' own. ``get_seq_length()`` is logical: it counts evicted tokens. Without a patched model it
-    is a cache that allocates ahead and never evicts. Beams reorder it; it cannot be cropped, so assisted decoding
-    refuses it.
+    Full-attention layers keep K and V in slots. Layers that hold the same tokens are a group with one table of slots:
+    all of them by default, or each layer a group of its own, whose heads may differ too (``scope``). Sliding-window and
+    recurrent layers are transformers' own. ``get_seq_length()`` is logical: it counts evicted tokens. Without a patched
+    model it is a cache that allocates ahead and never evicts. Beams reorder it; it cannot be cropped, so assisted
+    decoding refuses it.
 
     Args:
         config: the model's configuration, or its decoder's.
         capacity: slots to allocate. None grows in chunks; a static cache needs it.
         static: fixed shapes and no state on the host, for compiled decoding.
         max_length: columns a static cache will ever see, for its sliding-window layers; None means ``capacity``.
+        scope: who holds other tokens than the rest: nobody (``"decoder"``), each ``"layer"``, or each K/V ``"head"``.
+        sinks: tokens of a prompt that always stay, the first ones; None means all.
     Raises:
         ValueError: if the decoder has no full-attention layer, or a static cache no capacity.
-        NotImplementedError: for layers of a kind that eviction does not know.
+        NotImplementedError: for layers of a kind that eviction does not know, or a static cache of another scope.
     """
 
     def __init__(
-        self, config: Any, *, capacity: int | None = None, static: bool = False, max_length: int | None = None
+        self,
+        config: Any,
+        *,
+        capacity: int | None = None,
+        static: bool = False,
+        max_length: int | None = None,
+        scope: str = "decoder",
+        sinks: int | None = None,
     ) -> None:
         text_config = config.get_text_config(decoder=True)
-        self.table: Slots | StaticSlots
-        if static:
-            if capacity is None:
-                raise ValueError("a static cache needs its capacity, the slots to allocate, got None")
-            self.table = StaticSlots(capacity)
-        else:
-            self.table = Slots(capacity)
+        if static and capacity is None:
+            raise ValueError("a static cache needs its capacity, the slots to allocate, got None")
+        if static and scope != "decoder":
+            raise NotImplementedError(f"a static cache holds the same tokens in every layer, got scope {scope!r}")
+        heads = text_config.num_key_value_heads if scope == "head" else 1
+        make = FixedTable if static else GrowingTable
         stock = stock_layers(text_config, (max_length or capacity) if static else None)
         if CHUNKED in (getattr(text_config, "layer_types", None) or ()):
             raise NotImplementedError(f"text eviction does not know the {CHUNKED!r} of {text_config.model_type!r}")
         bounded = sliding_window(text_config) is not None  # else a "sliding" layer never drops a token
         layers: list[Any] = []
+        self.tables: list[Table] = []  # one for each group of layers
         for layer in stock:
             if is_full(layer) or (is_sliding(layer) and not bounded):
-                first = not any(isinstance(done, SlotLayer) for done in layers)
-                layers.append(SlotLayer(self.table, first))
+                first = not self.tables or scope != "decoder"
+                if first:
+                    self.tables.append(make(capacity, heads))  # type: ignore[arg-type]
+                    self.tables[-1].layer = len(layers)
+                layers.append(SlotLayer(self.tables[-1], first))
             elif is_known_layer(layer):
                 layers.append(layer)
             else:
@@ -85,15 +100,49 @@ class EvictionCache(Cache):
             raise ValueError(
                 f"text eviction needs a full-attention layer, got a {text_config.model_type!r} decoder without one"
             )
-        if isinstance(self.table, Slots):
-            self.table.storages = self._storages
+        for table in self.tables:
+            table.sinks = sinks
+            table.storages = functools.partial(self._storages, table)
         self.dialogue = Dialogue()
+        self.scope = scope
         self.evicts = True  # False where a call chose not to
+        self.samples: torch.Tensor | None = None  # (B,) int64: a number of each row's prompt, for methods that ask
         super().__init__(layers=layers)
 
     @property
+    def table(self) -> Table:
+        """Of the first group of layers, the only one unless layers hold different tokens."""
+        return self.tables[0]
+
+    @property
     def is_static(self) -> bool:
-        return isinstance(self.table, StaticSlots)
+        return self.table.static
+
+    @property
+    def is_split(self) -> bool:
+        """Whether layers or heads hold different tokens, so that each layer needs a mask of its own."""
+        return len(self.tables) > 1 or self.table.heads > 1
+
+    def begin(self, rows: int, queries: int, device: torch.device, real: torch.Tensor | None) -> None:
+        """Give the tokens of a step their slots in every group of layers; arguments as of `Table.begin`."""
+        for table in self.tables:
+            table.begin(rows, queries, device, real)
+
+    def hide(self, mask: torch.Tensor) -> None:
+        """Tokens that the caller now masks are padding from here on. ``mask`` ``(B, columns)`` bool."""
+        for table in self.tables:
+            table.hide(mask)
+
+    def evict_columns(self, drop: torch.Tensor) -> None:
+        """Free the slots of given columns in every layer, ``drop`` ``(B, columns)`` bool."""
+        for table in self.tables:
+            table.evict_columns(drop)
+
+    def counters(self) -> dict[str, Any]:
+        """Lengths, and tokens held and evicted by row, of the layer and head with the most."""
+        found = [table.counters() for table in self.tables]
+        counts = {name: [max(row) for row in zip(*(one[name] for one in found))] for name in ("held", "evicted")}
+        return {**found[0], "physical": max(one["physical"] for one in found), **counts}
 
     @property
     def full_index(self) -> int:
@@ -110,17 +159,18 @@ class EvictionCache(Cache):
         layer = self.layers[layer_idx]
         if not isinstance(layer, SlotLayer):
             return super().get_query_offset(layer_idx)
-        return self.table.offset
+        return layer.table.offset
 
     def end_call(self) -> None:
         """Forget what only the call of `generate` that is over had said about its prompt."""
-        self.table.prompt_end = self.table.prompt_mask = None
-        self.table.announced = False
+        for table in self.tables:
+            table.forget_call()
         self.dialogue.vision = self.dialogue.merged = None
 
     def reset(self) -> None:
-        self.table.reset()
-        self.dialogue = Dialogue()
+        for table in self.tables:
+            table.reset()
+        self.dialogue, self.samples = Dialogue(), None
         super().reset()
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
@@ -141,15 +191,17 @@ class EvictionCache(Cache):
 
     def _pick_rows(self, rows: torch.Tensor) -> None:
         if self.table.rows:
-            self.table.pick_rows(rows)
+            for table in self.tables:
+                table.pick_rows(rows)
             for layer in self.slot_layers:
                 layer.pick_rows(rows)
+            self.samples = None if self.samples is None else self.samples[rows.to(self.samples.device)]
 
     def stats(self) -> CacheStats:
         """Counts and bytes, measured on the tensors. Of a static cache this copies counts to the host."""
-        counters = self.table.counters()
+        counters = self.counters()
         kv = [tensor for layer in self.layers for tensor in _held(layer)]
-        others = [*self.table.tensors(), *self.dialogue.tensors()]
+        others = [tensor for table in self.tables for tensor in table.tensors()] + self.dialogue.tensors()
         slot_bytes = sum(
             tensor.nbytes // tensor.shape[2] for layer in self.slot_layers for tensor in (layer.keys, layer.values)
             if tensor is not None
@@ -169,9 +221,8 @@ class EvictionCache(Cache):
     def _stock_layers(self) -> list[Any]:
         return [layer for layer in self.layers if not isinstance(layer, SlotLayer)]
 
-    def _storages(self) -> list[torch.Tensor]:
-        tensors = [tensor for layer in self.slot_layers for tensor in (layer.keys, layer.values)]
-        return [tensor for tensor in tensors if tensor is not None]
+    def _storages(self, table: Table) -> list[torch.Tensor]:
+        return [tensor for layer in self.slot_layers if layer.table is table for tensor in layer.storages()]
 
 
 def _held(layer: Any) -> list[torch.Tensor]:

@@ -11,16 +11,17 @@ from asymvlm.cache.table import FREE, Table, scatter_slots
 from asymvlm.settings.policies import TextEviction
 
 
-class StaticSlots(Table):
+class FixedTable(Table):
     """All state in tensors of fixed shape, so a compiled step stays one graph; freed slots are written again."""
 
     length: torch.Tensor  # () int64, columns
     generated: torch.Tensor  # () int64, tokens of a row, evicted ones included
     first_generated: torch.Tensor  # () int64, `prompt_end` as the compiled step sees it
-    evicted: torch.Tensor  # (B,) int64
+    evicted: torch.Tensor  # (lines,) int64
+    static = True
 
-    def __init__(self, capacity: int) -> None:
-        super().__init__(capacity)
+    def __init__(self, capacity: int, heads: int = 1) -> None:
+        super().__init__(capacity, heads)
         self.remapped = True
         self._index: torch.Tensor
         self._columns: torch.Tensor
@@ -28,7 +29,7 @@ class StaticSlots(Table):
     def _make(self, rows: int, device: torch.device) -> None:
         super()._make(rows, device)
         self.length, self.generated, self.first_generated = torch.zeros((3,), dtype=torch.int64, device=device).unbind()
-        self.evicted = torch.zeros((rows,), dtype=torch.int64, device=device)
+        self.evicted = torch.zeros((self.lines,), dtype=torch.int64, device=device)
         if not torch.compiler.is_compiling():
             for tensor in self.tensors():
                 torch._dynamo.mark_static_address(tensor)  # as transformers does: in-place updates, one CUDA graph
@@ -46,7 +47,7 @@ class StaticSlots(Table):
 
     @property
     def column(self) -> torch.Tensor:
-        return self._columns[-1:].expand(self.rows)
+        return self._columns[-1:].expand(self.lines)
 
     @property
     def offset(self) -> Any:
@@ -74,8 +75,9 @@ class StaticSlots(Table):
             index = (~free).to(torch.int8).argsort(dim=1, stable=True)[:, :queries]
         columns = self.length + torch.arange(queries, device=device)
         made = columns >= self.first_generated
+        may_go = self._may_go(columns, made, real)
         self.slot_pos.scatter_(1, index, self._places(columns, real))
-        self.evictable.scatter_(1, index, made.expand(rows, -1))
+        self.evictable.scatter_(1, index, may_go.expand(self.lines, -1))
         self.generated.add_(made.sum())
         self.length.add_(queries)
         self._index, self._columns = index, columns
@@ -86,13 +88,22 @@ class StaticSlots(Table):
         return storage
 
     def visible(self) -> torch.Tensor:
-        """``(B, queries, S)`` bool: the slots that each token of the step sees."""
         position = self.slot_pos[:, None]
         return (position >= 0) & (position <= self._columns[:, None])
 
+    def mask_columns(self, queries: int) -> None:
+        return None
+
+    def wants_scores(self, policy: TextEviction) -> bool:
+        return True  # the count is on the device: every step scores
+
+    def slots_in_use(self) -> torch.Tensor:
+        return self.slot_pos
+
     def evict(self, scores: torch.Tensor, policy: TextEviction) -> None:
         scores = scores.to(self.slot_pos.device)
-        excess = policy.excess(self.evictable.sum(1), self.generated)
+        held = self.evictable.sum(1) if self.sinks is None else self.generated - self.evicted
+        excess = policy.excess(held, self.generated)
         candidates = self.evictable & (self.slot_pos < self.length - policy.guard)
         drop = lowest(scores, candidates, self.slot_pos, excess)
         self.slot_pos.masked_fill_(drop, FREE)
@@ -114,8 +125,9 @@ class StaticSlots(Table):
         self.open = False
 
     def pick_rows(self, rows: torch.Tensor) -> None:
+        lines = self.lines_of(rows)
         for tensor in (self.slot_pos, self.evictable, self.evicted):
-            tensor.copy_(tensor[rows])
+            tensor.copy_(tensor[lines])
 
     def counters(self) -> dict[str, Any]:
         if not self.rows:
@@ -124,6 +136,9 @@ class StaticSlots(Table):
         return {
             "logical": int(self.length),
             "physical": int(used.max()),
-            "held": self.evictable.sum(1).tolist(),
-            "evicted": self.evicted.tolist(),
+            "held": self._by_row(self.evictable.sum(1) if self.sinks is None else self.generated - self.evicted),
+            "evicted": self._by_row(self.evicted),
         }
+
+    def _by_row(self, counts: torch.Tensor) -> list[int]:
+        return counts.view(self.rows, self.heads).amax(1).tolist()

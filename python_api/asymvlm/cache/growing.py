@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,22 +14,23 @@ from asymvlm_kernels import move_slots_, plan_moves
 CHUNK = 128  # slots that a cache of unknown length grows by, at least
 
 
-class Slots(Table):
+class GrowingTable(Table):
     """Counts on the host, so nothing synchronises; freed slots are closed by moving tokens from the tail into them."""
 
-    def __init__(self, capacity: int | None = None) -> None:
-        super().__init__(capacity)
+    static = False
+
+    def __init__(self, capacity: int | None = None, heads: int = 1) -> None:
+        super().__init__(capacity, heads)
         self.length = 0  # columns
         self.span = 0  # every slot in use is below
         self.generated = 0  # tokens of a row, evicted ones included
-        self.live: list[int] = []  # slots in use, by row
-        self.held: list[int] = []  # evictable ones among them
+        self.live: list[int] = []  # slots in use, by line
+        self.held: list[int] = []  # generated tokens less those evicted
         self.evicted: list[int] = []
         self.has_padding = False
         self._queries = 0
         self._start: int | None = None
         self._index: torch.Tensor | None = None
-        self.storages: Callable[[], list[torch.Tensor]] = list  # K and V of all layers, (B, G, S, D)
 
     @property
     def has_holes(self) -> bool:
@@ -38,29 +38,24 @@ class Slots(Table):
 
     @property
     def past(self) -> int:
-        """Columns before the step."""
         return self.length - self._queries if self.open else self.length
 
     @property
     def column(self) -> torch.Tensor:
-        """``(B,)`` int64: column of the step's last token."""
-        return torch.full((self.rows,), self.length - 1, device=self.slot_pos.device)
+        return torch.full((self.lines,), self.length - 1, device=self.slot_pos.device)
 
     @property
     def offset(self) -> int:
-        """The slot that a step's first token stands at for a causal mask by slot number."""
         return self.span - self._queries if self.open else max(self.live, default=0)
 
     def visible_slots(self, queries: int) -> int:
-        """Slots that the step reads, whether it has its slots already or not."""
         return self.offset + queries  # at most one hole is open between steps, and the next token fills it
 
     def begin(self, rows: int, queries: int, device: torch.device, real: torch.Tensor | None = None) -> None:
-        """Give the next ``queries`` columns their slots. ``real`` ``(B, queries)`` bool: which are no padding."""
         if not self.rows:
             self.capacity = max(self.capacity, queries)
             self._make(rows, device)
-            self.live, self.held, self.evicted = [0] * rows, [0] * rows, [0] * rows
+            self.live, self.held, self.evicted = ([0] * self.lines for _ in range(3))
         elif rows != self.rows:
             raise ValueError(f"the cache holds {self.rows} rows, got a step of {rows}")
         if queries > 1 and self.has_holes:
@@ -81,7 +76,7 @@ class Slots(Table):
             self.grow(self.span)
         if queries == 1 and real is None and self._index is None:  # the common step: two launches
             self.slot_pos[:, self._start] = self.length
-            self.evictable[:, self._start] = generated == 1
+            self.evictable[:, self._start] = generated == 1 or self.sinks is not None
         else:
             self._mark(torch.arange(self.length, end, dtype=torch.int32, device=device), real, end - generated)
         self.has_padding |= real is not None
@@ -92,13 +87,13 @@ class Slots(Table):
         self.open = True
 
     def _mark(self, columns: torch.Tensor, real: torch.Tensor | None, first_generated: int) -> None:
-        places, made = self._places(columns, real), columns >= first_generated
+        places, made = self._places(columns, real), self._may_go(columns, columns >= first_generated, real)
         if self._index is None:
             self.slot_pos[:, self._start : self.span] = places
             self.evictable[:, self._start : self.span] = made
         else:
             self.slot_pos.scatter_(1, self._index, places)
-            self.evictable.scatter_(1, self._index, made.expand(self.rows, -1))
+            self.evictable.scatter_(1, self._index, made.expand(self.lines, -1))
 
     def grow(self, needed: int) -> None:
         if needed <= self.capacity:
@@ -109,7 +104,6 @@ class Slots(Table):
             self.evictable = enlarged(self.evictable, 1, self.capacity, False)
 
     def write(self, storage: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """K or V of the step, ``(B, G, queries, D)``, into its slots; the slots in use, a view."""
         if self._index is None:
             assert self._start is not None
             storage[:, :, self._start : self._start + new.shape[2]] = new
@@ -118,19 +112,22 @@ class Slots(Table):
         return storage[:, :, : self.span]
 
     def visible(self) -> torch.Tensor | None:
-        """``(B, span)`` bool: slots with a real token; None where that is known to be all of them."""
-        return self.slot_pos[:, : self.span] >= 0 if self.has_holes or self.has_padding else None
+        return self.slot_pos[:, None, : self.span] >= 0 if self.has_holes or self.has_padding else None
+
+    def mask_columns(self, queries: int) -> int:
+        return self.length + queries
+
+    def wants_scores(self, policy: TextEviction) -> bool:
+        return any(self.excess(policy))
+
+    def slots_in_use(self) -> torch.Tensor:
+        return self.slot_pos[:, : self.span].contiguous()
 
     def excess(self, policy: TextEviction) -> list[int]:
-        """Tokens that are to go from each row now."""
+        """Tokens that are to go from each line now."""
         return [policy.excess(held, self.generated) for held in self.held]
 
     def evict(self, scores: torch.Tensor, policy: TextEviction) -> None:
-        """Free the slots of the lowest scored generated tokens.
-
-        Args:
-            scores: ``(B, span)`` fp32.
-        """
         excess = self.excess(policy)
         position = self.slot_pos[:, : self.span]
         scores = scores.to(position.device)
@@ -140,14 +137,14 @@ class Slots(Table):
         self._free(lowest(scores, candidates, position, count), excess, excess)
 
     def evict_columns(self, drop: torch.Tensor) -> None:
-        """Free the slots of given columns, ``drop`` ``(B, columns)`` bool. Counts them, so it synchronises."""
+        # counts them, so it synchronises
         freed = self._marked(drop)[:, : self.span]
         held = freed & self.evictable[:, : self.span]
         counts, evictable = torch.stack([freed.sum(1), held.sum(1)]).tolist()
         self._free(freed, counts, evictable)
 
     def _free(self, drop: torch.Tensor, counts: list[int], evictable: list[int]) -> None:
-        """``drop`` ``(B, span)``: ``counts`` slots of each row, ``evictable`` of them generated tokens."""
+        """``drop`` ``(lines, span)``: ``counts`` slots of each line, ``evictable`` of them of tokens that may go."""
         self.slot_pos[:, : self.span].masked_fill_(drop, FREE)
         self.evictable[:, : self.span].masked_fill_(drop, False)
         self.live = [live - count for live, count in zip(self.live, counts)]
@@ -172,19 +169,22 @@ class Slots(Table):
         self.span = max(self.live)
 
     def reset(self) -> None:
-        """Forget every token; the memory stays."""
-        storages = self.storages
-        self.__init__(self.capacity)  # type: ignore[misc]
-        self.storages = storages
+        storages, sinks, layer = self.storages, self.sinks, self.layer
+        self.__init__(self.capacity, self.heads)  # type: ignore[misc]
+        self.storages, self.sinks, self.layer = storages, sinks, layer
 
     def pick_rows(self, rows: torch.Tensor) -> None:
-        """Rows by index: beams, repeats, a part of the batch."""
-        self.slot_pos, self.evictable = self.slot_pos[rows], self.evictable[rows]
-        chosen = [0] * len(rows) if len({*zip(self.live, self.held, self.evicted)}) == 1 else rows.tolist()
+        lines = self.lines_of(rows)
+        self.slot_pos, self.evictable = self.slot_pos[lines], self.evictable[lines]
+        chosen = [0] * len(lines) if len({*zip(self.live, self.held, self.evicted)}) == 1 else lines.tolist()
         self.live, self.held, self.evicted = (
             [counts[row] for row in chosen] for counts in (self.live, self.held, self.evicted)
         )
-        self.rows = len(chosen)
+        self.rows = len(rows)
 
     def counters(self) -> dict[str, Any]:
-        return {"logical": self.length, "physical": self.span, "held": self.held, "evicted": self.evicted}
+        held, evicted = (
+            [max(counts[line : line + self.heads]) for line in range(0, self.lines, self.heads)]
+            for counts in (self.held, self.evicted)
+        )
+        return {"logical": self.length, "physical": self.span, "held": held, "evicted": evicted}

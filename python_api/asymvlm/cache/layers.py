@@ -6,9 +6,7 @@ from typing import Any
 
 import torch
 
-from asymvlm.cache.fixed import StaticSlots
-from asymvlm.cache.growing import Slots
-from asymvlm.cache.table import enlarged
+from asymvlm.cache.table import Table, enlarged
 from asymvlm.hf.caches import CacheLayerMixin
 from asymvlm.hf.errors import MechanismError
 
@@ -16,20 +14,20 @@ from asymvlm.hf.errors import MechanismError
 class SlotLayer(CacheLayerMixin):
     """K and V of one full-attention layer: ``(B, G, slots, head_dim)``.
 
-    ``first`` is the layer that takes the slots of a step where no patched model has asked for them before.
+    ``first`` is the layer of its group that takes the slots of a step where no patched model has asked for them before.
     """
 
     is_sliding = False
     is_croppable = False
 
-    def __init__(self, table: Slots | StaticSlots, first: bool) -> None:
+    def __init__(self, table: Table, first: bool) -> None:
         super().__init__()
         self.table = table
         self.first = first
 
     @property
     def is_compileable(self) -> bool:  # type: ignore[override]
-        return isinstance(self.table, StaticSlots)
+        return self.table.static
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -60,7 +58,22 @@ class SlotLayer(CacheLayerMixin):
         if self.keys.shape[2] < self.table.capacity:
             self.keys = enlarged(self.keys, 2, self.table.capacity, 0)
             self.values = enlarged(self.values, 2, self.table.capacity, 0)
-        return self.table.write(self.keys, key_states), self.table.write(self.values, value_states)
+        if self.table.heads not in (1, key_states.shape[1]):
+            raise NotImplementedError(
+                f"eviction by head needs {self.table.heads} K/V heads in every layer, got {key_states.shape[1]}"
+            )
+        return self._write(self.keys, key_states), self._write(self.values, value_states)
+
+    def _write(self, storage: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        if self.table.heads == 1:
+            return self.table.write(storage, new)
+        found = self.table.write(by_line(storage), new.flatten(0, 1)[:, None])
+        return found[:, 0].unflatten(0, new.shape[:2])
+
+    def storages(self) -> list[torch.Tensor]:
+        """K and V by line of the table: ``(lines, G, slots, head_dim)``, with one head where each has its own line."""
+        held = [tensor for tensor in (self.keys, self.values) if tensor is not None]
+        return held if self.table.heads == 1 else [by_line(tensor) for tensor in held]
 
     def get_seq_length(self) -> Any:
         """Columns, evicted ones counted: positions and `generate` go by them."""
@@ -93,3 +106,8 @@ class SlotLayer(CacheLayerMixin):
             raise NotImplementedError(
                 "a cache with text eviction cannot be cropped: its last slots need not be the last tokens"
             )
+
+
+def by_line(storage: torch.Tensor) -> torch.Tensor:
+    """``(B, G, slots, D)`` as ``(B * G, 1, slots, D)``, a view."""
+    return storage.view(-1, 1, *storage.shape[2:])

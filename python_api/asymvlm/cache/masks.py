@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from asymvlm.cache.eviction_cache import EvictionCache
-from asymvlm.cache.fixed import StaticSlots
-from asymvlm.cache.growing import Slots
+from asymvlm.cache.layers import SlotLayer
+from asymvlm.cache.table import Table
 from asymvlm.hf.masks import FULL, SLIDING, causal_mask, sliding_mask
 
 
@@ -23,14 +23,15 @@ def real_tokens(cache: EvictionCache, mask: Any, queries: int) -> torch.Tensor |
     """
     table = cache.table
     if isinstance(mask, torch.Tensor) and mask.ndim == 2:
-        if isinstance(table, Slots) and mask.shape[1] != table.length + queries:
+        wanted = table.mask_columns(queries)
+        if wanted is not None and mask.shape[1] != wanted:
             raise ValueError(
-                f"attention_mask must have {table.length + queries} columns, one for each token so far and each new "
-                f"one, got shape {tuple(mask.shape)}"
+                f"attention_mask must have {wanted} columns, one for each token so far and each new one, got shape "
+                f"{tuple(mask.shape)}"
             )
         return mask[:, -queries:].bool()
     if table.prompt_mask is not None:
-        start = int(table.length) if table.rows else 0
+        start = int(table.past) if table.rows else 0
         part = table.prompt_mask[:, start : start + queries]
         return part if part.shape[1] == queries else None
     if queries == 1:
@@ -57,21 +58,25 @@ def slot_masks(config: Any, cache: EvictionCache, mask: Any, embeds: torch.Tenso
     """
     table, queries, sliding = cache.table, embeds.shape[1], cache.sliding_index
     full: Any
-    if isinstance(table, StaticSlots):
-        full = _like(config, embeds, table.visible()[:, None])
+    visible = table.visible()
+    if visible is not None and table.heads > 1:  # the layers get masks of their own, see `layer_masks`
+        visible = visible.unflatten(0, (table.rows, table.heads)).any(1)
+    given = mask.get(FULL) if isinstance(mask, dict) else mask
+    slots = table.visible_slots(queries)
+    if table.static:
+        assert visible is not None
+        full = _like(config, embeds, visible[:, None])
+    elif isinstance(given, torch.Tensor) and given.ndim == 4:
+        if queries == 1 and given.shape[-1] != slots:
+            raise ValueError(
+                f"a dense mask must cover the {slots} slots in use, got {tuple(given.shape)}: pass the 2-D one"
+            )
+        full = _remade(given, visible, slots, queries)
     else:
-        visible = table.visible()
-        given = mask.get(FULL) if isinstance(mask, dict) else mask
-        if isinstance(given, torch.Tensor) and given.ndim == 4:
-            if queries == 1 and given.shape[-1] != table.span:
-                raise ValueError(
-                    f"a dense mask must cover the {table.span} slots in use, got {tuple(given.shape)}: pass the 2-D one"
-                )
-            full = _remade(given, visible, table.span, queries)
-        elif not isinstance(mask, dict) and sliding is None:
-            return visible  # the decoder makes the rest
-        else:
-            full = causal_mask(config, embeds, visible, cache)
+        columns = None if visible is None else visible[:, 0]
+        if not isinstance(mask, dict) and sliding is None:
+            return columns  # the decoder makes the rest
+        full = causal_mask(config, embeds, columns, cache)
     if sliding is None:
         return {**mask, FULL: full} if isinstance(mask, dict) else full
     return {**(mask if isinstance(mask, dict) else {}), FULL: full, SLIDING: _sliding(
@@ -104,10 +109,8 @@ def _remade(given: torch.Tensor, visible: torch.Tensor | None, slots: int, queri
     """
     allowed = given if given.dtype == torch.bool else given == 0
     if visible is None:
-        visible = torch.ones((len(given), slots), dtype=torch.bool, device=given.device)
-    mask = visible[:, None, None].repeat(1, 1, queries, 1)
-    if queries > 1:
-        mask[..., -queries:] &= allowed[..., -queries:] | allowed.new_ones((queries, queries)).tril()
+        visible = torch.ones((len(given), 1, slots), dtype=torch.bool, device=given.device)
+    mask = _in_order(visible[:, None], allowed[..., -queries:], queries)
     if given.dtype == torch.bool:
         return mask
     return torch.where(mask, 0.0, torch.finfo(given.dtype).min).to(given.dtype)
@@ -120,8 +123,52 @@ def _like(config: Any, embeds: torch.Tensor, visible: torch.Tensor) -> torch.Ten
         return torch.where(visible, 0.0, torch.finfo(embeds.dtype).min).to(embeds.dtype)
     if implementation == "sdpa":
         return visible
-    if "flash" in implementation and embeds.shape[1] == 1:
+    if "flash" in implementation and visible.shape[1] == embeds.shape[1] == 1:
         return visible[:, 0, 0]
     raise NotImplementedError(
-        f"a static cache with text eviction needs attn_implementation 'sdpa' or 'eager' here, got {implementation!r}"
+        "text eviction with a static cache, or of other tokens in each layer or head, needs attn_implementation 'sdpa' "
+        f"or 'eager' here, got {implementation!r}"
     )
+
+
+def layer_masks(config: Any, cache: EvictionCache, mask: Any, embeds: torch.Tensor) -> dict[int, Any]:
+    """The mask of each full-attention layer, by number, where layers or heads hold different tokens.
+
+    Arguments as of `slot_masks`. ``(B, 1 or heads, queries, slots)`` in the form that the decoder's attention takes;
+    None where a layer's tokens see all that is there.
+    """
+    given = mask.get(FULL) if isinstance(mask, dict) else mask
+    queries, block = embeds.shape[1], None
+    if isinstance(given, torch.Tensor) and given.ndim == 4:
+        block = (given if given.dtype == torch.bool else given == 0)[..., -queries:]
+    made: dict[int, Any] = {}
+    masks: dict[int, Any] = {}
+    for number, layer in enumerate(cache.layers):
+        if isinstance(layer, SlotLayer):
+            if layer.table.layer not in made:
+                made[layer.table.layer] = _own_mask(config, layer.table, block, embeds)
+            masks[number] = made[layer.table.layer]
+    return masks
+
+
+def _own_mask(config: Any, table: Table, block: torch.Tensor | None, embeds: torch.Tensor) -> Any:
+    """Of one group of layers. ``block`` ``(B, 1, queries, queries)``: how the step's tokens see each other."""
+    visible, queries = table.visible(), embeds.shape[1]
+    if visible is None and queries == 1:
+        return None
+    if visible is None:
+        visible = embeds.new_ones((table.lines, 1, table.visible_slots(queries)), dtype=torch.bool)
+    seen = _in_order(visible.unflatten(0, (table.rows, table.heads)), block, queries)
+    return _like(config, embeds, seen)
+
+
+def _in_order(visible: torch.Tensor, block: torch.Tensor | None, queries: int) -> torch.Tensor:
+    """``(B, heads, 1, slots)`` of what is visible -> ``(B, heads, queries, slots)``: new tokens see those before them.
+
+    And those behind them that ``block`` lets them see.
+    """
+    mask = visible.repeat(1, 1, queries, 1)
+    if queries > 1:
+        order = mask.new_ones((queries, queries)).tril()
+        mask[..., -queries:] &= order if block is None else block | order
+    return mask

@@ -94,7 +94,7 @@ class TurnEvictor:
             for number in numbers:
                 answer = answers[number]
                 drop[row, answer.start : answer.stop] = words[number][row]
-        table.evict_columns(drop)
+        cache.evict_columns(drop)
 
     def choose(self, held: Sequence[int], scores: Sequence[float]) -> list[int]:
         """Numbers of the answers that go, of one row: lowest score first (NaN below all), among equal ones the oldest.

@@ -261,7 +261,7 @@ class PatchHandle:
         else:
             vision = vision if self.enabled else dataclasses.replace(vision, budget=UniformBudget(1.0))
             prompt = prune_later_images(self.model, self.adapter, vision, state, inputs, generating=generating)
-        return prompt, report_of(prompt, self.model, self.adapter, vision.budget, inputs)
+        return prompt, report_of(prompt, self.model, self.adapter, vision, inputs)
 
 
 @dataclass(eq=False)

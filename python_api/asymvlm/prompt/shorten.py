@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +14,17 @@ from asymvlm.hf.errors import MechanismError
 from asymvlm.hf.merge import merge_embeddings
 from asymvlm.hf.peft import unwrapped
 from asymvlm.models import adapter_for
-from asymvlm.models.adapter import Adapter, Grid, Inputs
+from asymvlm.models.adapter import Adapter, Inputs
+from asymvlm.prompt.choosing import shorten
 from asymvlm.prompt.deepstack import DeepStack, prune_deepstack
-from asymvlm.prompt.padding import check_last_columns, pad_in_place, padding_side, padding_to_keep
+from asymvlm.prompt.padding import check_last_columns, padding_side
+from asymvlm.prompt.reading import read_prompt
 from asymvlm.prompt.selection import Selection
 from asymvlm.prompt.state import PromptState
 from asymvlm.settings.policies import VisionPruning
-from asymvlm.tokens.images import grids_by_row, image_lines, image_numbers
 from asymvlm.tokens.positions import next_position, original_positions, renumbered
-from asymvlm.tokens.roles import Tokens, check_prompt, scored_text
-from asymvlm_kernels import PrunedSequence, gather_rows, prune_sequence
+from asymvlm.tokens.roles import check_prompt
+from asymvlm_kernels import gather_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,37 +86,24 @@ def prune_prompt(
             positions. The result is told in columns from there on.
         start: position of that column, where others are in a cache; not needed if ``inputs`` hold them all.
     """
-    input_ids, mask = check_prompt(inputs)
+    _, mask = check_prompt(inputs)
     record = merge_embeddings(model, adapter, inputs)
-    embeds = record[EMBEDS].detach()
     from_the_start = first > 0 and policy.positions == "keep"
     positions = original_positions(
         adapter, inputs, record, mask, generating=generating, start=None if from_the_start else start
-    )
-    tokens = Tokens.read(model, adapter, input_ids, mask, inputs, embeds)
-    labels = inputs.get("labels")
-    text = scored_text(tokens, policy.text, labels)
-    groups, image_grids = _images(model, adapter, policy, inputs, tokens, first)
-    lines = None if policy.spread is None else _lines(model, adapter, inputs, tokens, first)
+    )[..., first:]
+    prompt = read_prompt(model, adapter, policy, inputs, record, first)
+    tokens, real, prunable = prompt.tokens, prompt.tokens.real, prompt.tokens.prunable
     config: Any = model.config
     text_config = config.get_text_config()
-    per_token = {name: inputs[name] for name in adapter.per_token if inputs.get(name) is not None}
-    if first:
-        tokens, text, embeds = tokens.behind(first), text[:, first:], embeds[:, first:]
-        positions = positions[..., first:]
-        per_token = {name: tensor[:, first:] for name, tensor in per_token.items()}
-    real, prunable = tokens.real, tokens.prunable
+    per_token = {name: inputs[name][:, first:] for name in adapter.per_token if inputs.get(name) is not None}
     check_last_columns(inputs, prunable)
-    side = padding_side(real, labelled=labels is not None and not inputs.get("logits_to_keep"))
-    pruned = _shorten(
+    labelled = inputs.get("labels") is not None and not inputs.get("logits_to_keep")
+    pruned = shorten(
         adapter,
         policy,
-        tokens,
-        embeds,
-        text,
-        side,
-        groups=groups,
-        lines=lines,
+        prompt,
+        padding_side(real, labelled=labelled),
         carry={IDS: tokens.ids, POSITIONS: positions, **per_token},
         ids_pad=getattr(text_config, "pad_token_id", None) or 0,
         behind_a_turn=start is not None,
@@ -144,9 +131,9 @@ def prune_prompt(
         gaps=pruned.gap,
         scores=pruned.scores,
         index=index,
-        has_text=text.any(-1),
+        has_text=prompt.text.any(-1) if policy.scored_by.needs_text else torch.ones_like(real[:, 0]),
         columns_before=tokens.ids.shape[1],
-        image_grids=image_grids,
+        image_grids=prompt.grids,
     )
     deepstack = prune_deepstack(record, pruned.index, first)
     if adapter.deepstack and deepstack is None:
@@ -163,69 +150,3 @@ def prune_prompt(
     )
     decoder_rows = {name: more for name, more in adapter.decoder_rows.items() if name in carried}
     return PrunedPrompt(forwarded, deepstack, decoder_rows, state, selection, tokens.ids.shape[1])
-
-
-def _shorten(
-    adapter: Adapter,
-    policy: VisionPruning,
-    tokens: Tokens,
-    embeds: torch.Tensor,
-    text: torch.Tensor,
-    side: str,
-    *,
-    groups: torch.Tensor | None,
-    lines: torch.Tensor | None,
-    carry: dict[str, torch.Tensor],
-    ids_pad: int,
-    behind_a_turn: bool,
-) -> PrunedSequence:
-    """Score, select and gather; padding that has to stay where it is counts as kept."""
-    per_token = {name: rows for name, rows in carry.items() if name in adapter.per_token}
-    carry_pad = {IDS: ids_pad, **{name: adapter.per_token[name] for name in per_token}}
-    protect = tokens.text | tokens.structural
-    if side == "left":
-        protect = protect | padding_to_keep(tokens.real, tokens.prunable)
-    exact = embeds.dtype == torch.float64  # scores are fp32, embeddings stay as they are
-    pruned = prune_sequence(
-        embeds.float() if exact else embeds,
-        tokens.vision,
-        text,
-        None if policy.weight is None else policy.weight.detach().to(embeds.device),
-        policy.budget,
-        protect=protect,
-        groups=groups,
-        per_image=policy.per_image,
-        spread=policy.spread,
-        lines=lines,
-        carry=carry,
-        carry_pad=carry_pad,
-        padding_side=side,
-    )
-    if behind_a_turn and len(embeds) > 1:
-        pruned = pad_in_place(pruned, carry_pad, {name: x for name, x in per_token.items() if name != "labels"})
-    return dataclasses.replace(pruned, embeds=gather_rows(embeds, pruned.index)) if exact else pruned
-
-
-def _images(
-    model: nn.Module, adapter: Adapter, policy: VisionPruning, inputs: Inputs, tokens: Tokens, first: int
-) -> tuple[torch.Tensor | None, list[list[Grid]] | None]:
-    """Of the columns from ``first`` on.
-
-    Image number of each vision token, None where no row has several images; grids of each row, None if unknown.
-    """
-    token_ids, grids = adapter.token_ids(model), adapter.grids_of(model, inputs)
-    numbers = image_numbers(adapter.unify(tokens.ids), tokens.vision, tokens.separators, token_ids, grids)[:, first:]
-    rows = grids_by_row(numbers, tokens.ids, token_ids, grids)
-    # one image a row needs no floors, and the fused path serves it
-    several = policy.per_image or rows is None or any(len(row) > adapter.views for row in rows)
-    return numbers // adapter.views if several else None, rows
-
-
-def _lines(model: nn.Module, adapter: Adapter, inputs: Inputs, tokens: Tokens, first: int) -> torch.Tensor:
-    """Line of each vision token in its image, of the columns from ``first`` on; -1 for none."""
-    token_ids, grids = adapter.token_ids(model), adapter.grids_of(model, inputs)
-    if not grids:
-        raise ValueError(
-            f"spread needs the grid of an image's tokens, which the {adapter.model_type} adapter does not know"
-        )
-    return image_lines(adapter.unify(tokens.ids), tokens.vision, tokens.separators, token_ids, grids)[:, first:]

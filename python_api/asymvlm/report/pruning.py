@@ -16,6 +16,7 @@ from asymvlm.models.flops import cache_bytes, decoder_flops, unpruned_cache_byte
 from asymvlm.prompt.columns import spread_out
 from asymvlm.prompt.shorten import PrunedPrompt
 from asymvlm.report.eviction import EvictionReport
+from asymvlm.settings.policies import VisionPruning
 from asymvlm.settings.strategy import Choice
 from asymvlm_kernels import Budget, ScoreBudget, ThresholdBudget
 from asymvlm_kernels.budget import TIERS
@@ -45,6 +46,7 @@ class PruningReport:
     has_text: torch.Tensor = field(repr=False)  # (B,) bool
     columns_before: int  # S, padding included
     image_grids: list[list[Grid]] | None = None  # of each row's images: rows and columns of vision tokens
+    method: str = "asymvlm"  # by which vision tokens were scored
     tiling: str = "one"  # how those grids lie on the images (`asymvlm.report.tiles`)
     vision_flops: int | None = None  # the vision tower's work, which pruning does not save; None where unknown
     kv_bytes: int | None = None  # K and V of the prompt in the cache after prefill, without slots not filled yet
@@ -159,6 +161,7 @@ class PruningReport:
             "kv_bytes_before": self.kv_bytes_before,
             "kept_index": [[i for i in row if i >= 0] for row in self.index.tolist()],
             "image_grids": self.image_grids and [[list(grid) for grid in row] for row in self.image_grids],
+            "method": self.method,
             "notes": self.notes,
             "strategy": self.strategy and self.strategy.to_dict(),
             "eviction": self.eviction and self.eviction.to_dict(),
@@ -166,13 +169,14 @@ class PruningReport:
 
 
 def report_of(
-    prompt: PrunedPrompt, model: nn.Module, adapter: Adapter, budget: Budget | ScoreBudget, inputs: Inputs
+    prompt: PrunedPrompt, model: nn.Module, adapter: Adapter, policy: VisionPruning, inputs: Inputs
 ) -> PruningReport:
     """The report of a call whose ``inputs`` were shortened to ``prompt``."""
     config: Any = model.config
     return PruningReport(
         **vars(prompt.selection),
-        budget=budget,
+        budget=policy.budget,
+        method=policy.scored_by.name or type(policy.scored_by).__name__,
         text_config=config.get_text_config(),
         tiling=adapter.tiling,
         vision_flops=adapter.flops_of(model, inputs),

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from asymvlm.methods import AsymVLM, BeforeMethod, CachedMethod, LastRow, find_method
+from asymvlm.methods.cached.base import SCOPES
 from asymvlm.settings.scorer import Scorer
 from asymvlm.settings.weights import fp32_weight
 from asymvlm.tokens.user_turns import UserTurns
@@ -37,6 +39,8 @@ class VisionPruning:
             ``"compact"`` renumbers them from 0 (one-dimensional, as paged engines do).
         per_image: rank every image of a sample by itself instead of all together.
         spread: hand scores on to neighbours on the same line of an image; None scores every token by itself.
+        method: which tokens stay: a `BeforeMethod`, or the name of one (``"random"``, ``"stride"``, ``"spiral"``, one
+            of an installed package). None means `AsymVLM` with the ``scorer``.
     Raises:
         ValueError: naming the value found and the value wanted.
     """
@@ -48,8 +52,16 @@ class VisionPruning:
     per_image: bool = False
     spread: Spread | None = None
     processor: InitVar[Any] = None
+    method: BeforeMethod | str | None = None
 
     def __post_init__(self, processor: Any) -> None:
+        method = None if self.method is None else find_method(self.method, BeforeMethod)
+        if method is not None and self.scorer is not None:
+            raise ValueError(f"scorer is that of the method 'asymvlm': pass it or another method, got {method!r} too")
+        if isinstance(method, AsymVLM):
+            object.__setattr__(self, "scorer", method.scorer)
+            method = None
+        object.__setattr__(self, "method", method)
         if isinstance(self.scorer, (str, Path)):
             object.__setattr__(self, "scorer", Scorer.from_pretrained(self.scorer))
         if isinstance(self.scorer, torch.Tensor):
@@ -84,6 +96,12 @@ class VisionPruning:
             logger.warning("the scorer was trained with text=%r and is used with text=%r: scores differ", trained, used)
         if self.positions not in POSITIONS:
             raise ValueError(f"positions must be 'keep' or 'compact', got {self.positions!r}")
+
+    @property
+    def scored_by(self) -> BeforeMethod:
+        """The method in effect."""
+        assert not isinstance(self.method, str)
+        return AsymVLM(self.scorer) if self.method is None else self.method
 
     @property
     def bypassed(self) -> bool:
@@ -123,6 +141,8 @@ class TextEviction:
         layers: whose attention scores a token: ``"last"``, the last full-attention layer, or the mean over ``"all"``.
         sliding: what sliding-window layers do about evicted tokens: ``"keep"`` still sees them, ``"mask"`` does not.
             Neither saves bytes there: such a layer never holds more than its window.
+        method: what scores a token: a `CachedMethod`, or the name of one; ``"attention"`` is the paper's. One whose
+            ``scope`` is a layer or a head keeps other tokens in each, and each is scored by itself.
     Raises:
         ValueError: naming the value found and the value wanted.
     """
@@ -133,8 +153,14 @@ class TextEviction:
     recent: int = 0
     layers: str = "last"
     sliding: str = "keep"
+    method: CachedMethod | str = LastRow()  # noqa: RUF009 frozen
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "method", find_method(self.method, CachedMethod))
+        if self.scored_by.scope not in SCOPES:
+            raise ValueError(f"the scope of a method must be one of {', '.join(SCOPES)}, got {self.scored_by.scope!r}")
+        if self.scored_by.sinks is not None:
+            _check_count("sinks", self.scored_by.sinks, 0)
         _check_count("threshold", self.threshold, 1)
         _check_retention(self.retention)
         _check_count("recent", self.recent, 0)
@@ -150,6 +176,12 @@ class TextEviction:
                 f"floor(retention * threshold) must be at least {self.guard}, the tokens that always stay, got "
                 f"{self.kept(self.threshold)} for threshold {self.threshold} and retention {self.retention}"
             )
+
+    @property
+    def scored_by(self) -> CachedMethod:
+        """The method in effect."""
+        assert isinstance(self.method, CachedMethod)
+        return self.method
 
     @property
     def guard(self) -> int:
