@@ -20,6 +20,7 @@ from asymvlm.hf.generation import setting
 from asymvlm.hf.merge import merge_embeddings
 from asymvlm.models.adapter import Adapter
 from asymvlm.settings.policies import TurnEviction
+from asymvlm.tokens.roles import Tokens
 from asymvlm_kernels import score_tokens
 
 
@@ -36,12 +37,10 @@ class TurnEvictor:
             raise ValueError("turn eviction needs input_ids: embeddings do not tell where images are")
         if (setting(model, call, "num_beams") or 1) > 1:
             raise NotImplementedError("turn eviction does not work with beams: an answer is known when a call ends")
-        ids = call[IDS]
-        vision = self.adapter.vision_mask(model, ids)
-        missing = 0 if call.get(MASK) is None else call[MASK].shape[1] - ids.shape[1]
-        vision = nn.functional.pad(vision, (missing, 0))  # only the new part was sent
-        if call.get(MASK) is not None:
-            vision = vision & call[MASK].bool()
+        ids, mask = call[IDS], call.get(MASK)
+        missing = 0 if mask is None else mask.shape[1] - ids.shape[1]  # only the new part was sent
+        tokens = Tokens.read(model, self.adapter, ids, None if mask is None else mask[:, missing:])
+        vision = nn.functional.pad(tokens.vision, (missing, 0))
         dialogue = cache.dialogue
         dialogue.vision = vision.repeat_interleave(repeats, 0)
         dialogue.dropped = [[] for _ in range(len(dialogue.vision))]

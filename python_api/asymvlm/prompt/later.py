@@ -20,12 +20,13 @@ from asymvlm.prompt.selection import Selection
 from asymvlm.prompt.shorten import PrunedPrompt, prune_prompt
 from asymvlm.prompt.state import UNKNOWN, PromptState
 from asymvlm.settings.policies import VisionPruning
+from asymvlm.tokens.roles import Tokens
 
 
 def brings_images(model: nn.Module, adapter: Adapter, state: PromptState, call: Mapping[str, Any]) -> bool:
     """Whether a `generate` on a pruned cache has images behind what the cache holds."""
     ids = call.get(IDS)
-    return ids is not None and bool(adapter.vision_mask(model, ids[:, state.original_length :]).any())
+    return ids is not None and bool(Tokens.read(model, adapter, ids[:, state.original_length :]).vision.any())
 
 
 def prune_later_images(
