@@ -28,6 +28,7 @@ import asymvlm  # noqa: E402
 import asymvlm.prompt.shorten  # noqa: E402
 from asymvlm.hf.arguments import cache_of  # noqa: E402
 from asymvlm.hf.merge import merge_embeddings  # noqa: E402
+from asymvlm.prompt import choosing, shorten  # noqa: E402
 from bench import environment, results, vlm  # noqa: E402
 
 RATIOS = (1.0, 0.75, 0.5, 0.25)
@@ -128,25 +129,24 @@ def measure(model: Any, inputs: dict[str, torch.Tensor], rounds: int) -> dict[st
 def stages() -> Iterator[dict[str, float]]:
     """Seconds spent in the merge (tower, projector) and in our own work, by wrapping both for the time of a block."""
     spent = {"merge": 0.0, "prune": 0.0}
-    module: Any = asymvlm.prompt
-    originals = {"merge": module.merge_embeddings, "prune": module.prune_sequence}
 
-    def wrapped(name: str) -> Callable[..., Any]:
+    def timed_call(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             synchronize()
             started = time.perf_counter()
-            result = originals[name](*args, **kwargs)
+            result = original(*args, **kwargs)
             synchronize()
             spent[name] += time.perf_counter() - started
             return result
 
         return call
 
-    module.merge_embeddings, module.prune_sequence = wrapped("merge"), wrapped("prune")
+    merge, prune = shorten.merge_embeddings, choosing.prune_sequence
+    shorten.merge_embeddings, choosing.prune_sequence = timed_call("merge", merge), timed_call("prune", prune)
     try:
         yield spent
     finally:
-        module.merge_embeddings, module.prune_sequence = originals["merge"], originals["prune"]
+        shorten.merge_embeddings, choosing.prune_sequence = merge, prune
 
 
 @contextmanager

@@ -72,6 +72,10 @@ class Adapter:
     # decoder arguments of shape (B, S, ...) beside the embeddings -> (model, generated ids) to the rows of those
     decoder_rows: Mapping[str, Callable[[nn.Module, torch.Tensor], torch.Tensor | None]] = field(default_factory=dict)
     deepstack: bool = False  # the decoder adds tower features after its first layers
+    tower: str = "model.vision_tower"  # the vision tower
+    # (model, inputs, the tower's hidden states, grids) -> (tokens, width): its features by vision token, in the order
+    # of the grids (`asymvlm.models.tower_tokens`); None where nobody has said how its patches become tokens
+    tower_tokens: Callable[[nn.Module, Inputs, torch.Tensor, list[Grid]], torch.Tensor] | None = None
 
     def __deepcopy__(self, memo: Any) -> Adapter:
         return self

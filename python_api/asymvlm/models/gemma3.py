@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import Adapter, Grids, Inputs
 from asymvlm.models.flops import clip_tower_flops
 
@@ -28,4 +29,5 @@ ADAPTER = Adapter(
     grids=_grids,
     tiling="unknown",  # pan and scan
     vision_flops=_vision_flops,
+    tower_tokens=tower_tokens.pictures,
 )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import VISION_INPUTS, Adapter, Grid, Grids, Inputs
 
 
@@ -58,4 +59,5 @@ ADAPTER = Adapter(
     per_token={"mm_token_type_ids": 0, "labels": -100},
     grids=_grids,
     decoder_rows={"per_layer_inputs": _per_layer_rows},
+    tower_tokens=tower_tokens.blocks,
 )

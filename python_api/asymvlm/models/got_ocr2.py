@@ -10,4 +10,5 @@ ADAPTER = Adapter(
     per_token={"labels": -100},
     grids=square_tiles(lambda config: square_patches(config) // 16),  # two convolutions of stride 2
     tiling="canvas",
+    # no tower_tokens: convolutions of overlapping windows follow, so a patch belongs to several tokens
 )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import VISION_INPUTS, Adapter, Grids, Inputs
 from asymvlm.models.flops import clip_tower_flops
 from asymvlm.models.towers import square_patches
@@ -37,4 +38,6 @@ ADAPTER = Adapter(
     grids=_grids,
     tiling="tags",
     vision_flops=_vision_flops,
+    tower="model.vision_model",
+    tower_tokens=tower_tokens.pictures,
 )

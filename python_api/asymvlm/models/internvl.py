@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import Adapter
 from asymvlm.models.towers import square_tiles, tower_flops
 
@@ -11,4 +12,5 @@ ADAPTER = Adapter(
     grids=square_tiles(lambda config: int(config.image_seq_length)),
     tiling="canvas",
     vision_flops=tower_flops(),
+    tower_tokens=tower_tokens.pictures,
 )

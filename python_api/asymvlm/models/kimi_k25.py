@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import Adapter, Grids, Inputs
 from asymvlm.models.towers import QWEN_GRIDS
 
@@ -27,4 +28,5 @@ ADAPTER = Adapter(
     triggers=("pixel_values", "pixel_values_videos"),
     per_token={"labels": -100},
     grids=_grids,
+    tower_tokens=tower_tokens.joined_images,
 )

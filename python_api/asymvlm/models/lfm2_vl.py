@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import VISION_INPUTS, Adapter, Grids, Inputs
 
 
@@ -22,4 +23,5 @@ ADAPTER = Adapter(
     per_token={"labels": -100},
     grids=_grids,
     tiling="tags",
+    tower_tokens=tower_tokens.padded_images,
 )

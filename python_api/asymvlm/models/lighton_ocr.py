@@ -6,4 +6,4 @@ import dataclasses
 
 from asymvlm.models import mistral3
 
-ADAPTER = dataclasses.replace(mistral3.ADAPTER, model_type="lighton_ocr")
+ADAPTER = dataclasses.replace(mistral3.ADAPTER, model_type="lighton_ocr", tower="model.vision_encoder")

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import Adapter, Inputs
 from asymvlm.models.towers import square_patches, square_tiles
 
@@ -32,4 +33,6 @@ ADAPTER = Adapter(
     grids=square_tiles(lambda config: int(square_patches(config) * config.vision_config.pixel_shuffle_ratio**2)),
     tiling="separators",
     merge=_merge,
+    tower="vision_model",
+    tower_tokens=tower_tokens.pictures,
 )

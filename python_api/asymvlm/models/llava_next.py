@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
+from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import Adapter, Grid, Grids, Inputs
 from asymvlm.models.towers import tower_flops
 
@@ -27,6 +28,13 @@ def crops_grid(config: Any, image_size: torch.Tensor) -> Grid:
     return height, width
 
 
+def layouts(model: nn.Module, inputs: Inputs) -> list[tuple[int, int]]:
+    """Rows and columns of crops of each image."""
+    config: Any = model.config
+    points, side = config.image_grid_pinpoints, config.vision_config.image_size
+    return [get_anyres_image_grid_shape(size, points, side) for size in inputs["image_sizes"].cpu()]
+
+
 def grids(model: nn.Module, inputs: Inputs) -> Grids:
     config: Any = model.config
     side = config.vision_config.image_size // config.vision_config.patch_size
@@ -42,4 +50,5 @@ ADAPTER = Adapter(
     grids=grids,
     vision_flops=tower_flops(),
     protect=newlines,
+    tower_tokens=tower_tokens.whole_view_first(layouts, unpad_image),
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import Adapter, Grids, Inputs
 from asymvlm.models.flops import layer_flops
 
@@ -29,4 +30,5 @@ ADAPTER = Adapter(
     per_token={"labels": -100},
     grids=_grids,
     vision_flops=_vision_flops,
+    tower_tokens=tower_tokens.joined_images,
 )

@@ -5,6 +5,7 @@ In PaliGemma 2 that holds beyond the windows of its sliding layers too; answers 
 
 from __future__ import annotations
 
+from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import Adapter
 from asymvlm.models.towers import square_patches, square_tiles, tower_flops
 
@@ -16,4 +17,5 @@ ADAPTER = Adapter(
     open_prompt=True,
     grids=square_tiles(square_patches),
     vision_flops=tower_flops(class_token=False),
+    tower_tokens=tower_tokens.pictures,
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import Adapter, Grid, Grids, Inputs
 
 KINDS = {"image_token_id": "pixel_values", "video_token_id": "pixel_values_videos"}
@@ -43,4 +44,5 @@ ADAPTER = Adapter(
     per_token={"labels": -100},
     grids=_grids,
     tiling="unknown",
+    tower_tokens=tower_tokens.pictures,
 )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import Adapter, Grid, Grids, Inputs
 from asymvlm.models.flops import clip_tower_flops
 
@@ -24,6 +25,12 @@ def _merge(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     features = {name: inputs.get(name) for name in (*IMAGE_INPUTS, *AUDIO_INPUTS)}
     embeds = composite.embed_tokens(inputs["input_ids"])
     return {"inputs_embeds": composite.embed_tokens_extend(inputs["input_ids"], embeds, **features)}
+
+
+def _layouts(model: nn.Module, inputs: Inputs) -> list[tuple[int, int]]:
+    """Rows and columns of crops of each image."""
+    tower: Any = model.config.vision_config  # type: ignore[union-attr]
+    return [(h // tower.crop_size, w // tower.crop_size) for h, w in inputs["image_sizes"].view(-1, 2).tolist()]
 
 
 def _views(model: nn.Module, inputs: Inputs) -> list[tuple[Grid, Grid]]:
@@ -73,4 +80,6 @@ ADAPTER = Adapter(
     vision_flops=_vision_flops,
     protect=_separators,
     merge=_merge,
+    tower="model.embed_tokens_extend.image_embed.img_processor",
+    tower_tokens=tower_tokens.whole_view_last(_layouts),
 )

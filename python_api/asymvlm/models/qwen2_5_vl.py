@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import Adapter, Inputs
 from asymvlm.models.flops import layer_flops
 from asymvlm.models.towers import QWEN_GRIDS, qwen_grids
@@ -35,4 +36,6 @@ ADAPTER = Adapter(
     mrope=True,
     grids=qwen_grids,
     vision_flops=_vision_flops,
+    tower="model.visual",
+    tower_tokens=tower_tokens.windowed_blocks,
 )

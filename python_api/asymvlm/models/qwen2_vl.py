@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import Adapter
 from asymvlm.models.towers import qwen_flops, qwen_grids
 
@@ -14,4 +15,6 @@ ADAPTER = Adapter(
     mrope=True,
     grids=qwen_grids,
     vision_flops=qwen_flops,
+    tower="model.visual",
+    tower_tokens=tower_tokens.blocks,
 )

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers.models.video_llava.modeling_video_llava import VideoLlavaModel
 
+from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import VISION_INPUTS, Adapter, Grid, Grids, Inputs
 from asymvlm.models.towers import square_patches, tower_flops
 
@@ -46,4 +47,6 @@ ADAPTER = Adapter(
     grids=_grids,
     vision_flops=tower_flops(pixels=(IMAGES, "pixel_values_videos")),
     protect=_class_tokens,
+    tower="model.image_tower",
+    tower_tokens=tower_tokens.pictures,
 )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from asymvlm.hf.arguments import EMBEDS
-from asymvlm.methods.before.base import Tower, VisionPrompt
-from asymvlm.models.adapter import Adapter, Inputs
+from asymvlm.hf.errors import MechanismError
+from asymvlm.hf.tower import hidden_states
+from asymvlm.methods.before.base import VisionPrompt
+from asymvlm.models.adapter import Adapter, Grids, Inputs
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.tokens.images import Cells, grids_by_row, image_cells, image_numbers
 from asymvlm.tokens.roles import Tokens, check_prompt, scored_text
@@ -22,12 +25,14 @@ def read_prompt(
     inputs: Inputs,
     record: Inputs,
     first: int = 0,
+    towers: Sequence[Any] = (),
 ) -> VisionPrompt:
     """What a method sees of a call.
 
     Args:
         record: of `merge_embeddings`.
         first: column where the prompt begins: those before it are in a cache, and only tell images.
+        towers: what the vision tower returned meanwhile, where the method asked for it.
     """
     input_ids, mask = check_prompt(inputs)
     embeds = record[EMBEDS].detach()
@@ -36,6 +41,9 @@ def read_prompt(
     token_ids, grids = adapter.token_ids(model), adapter.grids_of(model, inputs)
     layout = (adapter.unify(input_ids), tokens.vision, tokens.separators, token_ids, grids)
     numbers = image_numbers(*layout)[:, first:]
+
+    def features() -> torch.Tensor:
+        return _features(model, adapter, inputs, towers, tokens, grids)[:, first:]
 
     def cells() -> Cells:
         if not grids:
@@ -52,12 +60,28 @@ def read_prompt(
         images=torch.where(numbers < 0, -1, numbers // adapter.views),
         grids=grids_by_row(numbers, input_ids[:, first:], token_ids, grids),
         make_cells=cells,
-        make_tower=_tower(adapter),
+        make_features=features,
     )
 
 
-def _tower(adapter: Adapter) -> Callable[[], Tower]:
-    def read() -> Tower:
-        raise NotImplementedError(f"the vision tower of {adapter.model_type} cannot be read by methods")
-
-    return read
+def _features(
+    model: nn.Module, adapter: Adapter, inputs: Inputs, outputs: Sequence[Any], tokens: Tokens, grids: Grids
+) -> torch.Tensor:
+    """Hidden states of the vision tower by vision token, ``(B, S, Dv)``."""
+    if adapter.tower_tokens is None:
+        raise NotImplementedError(
+            f"the {adapter.model_type} adapter does not say how patches of its vision tower become tokens"
+        )
+    known = [grid for kind in grids.values() for grid in kind if 0 not in grid or adapter.views > 1]
+    if len(outputs) != 1 or len(grids) != 1:
+        raise NotImplementedError(
+            f"features of the vision tower need one kind of pictures in a call, got {', '.join(grids) or 'none'} and "
+            f"{len(outputs)} runs of the tower"
+        )
+    rows = adapter.tower_tokens(model, inputs, hidden_states(model.config, outputs[0]), known)
+    places = tokens.vision & ~tokens.separators
+    if len(rows) != int(places.sum()):
+        raise MechanismError("reading the vision tower", f"{len(rows)} features for {int(places.sum())} vision tokens")
+    found = rows.new_zeros((*places.shape, rows.shape[-1]))
+    found[places] = rows
+    return found

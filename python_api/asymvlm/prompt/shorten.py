@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from asymvlm.hf.arguments import EMBEDS, IDS, MASK, POSITIONS
 from asymvlm.hf.errors import MechanismError
 from asymvlm.hf.merge import merge_embeddings
 from asymvlm.hf.peft import unwrapped
+from asymvlm.hf.tower import TowerOutputs, tower_outputs
 from asymvlm.models import adapter_for
 from asymvlm.models.adapter import Adapter, Inputs
 from asymvlm.prompt.choosing import shorten
@@ -87,12 +89,14 @@ def prune_prompt(
         start: position of that column, where others are in a cache; not needed if ``inputs`` hold them all.
     """
     _, mask = check_prompt(inputs)
-    record = merge_embeddings(model, adapter, inputs)
+    wanted = policy.scored_by.needs_tower
+    with tower_outputs(model, adapter) if wanted else contextlib.nullcontext(TowerOutputs()) as tower:
+        record = merge_embeddings(model, adapter, inputs)
     from_the_start = first > 0 and policy.positions == "keep"
     positions = original_positions(
         adapter, inputs, record, mask, generating=generating, start=None if from_the_start else start
     )[..., first:]
-    prompt = read_prompt(model, adapter, policy, inputs, record, first)
+    prompt = read_prompt(model, adapter, policy, inputs, record, first, tower.found)
     tokens, real, prunable = prompt.tokens, prompt.tokens.real, prompt.tokens.prunable
     config: Any = model.config
     text_config = config.get_text_config()

@@ -15,13 +15,6 @@ from asymvlm.tokens.images import Cells
 from asymvlm.tokens.roles import Tokens
 
 
-class Tower(NamedTuple):
-    """What the vision tower made of the images, by vision token: the mean over its patches where it joins several."""
-
-    features: torch.Tensor  # (B, S, Dv), zero rows where there is no vision token
-    attention: torch.Tensor | None  # (B, S) fp32, head mean of the class token's attention; None without such a token
-
-
 @dataclass(frozen=True, eq=False)
 class VisionPrompt:
     """A batch of merged prompts, B rows of S columns, before layer 0. Tensors are on the model's device.
@@ -35,7 +28,7 @@ class VisionPrompt:
     images: torch.Tensor  # (B, S) int64: number of the image that a vision token belongs to, -1 elsewhere
     grids: list[list[Grid]] | None  # (rows, columns) of each row's images in reading order; None where unknown
     make_cells: Callable[[], Cells] = field(repr=False)
-    make_tower: Callable[[], Tower] = field(repr=False)
+    make_features: Callable[[], torch.Tensor] = field(repr=False)
 
     @cached_property
     def cells(self) -> Cells:
@@ -47,13 +40,16 @@ class VisionPrompt:
         return self.make_cells()
 
     @cached_property
-    def tower(self) -> Tower:
-        """Features of the vision tower, before the projector. The tower runs no second time.
+    def features(self) -> torch.Tensor:
+        """``(B, S, Dv)``: what the vision tower made of each vision token, before the projector, where it is prunable.
+
+        The mean over its patches where a token joins several; zero elsewhere. Only for methods with ``needs_tower``;
+        the tower runs no second time.
 
         Raises:
-            NotImplementedError: for a family whose tower cannot be read.
+            NotImplementedError: for a family whose tower cannot be read, or a call with images and videos.
         """
-        return self.make_tower()
+        return self.make_features()
 
 
 class BeforeMethod(ABC):
@@ -62,7 +58,7 @@ class BeforeMethod(ABC):
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""  # where it was published
     needs_text: ClassVar[bool] = False  # rows without text then keep all their vision tokens
-    needs_tower: ClassVar[bool] = False  # `VisionPrompt.tower` is read
+    needs_tower: ClassVar[bool] = False  # `VisionPrompt.features` is read
 
     @abstractmethod
     def scores(self, prompt: VisionPrompt) -> torch.Tensor:

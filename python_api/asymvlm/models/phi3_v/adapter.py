@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import Adapter, Grids, Inputs
 from asymvlm.models.flops import clip_tower_flops
 
@@ -51,4 +52,6 @@ ADAPTER = Adapter(
     grids=_grids,
     vision_flops=_vision_flops,
     protect=_separators,
+    tower="model.vision_embed_tokens.img_processor",
+    tower_tokens=tower_tokens.whole_view_last(_layouts),
 )
