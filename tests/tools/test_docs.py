@@ -6,6 +6,7 @@ import functools
 import importlib
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -105,6 +106,12 @@ def test_every_public_name_is_described_and_no_other(package: str) -> None:
         public -= shared  # budgets and Spread, which asymvlm exports too
     assert public - described() == set()
     assert {name for name in described() if name.startswith(f"{package}.")} - public == set()
+
+
+def test_options_of_the_command_line_are_those_of_the_page() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "options.py"))
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert script["written"](page) == page, "run `python docs/options.py`"
 
 
 def test_decisions_say_what_was_chosen_because_of_what_and_what_was_rejected() -> None:
