@@ -27,7 +27,7 @@ from transformers import Cache  # noqa: E402
 
 import asymvlm  # noqa: E402
 from asymvlm import TextEviction  # noqa: E402
-from asymvlm.eviction.slots import Slots  # noqa: E402
+from asymvlm.cache.growing import GrowingTable  # noqa: E402
 from asymvlm.hf.arguments import cache_of  # noqa: E402
 from bench import environment, results, vlm  # noqa: E402
 
@@ -167,7 +167,7 @@ def counting(active: bool) -> Iterator[list[int]]:
     if not active:
         yield total
         return
-    table: Any = Slots
+    table: Any = GrowingTable
     originals = {(Cache, "update"): Cache.update, (table, "compact"): table.compact}
 
     def wrapped(original: Callable[..., Any], single: bool) -> Callable[..., Any]:

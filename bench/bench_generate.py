@@ -25,8 +25,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "python_api")]
 import torch  # noqa: E402
 
 import asymvlm  # noqa: E402
-import asymvlm.prompt  # noqa: E402
+import asymvlm.prompt.shorten  # noqa: E402
 from asymvlm.hf.arguments import cache_of  # noqa: E402
+from asymvlm.hf.merge import merge_embeddings  # noqa: E402
 from bench import environment, results, vlm  # noqa: E402
 
 RATIOS = (1.0, 0.75, 0.5, 0.25)
@@ -66,7 +67,7 @@ def main(args: list[str] | None = None) -> int:
 def check(model: Any, inputs: dict[str, torch.Tensor], ratio: float = 0.5) -> None:
     """The kept index against the literal equation in float64, up to near ties. Raises SystemExit on a wrong one."""
     with asymvlm.patch(model, vision=vision(ratio)) as handle:
-        embeds = asymvlm.prompt.merge_embeddings(model, handle.adapter, inputs)["inputs_embeds"]
+        embeds = merge_embeddings(model, handle.adapter, inputs)["inputs_embeds"]
         result = model.generate(**inputs, max_new_tokens=2, do_sample=False, return_dict_in_generate=True)
     assert handle.last is not None
     index = handle.last.index

@@ -14,14 +14,14 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from asymvlm import plot
+from asymvlm.app.loading import load, open_image
+from asymvlm.app.session import InputError, Session
 from asymvlm.cli import console, options
 from asymvlm.cli.heatmap import draw_images
 from asymvlm.cli.run import Outcome, ask, show
 from asymvlm.cli.tables import bytes_in_words
-from asymvlm.loading import load, open_image
-from asymvlm.scorer import Scorer
-from asymvlm.session import InputError, Session
+from asymvlm.report import plot
+from asymvlm.settings.scorer import Scorer
 from asymvlm_cli.options import Keep
 from asymvlm_kernels import UniformBudget
 from bench.demo.sample import SCORER, Example, example, measured_rate

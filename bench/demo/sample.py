@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asymvlm.session import InputError
+from asymvlm.app.session import InputError
 from bench import results
 from bench.quality.scorers import RECIPES, SCORERS
 from bench.tinyvlm.evaluate import make_samples

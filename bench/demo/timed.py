@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import asymvlm
-from asymvlm.session import FirstToken
+from asymvlm.app.session import FirstToken
 from asymvlm_kernels import Budget, UniformBudget
 from bench import vlm
 

@@ -16,9 +16,9 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from asymvlm.app.session import InputError
 from asymvlm.cli import console
-from asymvlm.scorer import Scorer
-from asymvlm.session import InputError
+from asymvlm.settings.scorer import Scorer
 from bench import environment, results
 from bench.quality.beyond import beyond
 from bench.quality.budgets import adaptive, gaps

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from asymvlm.budget_file import budget_to_dict
 from asymvlm.calibration import calibrate_budget
-from asymvlm.scorer import Scorer
+from asymvlm.settings.budget_file import budget_to_dict
+from asymvlm.settings.scorer import Scorer
 from asymvlm_kernels import importance_gap
 from asymvlm_kernels.budget import budget_counts
 from bench.quality.scorers import model_inputs

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from asymvlm.app.session import InputError
 from asymvlm.cli import console
-from asymvlm.scorer import Scorer
-from asymvlm.session import InputError
+from asymvlm.settings.scorer import Scorer
 from asymvlm_kernels import UniformBudget, importance_gap
 from bench import results
 from bench.quality.__main__ import OURS, RESULTS

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from asymvlm.app.session import InputError
 from asymvlm.cli import console
-from asymvlm.scorer import Scorer
-from asymvlm.session import InputError
+from asymvlm.settings.scorer import Scorer
 from asymvlm.training import TrainingSettings, train_scorer
 from bench.tinyvlm.evaluate import Samples, make_samples
 from bench.tinyvlm.glyphs import BOS, IMAGE

@@ -23,8 +23,8 @@ import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from asymvlm.app.session import InputError
 from asymvlm.cli import console
-from asymvlm.session import InputError
 from bench.tinyvlm.batches import FIRST_MIX, MIX, Batch, make_batch
 from bench.tinyvlm.evaluate import exact_match_by_kind, make_samples
 from bench.tinyvlm.losses import Supervision, alignment_loss, all_losses

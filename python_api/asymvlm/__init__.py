@@ -8,22 +8,25 @@ handle.remove()                   # as if nothing had been
 
 from __future__ import annotations
 
-from asymvlm.cache import CacheStats, EvictionCache
+from asymvlm.app.conversation import Conversation, Reply
+from asymvlm.cache.eviction_cache import CacheStats, EvictionCache
 from asymvlm.calibration import Calibration, calibrate_budget
-from asymvlm.conversation import Conversation, Reply
-from asymvlm.eviction.report import EvictionReport
 from asymvlm.hf.versions import UntestedVersionWarning
 from asymvlm.models import supported_models
+from asymvlm.old_names import install as _install_old_names
 from asymvlm.patch import PatchHandle, patch
-from asymvlm.policies import TextEviction, TurnEviction, VisionPruning
-from asymvlm.prompt import prune_inputs
-from asymvlm.report import PruningReport
-from asymvlm.scorer import Scorer
-from asymvlm.strategy import AutoStrategy, Choice
+from asymvlm.prompt.shorten import prune_inputs
+from asymvlm.report.eviction import EvictionReport
+from asymvlm.report.pruning import PruningReport
+from asymvlm.settings.policies import TextEviction, TurnEviction, VisionPruning
+from asymvlm.settings.scorer import Scorer
+from asymvlm.settings.strategy import AutoStrategy, Choice
 from asymvlm.tokens.user_turns import UserTurns
 from asymvlm.training import TrainingSettings, train_scorer
 from asymvlm.verification import Verification, verify
 from asymvlm_kernels import LinearBudget, RelativeThresholdBudget, Spread, ThresholdBudget, UniformBudget, __version__
+
+_install_old_names()
 
 __all__ = [
     "AutoStrategy",

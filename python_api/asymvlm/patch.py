@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from asymvlm.handle import HANDLE, PatchHandle
 from asymvlm.hf.peft import unwrapped
 from asymvlm.hf.versions import warn_if_untested
-from asymvlm.policies import TextEviction, TurnEviction, VisionPruning, as_vision
-from asymvlm.strategy import AutoStrategy
+from asymvlm.patched.handle import HANDLE, PatchHandle
+from asymvlm.settings.policies import TextEviction, TurnEviction, VisionPruning, as_vision
+from asymvlm.settings.strategy import AutoStrategy
 from asymvlm_kernels import UniformBudget
 
 LOGITS = ("kept", "original")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from asymvlm.budget_file import AnyBudget, budget_from_dict, budget_to_dict, load_budget, save_budget
+from asymvlm.settings.budget_file import AnyBudget, budget_from_dict, budget_to_dict, load_budget, save_budget
 from asymvlm_kernels import LinearBudget, ThresholdBudget, UniformBudget
 
 BUDGETS = [

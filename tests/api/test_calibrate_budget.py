@@ -12,8 +12,8 @@ from model_state import changes, snapshot
 
 import asymvlm
 from asymvlm import LinearBudget, RelativeThresholdBudget, Scorer, ThresholdBudget, UniformBudget, calibrate_budget
-from asymvlm.identity import identify
 from asymvlm.patch import HANDLE
+from asymvlm.settings.identity import identify
 
 pytestmark = pytest.mark.parametrize("family", ["llava"], indirect=True)
 ROWS = (tiny.ONE, tiny.LONGER, tiny.LONGEST)
@@ -180,7 +180,9 @@ def test_bad_metrics_and_scorers_are_named(model, samples):
         calibrate(model, samples, lambda model, sample: [1, 2])
     with pytest.raises(ValueError, match="needs samples, got none"):
         calibrate(model, [], lambda model, sample: 1.0)
-    other = Scorer(torch.ones(32), identify(model)).replace(base=asymvlm.identity.ModelIdentity(32, "gemma3", "", "f"))
+    other = Scorer(torch.ones(32), identify(model)).replace(
+        base=asymvlm.settings.identity.ModelIdentity(32, "gemma3", "", "f")
+    )
     with pytest.raises(ValueError, match="trained for another model"):
         calibrate_budget(model, other, samples, lambda model, sample: 1.0)
     assert UniformBudget(0.5)  # nothing is left patched

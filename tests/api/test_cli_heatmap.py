@@ -10,7 +10,7 @@ import pytest
 from checkpoint import GRID, QUESTION, VISION_TOKENS, checkpoint, page
 from PIL import Image
 
-from asymvlm import plot
+from asymvlm.report import plot
 from asymvlm_cli import main
 
 __all__ = ["checkpoint", "page"]  # fixtures

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import asymvlm
 from asymvlm import UniformBudget, VisionPruning
-from asymvlm.session import Session
+from asymvlm.app.session import Session
 from asymvlm_cli import main
 
 __all__ = ["checkpoint", "own_checkpoint", "page"]  # fixtures
@@ -163,7 +163,7 @@ def test_table_states_counts_work_bytes_and_times(
 
 
 def test_measuring_restores_the_patch_and_stops_when_time_is_up(checkpoint: Path, page: Path) -> None:
-    from asymvlm.loading import load
+    from asymvlm.app.loading import load
 
     session = load(str(checkpoint))
     inputs = session.prepare([Image.open(page)], QUESTION)

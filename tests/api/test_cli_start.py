@@ -14,9 +14,9 @@ import pytest
 import torch
 from checkpoint import checkpoint, page
 
+from asymvlm.app.loading import load
+from asymvlm.app.session import InputError
 from asymvlm.cli import options
-from asymvlm.loading import load
-from asymvlm.session import InputError
 from asymvlm_cli import commands, main
 
 __all__ = ["checkpoint", "page"]  # fixtures

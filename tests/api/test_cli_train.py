@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from asymvlm import Scorer, UniformBudget, train_scorer
 from asymvlm.cli import console
-from asymvlm.identity import ModelIdentity
+from asymvlm.settings.identity import ModelIdentity
 from asymvlm.training.passes import FrozenModel
 from asymvlm.training.progress import progress_bar
 from asymvlm.training.state import TrainingState

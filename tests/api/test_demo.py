@@ -13,8 +13,8 @@ import torch
 from checkpoint import checkpoint, page
 from PIL import Image
 
+from asymvlm.app.session import FirstToken
 from asymvlm.cli import console
-from asymvlm.session import FirstToken
 from asymvlm_kernels import UniformBudget
 from bench import quality
 from bench.demo import command as demo

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from test_text_eviction import windowed
 
 import asymvlm
-import asymvlm.eviction.slots as slots
+import asymvlm.cache.growing as slots
 import asymvlm.hf.attention as capture
 from asymvlm import EvictionCache, TextEviction, TurnEviction
-from asymvlm.eviction.choose import lowest
+from asymvlm.cache.choose import lowest
 from asymvlm.hf.arguments import cache_in
 
 SCORES = st.sampled_from([0.0, -0.0, 0.25, 0.5, float("nan"), float("inf")])

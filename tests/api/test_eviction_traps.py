@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.masking_utils import eager_mask, flash_attention_mask
 
 import asymvlm
-import asymvlm.eviction.masks as masks
+import asymvlm.cache.masks as masks
 import asymvlm.hf.attention as capture
 from asymvlm import EvictionCache, TextEviction
 from asymvlm.hf.arguments import cache_in
@@ -120,7 +120,7 @@ def test_scores_of_the_captured_layer_are_eager_attention(monkeypatch):
 
 def test_a_row_that_sees_nothing_scores_zero():
     """A NaN from a row that is all padding would poison the layers behind it, and the order of evictions."""
-    step = capture.Scores(
+    step = capture.Places(
         slot_pos=torch.tensor([[-2, -2, -2, -1], [0, 1, 2, -1]], dtype=torch.int32), q_pos=torch.tensor([2, 2])
     )
     for width in (8, 512):  # heads that the kernels take, and wider ones
@@ -208,8 +208,8 @@ def test_sliding_layers_count_for_themselves():
 
 def test_the_phase_is_read_from_the_cache():
     """``cache_position`` is gone from transformers: nothing may ask for it."""
-    tables = (asymvlm.eviction.table, asymvlm.eviction.slots, asymvlm.eviction.static_slots)
-    for module in (capture, masks, asymvlm.cache, asymvlm.eviction.text, *tables):
+    tables = (asymvlm.cache.table, asymvlm.cache.growing, asymvlm.cache.fixed)
+    for module in (capture, masks, asymvlm.cache.eviction_cache, asymvlm.eviction.text, asymvlm.eviction.call, *tables):
         assert "cache_position" not in inspect.getsource(module)
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments
 
 import asymvlm
-from asymvlm.columns import spread_out
+from asymvlm.prompt.columns import spread_out
 
 LAYOUTS = ["left_padded", "right_padded", "image_free_row"]
 

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 import asymvlm
-from asymvlm.prompt import _lines
-from asymvlm.tokens.images import image_lines
+from asymvlm.prompt.shorten import _lines
+from asymvlm.tokens.images import image_cells
 from bench.quality.scorers import model_inputs
 from bench.tinyvlm.evaluate import exact_match, features, make_samples
 from bench.tinyvlm.model import CHECKPOINT, NUM_VISION
@@ -26,9 +26,10 @@ def test_lines_follow_the_grids_of_every_kind() -> None:
     separators[1, 2] = True
     names = {"image_token_id": IMAGE, "video_token_id": VIDEO}
     grids = {"image_token_id": [(2, 2), (1, 2)], "video_token_id": [(2, 1)]}
-    lines = image_lines(ids, vision, separators, names, grids)
+    lines = image_cells(ids, vision, separators, names, grids).line
     assert lines.tolist() == [[-1, 0, 0, 1, 1, -1, 3, 4], [2, 2, -1, -1, -1, -1, -1, -1]]
-    assert image_lines(ids, vision, separators, names, {"image_token_id": grids["image_token_id"]})[0, 6:].eq(-1).all()
+    alone = {"image_token_id": grids["image_token_id"]}
+    assert image_cells(ids, vision, separators, names, alone).line[0, 6:].eq(-1).all()
 
 
 def test_a_model_without_known_grids_is_refused() -> None:

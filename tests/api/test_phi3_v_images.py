@@ -11,7 +11,7 @@ import torch
 from phi3_v_tiny import CROP, LONGER, SIDE, make_inputs, picture, separators, tiny_model
 from PIL import Image
 
-from asymvlm.loading import visible_region
+from asymvlm.app.loading import visible_region
 from asymvlm.models.phi3_v import Phi3VImageProcessor
 
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])

@@ -104,7 +104,7 @@ def test_the_report_has_a_grid_for_the_crops_and_one_for_the_global_view(model):
     with torch.no_grad(), asymvlm.patch(model, vision=uniform(0.5)) as handle:
         model(**inputs)
     assert handle.last.image_grids == [[(4, 4), (2, 2)], [(2, 6), (2, 2)], [(4, 2), (2, 2), (2, 8), (2, 2)]]
-    from asymvlm.plot import patch_grid
+    from asymvlm.report.plot import patch_grid
 
     scores, kept, grid = patch_grid(handle.last, row=2, image_number=2)
     columns = ((inputs["input_ids"] == -2) & ~is_separator(inputs))[2].nonzero()[:16, 0]

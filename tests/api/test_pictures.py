@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
+from asymvlm.app.loading import open_image
+from asymvlm.app.samples import Question
+from asymvlm.app.session import InputError, Session
 from asymvlm.cli import console
-from asymvlm.loading import open_image
-from asymvlm.pictures import PictureError, as_rgb
-from asymvlm.samples import Question
-from asymvlm.session import InputError, Session
+from asymvlm.files.pictures import PictureError, as_rgb
 
 
 def pixel(image: Image.Image) -> tuple[int, ...]:

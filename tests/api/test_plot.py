@@ -13,8 +13,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from asymvlm import plot
-from asymvlm.loading import visible_region
+from asymvlm.app.loading import visible_region
+from asymvlm.report import plot
 
 GRID = (3, 4)
 KEPT = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]).bool()

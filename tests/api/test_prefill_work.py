@@ -71,13 +71,13 @@ def test_generate_without_a_cache_runs_the_tower_once(family, model):
 
 @pytest.mark.parametrize("batch,grouped", [("single", False), ("left_padded", True), ("two_images", True)])
 def test_one_image_a_row_takes_the_path_of_two_launches(family, model, monkeypatch, batch, grouped):
-    seen, original = [], asymvlm.prompt.prune_sequence
+    seen, original = [], asymvlm.prompt.choosing.prune_sequence
 
     def spy(*args, **kwargs):
         seen.append(kwargs["groups"] is not None)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(asymvlm.prompt, "prune_sequence", spy)
+    monkeypatch.setattr(asymvlm.prompt.choosing, "prune_sequence", spy)
     with torch.no_grad(), asymvlm.patch(model, vision=uniform(0.5)):
         model(**make_batch(family, batch))
     assert seen == [grouped]

@@ -16,8 +16,8 @@ from tiny import FAMILIES, IMAGE, make_batch
 from torch import Tensor
 
 import asymvlm
-from asymvlm import forward
-from asymvlm.deepstack import DeepStack, deepstack_inputs
+from asymvlm.patched import forward
+from asymvlm.prompt.deepstack import DeepStack, deepstack_inputs
 
 Inputs = dict[str, Tensor]
 DEEPSTACK = ("qwen3_vl", "qwen3_vl_moe")

@@ -13,7 +13,7 @@ from transformers import DynamicCache, StaticCache
 
 import asymvlm
 from asymvlm import VisionPruning
-from asymvlm.flops import cache_bytes, unpruned_cache_bytes
+from asymvlm.models.flops import cache_bytes, unpruned_cache_bytes
 from asymvlm_kernels import LinearBudget
 
 BYTES_PER_TOKEN = 2 * TEXT["num_key_value_heads"] * TEXT["head_dim"] * 4  # K and V, fp32, one layer

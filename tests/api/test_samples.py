@@ -11,11 +11,11 @@ import torch
 from checkpoint import checkpoint, page
 from PIL import Image
 
+from asymvlm.app.loading import load
+from asymvlm.app.metrics import anls, exact_match, relaxed_accuracy
+from asymvlm.app.samples import DatasetQuestions, Prompts, prepare_prompt, prepare_with_answer, read_jsonl
+from asymvlm.app.session import InputError
 from asymvlm.cli.data import read_samples
-from asymvlm.loading import load
-from asymvlm.metrics import anls, exact_match, relaxed_accuracy
-from asymvlm.samples import DatasetQuestions, Prompts, prepare_prompt, prepare_with_answer, read_jsonl
-from asymvlm.session import InputError
 
 __all__ = ["checkpoint", "page"]  # fixtures
 

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 import asymvlm
 from asymvlm import LinearBudget, Scorer, ThresholdBudget, UniformBudget, UserTurns, VisionPruning
-from asymvlm.identity import ModelIdentity, identify
-from asymvlm.scorer import CONFIG_FILE, WEIGHT_FILE, GapStatistics
+from asymvlm.settings.identity import ModelIdentity, identify
+from asymvlm.settings.scorer import CONFIG_FILE, WEIGHT_FILE, GapStatistics
 from asymvlm_kernels import score_tokens
 
 pytestmark = pytest.mark.parametrize("family", ["llava"], indirect=True)

@@ -14,7 +14,7 @@ from test_text_eviction import ATOL, windowed
 
 import asymvlm
 from asymvlm import AutoStrategy, TextEviction, TurnEviction
-from asymvlm.strategy import Choice
+from asymvlm.settings.strategy import Choice
 
 TABLE_1 = {  # vision, query, generated, and what the paper does about it
     "MME": (737, 30, 4, True), "DocVQA": (2231, 36, 10, True), "OCRVQA": (2312, 30, 6, True),

@@ -15,10 +15,11 @@ from transformers import Idefics3Processor, Llama4Processor, Ovis2Processor
 from transformers.models.lfm2_vl.processing_lfm2_vl import Lfm2VlProcessor
 from transformers.models.smolvlm.processing_smolvlm import _prompt_single_image, _prompt_split_image
 
-from asymvlm import UniformBudget, plot
+from asymvlm import UniformBudget
 from asymvlm.models import registered
-from asymvlm.report import PruningReport
-from asymvlm.tiles import Page, pages, texts_in_front
+from asymvlm.report import plot
+from asymvlm.report.pruning import PruningReport
+from asymvlm.report.tiles import Page, pages, texts_in_front
 
 TOKENS = 4  # of a grid, 2 x 2
 TILINGS = {"one", "whole first", "whole last", "tags", "separators", "ovis", "canvas", "unknown"}

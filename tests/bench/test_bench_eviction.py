@@ -34,7 +34,7 @@ def test_bytes_of_every_cache(tmp_path):
 
 
 def test_a_wrong_eviction_ends_the_benchmark(monkeypatch):
-    table = asymvlm.eviction.slots.Slots
+    table = asymvlm.cache.growing.GrowingTable
     evict = table.evict
     monkeypatch.setattr(table, "evict", lambda self, scores, policy: evict(self, -scores, policy))
     with pytest.raises(SystemExit, match="wrong answer: evicting, static"):

@@ -41,9 +41,10 @@ def test_a_wrong_selection_ends_the_benchmark(monkeypatch):
     model = vlm.build(size, "cpu", torch.float32)
     inputs = vlm.make_inputs(model, size, 1)
     bench_generate.check(model, inputs)
-    original = bench_generate.asymvlm.prompt.prune_sequence
+    shorten = bench_generate.asymvlm.prompt.choosing
+    original = shorten.prune_sequence
     monkeypatch.setattr(  # the worst instead of the best
-        bench_generate.asymvlm.prompt, "prune_sequence", lambda embeds, vision, text, weight, *args, **kwargs: original(
+        shorten, "prune_sequence", lambda embeds, vision, text, weight, *args, **kwargs: original(
             embeds, vision, text, -torch.ones(embeds.shape[-1]), *args, **kwargs
         ),
     )  # fmt: skip

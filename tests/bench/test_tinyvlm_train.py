@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from asymvlm.session import InputError
+from asymvlm.app.session import InputError
 from bench.tinyvlm import train
 from bench.tinyvlm.batches import Batch, make_batch
 from bench.tinyvlm.glyphs import BLANK, BOS, EOS, IMAGE, VOCABULARY

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from asymvlm.budget_file import AnyBudget, budget_to_dict
 from asymvlm.calibration import fit
 from asymvlm.calibration.measure import Measurer, Metric
-from asymvlm.policies import VisionPruning
-from asymvlm.scorer import GapStatistics, Scorer
+from asymvlm.settings.budget_file import AnyBudget, budget_to_dict
+from asymvlm.settings.policies import VisionPruning
+from asymvlm.settings.scorer import GapStatistics, Scorer
 from asymvlm.tokens.user_turns import UserTurns
 from asymvlm.training.progress import progress_bar
 from asymvlm_kernels import UniformBudget, importance_gap
@@ -191,7 +191,7 @@ def _check_gaps(method: str, gaps: torch.Tensor, average: float) -> None:
 
 def _scorer(model: nn.Module, scorer: Scorer | torch.Tensor | str | Path | None) -> Scorer:
     """Any way to name a weight as a `Scorer`; a bare weight is taken to be this model's."""
-    from asymvlm.identity import identify
+    from asymvlm.settings.identity import identify
 
     if isinstance(scorer, (str, Path)):
         return Scorer.from_pretrained(scorer)

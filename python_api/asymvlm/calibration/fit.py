@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from asymvlm.budget_file import AnyBudget
+from asymvlm.settings.budget_file import AnyBudget
 from asymvlm_kernels import LinearBudget, RelativeThresholdBudget, ThresholdBudget
 
 GRID = 20  # gap quantiles of Method A: 1/20, ... 19/20

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from asymvlm.budget_file import AnyBudget, budget_to_dict
-from asymvlm.json_files import FileError, parse, read_lines
+from asymvlm.files.json_files import FileError, parse, read_lines
 from asymvlm.patch import PatchHandle, patch
-from asymvlm.policies import VisionPruning
-from asymvlm.scorer import Scorer
+from asymvlm.settings.budget_file import AnyBudget, budget_to_dict
+from asymvlm.settings.policies import VisionPruning
+from asymvlm.settings.scorer import Scorer
 from asymvlm.tokens.user_turns import UserTurns
 from asymvlm.training.passes import FrozenModel
 from asymvlm.training.scoring import weighted_scores

@@ -8,10 +8,10 @@ from typing import Any
 from rich.table import Table
 
 import asymvlm
+from asymvlm.app.metrics import METRICS
+from asymvlm.app.samples import Prompts
+from asymvlm.app.session import InputError
 from asymvlm.cli import console, data, options
-from asymvlm.metrics import METRICS
-from asymvlm.samples import Prompts
-from asymvlm.session import InputError
 
 FLAGS = {"average": "--average", "minimum": "--minimum", "maximum": "--maximum", "method": "--method"}
 

@@ -16,12 +16,13 @@ from rich.text import Text
 from transformers.generation.streamers import BaseStreamer
 
 import asymvlm
-from asymvlm.cache import CacheStats
+from asymvlm.app.conversation import Conversation, Reply
+from asymvlm.app.loading import open_image
+from asymvlm.app.session import InputError, Session
+from asymvlm.cache.eviction_cache import CacheStats
 from asymvlm.cli import console, options, tables
-from asymvlm.conversation import Conversation, Reply
-from asymvlm.json_files import first_line
-from asymvlm.loading import open_image
-from asymvlm.session import InputError, Session
+from asymvlm.files.json_files import first_line
+from asymvlm.settings.budget_file import budget_to_dict
 
 HELP = "/image FILE shows an image with your next question, /stats the cache, /quit ends (so does end of input)"
 
@@ -184,7 +185,7 @@ def to_record(session: Session, text: Any, turns: Any, budget: Any, record: list
         "model": session.name,
         "device": str(session.device),
         "dtype": session.dtype,
-        "budget": asymvlm.budget_file.budget_to_dict(budget),
+        "budget": budget_to_dict(budget),
         "text": {"threshold": text.threshold, "retention": text.retention},
         "turns_policy": {"threshold": turns.threshold, "retention": turns.retention},
         "turns": record,

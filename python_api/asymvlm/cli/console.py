@@ -16,9 +16,9 @@ import torch
 import typer
 from rich.console import Console
 
-from asymvlm.json_files import first_line
-from asymvlm.loading import load, locate
-from asymvlm.session import InputError, Session
+from asymvlm.app.loading import load, locate
+from asymvlm.app.session import InputError, Session
+from asymvlm.files.json_files import first_line
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 

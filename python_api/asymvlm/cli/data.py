@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from asymvlm.app.samples import DatasetQuestions, Question, check_images, read_jsonl
+from asymvlm.app.session import InputError
 from asymvlm.cli import console
-from asymvlm.samples import DatasetQuestions, Question, check_images, read_jsonl
-from asymvlm.session import InputError
 
 COLUMNS = "image,question,answer"
 

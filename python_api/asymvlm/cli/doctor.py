@@ -12,9 +12,9 @@ from rich.table import Table
 
 import asymvlm
 import asymvlm_kernels
+from asymvlm.app.loading import VISION_COMMAND, VISION_EXTRA
 from asymvlm.cli import console
 from asymvlm.hf import versions
-from asymvlm.loading import VISION_COMMAND, VISION_EXTRA
 from asymvlm_kernels import UniformBudget, prune_sequence
 from asymvlm_kernels.dispatch import explain_backend
 

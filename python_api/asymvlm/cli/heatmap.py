@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from asymvlm import plot
-from asymvlm.budget_file import budget_to_dict
+from asymvlm.app.loading import visible_region
+from asymvlm.app.session import InputError, Session
 from asymvlm.cli import console, options, tables
 from asymvlm.cli.run import Outcome, ask
-from asymvlm.loading import visible_region
-from asymvlm.session import InputError, Session
-from asymvlm.tiles import pages, texts_in_front
+from asymvlm.report import plot
+from asymvlm.report.tiles import pages, texts_in_front
+from asymvlm.settings.budget_file import budget_to_dict
 
 
 def heatmap(

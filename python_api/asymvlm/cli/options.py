@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 from PIL.Image import Image
 
-from asymvlm.budget_file import AnyBudget, load_budget
+from asymvlm.app.loading import open_image
+from asymvlm.app.session import InputError, Session
 from asymvlm.cli import console
-from asymvlm.json_files import FileError, read_text
-from asymvlm.loading import open_image
-from asymvlm.policies import TextEviction, TurnEviction, VisionPruning
-from asymvlm.scorer import Scorer
-from asymvlm.session import InputError, Session
+from asymvlm.files.json_files import FileError, read_text
+from asymvlm.settings.budget_file import AnyBudget, load_budget
+from asymvlm.settings.policies import TextEviction, TurnEviction, VisionPruning
+from asymvlm.settings.scorer import Scorer
 from asymvlm_kernels import UniformBudget
 
 DEFAULT_KEEP = 0.5

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import asymvlm
-from asymvlm.budget_file import AnyBudget, budget_to_dict
+from asymvlm.app.session import FirstToken, Generation, InputError, Session
 from asymvlm.cli import console, options, tables
 from asymvlm.hf.arguments import IDS
-from asymvlm.policies import TextEviction
-from asymvlm.scorer import Scorer
-from asymvlm.session import FirstToken, Generation, InputError, Session
+from asymvlm.settings.budget_file import AnyBudget, budget_to_dict
+from asymvlm.settings.policies import TextEviction
+from asymvlm.settings.scorer import Scorer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from asymvlm.session import FirstToken
+from asymvlm.app.session import FirstToken
 
 if TYPE_CHECKING:
-    from asymvlm.eviction.report import EvictionReport
-    from asymvlm.report import PruningReport
+    from asymvlm.report.eviction import EvictionReport
+    from asymvlm.report.pruning import PruningReport
 
 
 def report_table(report: PruningReport, *, first_token: FirstToken | None = None, title: str | None = None) -> Table:

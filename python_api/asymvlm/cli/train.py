@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 
 import asymvlm
-from asymvlm.budget_file import budget_to_dict
+from asymvlm.app.samples import prepare_with_answer
+from asymvlm.app.session import InputError
 from asymvlm.cli import console, data, options
-from asymvlm.samples import prepare_with_answer
-from asymvlm.session import InputError
+from asymvlm.settings.budget_file import budget_to_dict
 
 FLAGS = {
     "keep_ratio": "--keep",

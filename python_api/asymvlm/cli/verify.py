@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import asymvlm
-from asymvlm.budget_file import budget_to_dict
+from asymvlm.app.session import InputError, Session
 from asymvlm.cli import console, options
-from asymvlm.json_files import first_line
-from asymvlm.session import InputError, Session
+from asymvlm.files.json_files import first_line
+from asymvlm.settings.budget_file import budget_to_dict
 from asymvlm.verification.samples import QUESTION, drawn_picture
 
 

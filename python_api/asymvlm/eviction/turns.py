@@ -8,50 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from asymvlm.cache.dialogue import Answer
+from asymvlm.cache.eviction_cache import EvictionCache
 from asymvlm.hf.arguments import EMBEDS, IDS, MASK
 from asymvlm.hf.generation import setting
 from asymvlm.hf.merge import merge_embeddings
 from asymvlm.models.adapter import Adapter
-from asymvlm.policies import TurnEviction
+from asymvlm.settings.policies import TurnEviction
+from asymvlm.tokens.roles import Tokens
 from asymvlm_kernels import score_tokens
-
-if TYPE_CHECKING:
-    from asymvlm.cache import EvictionCache
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """One turn's answer: columns ``start`` on, ids ``(B, n)``, and which of them are words (no end, no padding)."""
-
-    start: int
-    ids: torch.Tensor
-    words: torch.Tensor  # (B, n) bool
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.ids.shape[1]
-
-
-@dataclass(eq=False)
-class Dialogue:
-    """What was said so far, on an `EvictionCache`."""
-
-    answers: list[Answer] = field(default_factory=list)
-    images: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)  # (B, n, D), (B, n) bool, by turn
-    dropped: list[list[int]] = field(default_factory=list)  # numbers of the answers evicted in this call, by row
-    vision: torch.Tensor | None = None  # (B, columns) bool, while a turn's prompt is to come
-    merged: torch.Tensor | None = None  # (B, columns, D), where the decoder itself merges images
-
-    def tensors(self) -> list[torch.Tensor]:
-        return [tensor for answer in self.answers for tensor in (answer.ids, answer.words)] + [
-            tensor for image in self.images for tensor in image
-        ]
 
 
 class TurnEvictor:
@@ -67,12 +37,10 @@ class TurnEvictor:
             raise ValueError("turn eviction needs input_ids: embeddings do not tell where images are")
         if (setting(model, call, "num_beams") or 1) > 1:
             raise NotImplementedError("turn eviction does not work with beams: an answer is known when a call ends")
-        ids = call[IDS]
-        vision = self.adapter.vision_mask(model, ids)
-        missing = 0 if call.get(MASK) is None else call[MASK].shape[1] - ids.shape[1]
-        vision = nn.functional.pad(vision, (missing, 0))  # only the new part was sent
-        if call.get(MASK) is not None:
-            vision = vision & call[MASK].bool()
+        ids, mask = call[IDS], call.get(MASK)
+        missing = 0 if mask is None else mask.shape[1] - ids.shape[1]  # only the new part was sent
+        tokens = Tokens.read(model, self.adapter, ids, None if mask is None else mask[:, missing:])
+        vision = nn.functional.pad(tokens.vision, (missing, 0))
         dialogue = cache.dialogue
         dialogue.vision = vision.repeat_interleave(repeats, 0)
         dialogue.dropped = [[] for _ in range(len(dialogue.vision))]
@@ -125,7 +93,7 @@ class TurnEvictor:
             for number in numbers:
                 answer = answers[number]
                 drop[row, answer.start : answer.stop] = words[number][row]
-        table.evict_columns(drop)
+        cache.evict_columns(drop)
 
     def choose(self, held: Sequence[int], scores: Sequence[float]) -> list[int]:
         """Numbers of the answers that go, of one row: lowest score first (NaN below all), among equal ones the oldest.

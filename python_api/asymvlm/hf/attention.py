@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,67 +25,86 @@ from asymvlm_kernels import flash_attn_with_kvcache
 
 NAME = "asymvlm_scores"
 BEFORE = "_asymvlm_config"  # where a scored module keeps the configuration it had
+NUMBER = "_asymvlm_layer"  # and the number of its layer
 WIDEST_HEAD = 256  # that the kernels take
 
 
-@dataclass(eq=False, kw_only=True)
-class Scores(Frame):
-    """What one step asks for, and what its scored layers hand out."""
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where the tokens of a layer lie: one line for each row of the batch, or for each K/V head of each row."""
 
-    slot_pos: torch.Tensor  # (B, S) int32, negative = not visible
-    q_pos: torch.Tensor  # (B,) column of the step's token
-    found: list[torch.Tensor] = field(default_factory=list)  # (B, S) fp32 of each scored layer
+    slot_pos: torch.Tensor  # (lines, S) int32, negative = not visible
+    q_pos: torch.Tensor  # (lines,) column of the step's token
+    heads: int = 1  # lines of a row
+
+
+@dataclass(eq=False, kw_only=True)
+class Step(Frame):
+    """What one step asks its layers for, and what they hand out, by number of layer."""
+
+    places: Mapping[int, Places] = field(default_factory=dict)  # of the layers that are to score
+    masks: Mapping[int, Any] = field(default_factory=dict)  # to attend by instead of the decoder's
+    found: dict[int, torch.Tensor] = field(default_factory=dict)  # (lines, S) fp32 of each scored layer
+    due: bool = False  # tokens are to be evicted behind it
+    masked: set[int] = field(default_factory=set)  # layers that attended by a mask of their own
 
     def mean(self) -> torch.Tensor:
-        if not self.found:
+        """Of all layers that scored."""
+        self.check()
+        found = list(self.found.values())
+        return found[0] if len(found) == 1 else torch.stack([one.to(found[0].device) for one in found]).mean(0)
+
+    def check(self) -> None:
+        """Raise a MechanismError where a layer did not do what the step asked of it."""
+        if self.found.keys() != self.places.keys() or self.masked != self.masks.keys():
+            missing = sorted({*self.places} - {*self.found} | {*self.masks} - self.masked)
             raise MechanismError(
-                "scoring by attention", "no layer handed out scores: none attends by config._attn_implementation"
+                "scoring by attention", f"layers {missing} handed out none: do they attend by _attn_implementation?"
             )
-        first = self.found[0]
-        return first if len(self.found) == 1 else torch.stack([found.to(first.device) for found in self.found]).mean(0)
 
 
 class Request:
-    """The scores that the running step wants, if any.
+    """What the running step asks for, if anything.
 
     torch.compile cannot trace a context variable; while it traces, a plain attribute serves, None again by the end.
     """
 
     def __init__(self) -> None:
-        self._traced: Scores | None = None
+        self._traced: Step | None = None
 
-    def get(self) -> Scores | None:
+    def get(self) -> Step | None:
         if torch.compiler.is_compiling():
             return self._traced
         frame = top()
-        return frame if isinstance(frame, Scores) else None
+        return frame if isinstance(frame, Step) else None
 
-    def set(self, scores: Scores | None) -> None:
+    def set(self, step: Step | None) -> None:
         if torch.compiler.is_compiling():
-            self._traced = scores
+            self._traced = step
             return
         if (before := self.get()) is not None:
             pop(before)
-        if scores is not None:
-            push(scores)
+        if step is not None:
+            push(step)
 
 
 wanted = Request()
 
 
-def install(modules: Sequence[nn.Module]) -> None:
-    """Let the scored layers' attention modules call our function."""
+def install(modules: Mapping[int, nn.Module]) -> None:
+    """Let the attention modules of layers, by number, call our function."""
     module: Any
-    for module in modules:
+    for number, module in modules.items():
         config = copy.copy(module.config)
         config._attn_implementation = {"": NAME}  # a plain string would reach sub-configurations
-        module.__dict__[BEFORE] = module.config
+        module.__dict__[BEFORE], module.__dict__[NUMBER] = module.config, number
         module.config = config
 
 
-def remove(modules: Sequence[nn.Module]) -> None:
-    for module in modules:
+def remove(modules: Mapping[int, nn.Module]) -> None:
+    for module in modules.values():
         module.config = module.__dict__.pop(BEFORE)
+        del module.__dict__[NUMBER]
 
 
 def attention_modules(decoder: nn.Module) -> dict[int, nn.Module]:
@@ -105,24 +124,37 @@ def attend_and_score(
     **kwargs: Any,
 ) -> Any:
     """The attention function of scored layers, with transformers' signature: ``query`` ``(B, H, Q, head_dim)``."""
+    step, number = wanted.get(), module.__dict__[NUMBER]
+    if step is not None and number in step.masks:
+        attention_mask = _for_heads(step.masks[number], query.shape[1])
+        step.masked.add(number)
     implementation = module.__dict__[BEFORE]._attn_implementation  # read anew: a caller may have changed it
     eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     attend: Any = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
     output = attend(module, query, key, value, attention_mask, *args, **kwargs)
-    scores = wanted.get()
-    if scores is not None and query.shape[2] == 1:
+    if step is not None and number in step.places and query.shape[2] == 1:
         scale = kwargs.get("scaling")
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        scores.found.append(score(query, key, scores, scale, kwargs.get("softcap") or 0.0))
+        step.found[number] = score(query, key, step.places[number], scale, kwargs.get("softcap") or 0.0)
     return output
 
 
-def score(query: torch.Tensor, key: torch.Tensor, step: Scores, scale: float, softcap: float) -> torch.Tensor:
-    """Head mean of the step's attention over the slots: ``(B, H, 1, D)``, ``(B, G, S, D)`` -> ``(B, S)`` fp32."""
+def _for_heads(mask: Any, heads: int) -> Any:
+    """A mask ``(B, K/V heads, queries, slots)`` for as many query heads."""
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 4 or mask.shape[1] in (1, heads):
+        return mask
+    return mask.repeat_interleave(heads // mask.shape[1], 1)
+
+
+def score(query: torch.Tensor, key: torch.Tensor, places: Places, scale: float, softcap: float) -> torch.Tensor:
+    """Mean over heads of the step's attention: ``(B, H, 1, D)``, ``(B, G, S, D)`` -> ``(lines, S)`` fp32."""
     query, key = query.detach(), key.detach()
+    if places.heads > 1:  # each K/V head is a row of its own
+        query = query.unflatten(1, (key.shape[1], -1)).flatten(0, 1)
+        key = key.flatten(0, 1)[:, None]
     if query.dtype == torch.float64:  # scores are fp32 anyhow
         query, key = query.float(), key.float()
-    slot_pos, q_pos = step.slot_pos.to(key.device), step.q_pos.to(key.device)
+    slot_pos, q_pos = places.slot_pos.to(key.device), places.q_pos.to(key.device)
     if query.shape[-1] > WIDEST_HEAD:
         rows = query.float().unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # (B, G, H / G, D)
         logits = rows @ key.float().mT * scale

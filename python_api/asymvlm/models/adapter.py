@@ -42,7 +42,7 @@ def same_ids(input_ids: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Adapter:
-    """Facts of one family, read by `asymvlm.hf.merge`, `asymvlm.prompt` and `asymvlm.patch`."""
+    """Facts of one family, which pruning, training and reports read."""
 
     model_type: str  # config.model_type
     composite: str = "model"  # the module that merges features into the embeddings
@@ -57,8 +57,8 @@ class Adapter:
     mrope: bool = False  # positions have an axis of their own: (3, B, S)
     grids: Callable[[nn.Module, Inputs], Grids] = no_grids  # token grids of the call's images
     vision_flops: Callable[[nn.Module, Inputs], int | None] = lambda model, inputs: None
-    # how the grids of an image lie on it, see `asymvlm.tiles`: "one" alone, "whole first" or "whole last" beside joined
-    # crops, by "tags", "separators" or "ovis" in the prompt, by the "canvas" of the image's size, or "unknown"
+    # how the grids of an image lie on it (`asymvlm.report.tiles`): "one" alone, "whole first" or "whole last" beside
+    # joined crops, by "tags", "separators" or "ovis" in the prompt, by the "canvas" of the image's size, or "unknown"
     tiling: str = "one"
     views: int = 1  # grids an image consists of: 2 for crops and a global view
     # (model, inputs, embeds) -> (B, S) bool: structural tokens, never pruned and in no grid

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from asymvlm.flops import clip_tower_flops
 from asymvlm.models.adapter import Adapter, Grids, Inputs
+from asymvlm.models.flops import clip_tower_flops
 
 
 def _grids(model: nn.Module, inputs: Inputs) -> Grids:

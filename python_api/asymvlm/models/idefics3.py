@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from asymvlm.flops import clip_tower_flops
 from asymvlm.models.adapter import VISION_INPUTS, Adapter, Grids, Inputs
+from asymvlm.models.flops import clip_tower_flops
 from asymvlm.models.towers import square_patches
 
 

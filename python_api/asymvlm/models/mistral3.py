@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from asymvlm.flops import layer_flops
 from asymvlm.models.adapter import Adapter, Grids, Inputs
+from asymvlm.models.flops import layer_flops
 
 
 def _grids(model: nn.Module, inputs: Inputs) -> Grids:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from asymvlm.flops import clip_tower_flops
 from asymvlm.models.adapter import Adapter, Grid, Grids, Inputs
+from asymvlm.models.flops import clip_tower_flops
 
 IMAGE_ID = "vision_config.image_token_id"
 IMAGE_INPUTS = ("image_pixel_values", "image_sizes", "image_attention_mask")

@@ -6,8 +6,8 @@ from typing import Any, cast
 
 from torch import nn
 
-from asymvlm.flops import layer_flops
 from asymvlm.models.adapter import Adapter, Inputs
+from asymvlm.models.flops import layer_flops
 from asymvlm.models.towers import QWEN_GRIDS, qwen_grids
 
 

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from torch import nn
 
-from asymvlm.flops import clip_tower_flops, layer_flops
 from asymvlm.models.adapter import Grid, Grids, Inputs
+from asymvlm.models.flops import clip_tower_flops, layer_flops
 
 QWEN_GRIDS = {"image_token_id": "image_grid_thw", "video_token_id": "video_grid_thw"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 
@@ -45,19 +46,25 @@ def image_numbers(
     return numbers
 
 
-def image_lines(
+class Cells(NamedTuple):
+    """Where each vision token lies in its grid; every tensor is ``(B, S)`` int64, -1 outside of grids."""
+
+    line: torch.Tensor  # distinct for all lines of all grids
+    row: torch.Tensor  # from 0 at the top
+    column: torch.Tensor  # from 0 on the left
+    height: torch.Tensor  # rows of the grid
+    width: torch.Tensor  # columns of the grid
+
+
+def image_cells(
     input_ids: torch.Tensor,
     vision: torch.Tensor,
     separators: torch.Tensor,
     token_ids: Mapping[str, int],
     grids: Grids,
-) -> torch.Tensor:
-    """Number the line of its grid that every vision token lies on; arguments as of `image_numbers`.
-
-    Returns:
-        ``(B, S)`` int64, distinct for all lines of all grids; -1 outside of grids and on separators.
-    """
-    lines = torch.full_like(input_ids, -1, dtype=torch.int64)
+) -> Cells:
+    """Place every vision token in its grid; arguments as of `image_numbers`. Separators are in none."""
+    cells = Cells(*(torch.full_like(input_ids, -1, dtype=torch.int64) for _ in Cells._fields))
     offset = 0
     for name, token_id in token_ids.items():
         if not grids.get(name):
@@ -68,10 +75,12 @@ def image_lines(
         place = kind.flatten().cumsum(0).view_as(input_ids) - 1
         number = torch.searchsorted(ends, place, right=True).clamp_max(len(shapes) - 1)
         inside = place - (ends - shapes.prod(1))[number]
-        line = (heights - shapes[:, 0])[number] + inside // shapes[:, 1][number]
-        lines = torch.where(kind, line + offset, lines)
+        height, width = shapes[number].unbind(-1)
+        row, column = inside // width, inside % width
+        found = Cells((heights - shapes[:, 0])[number] + row + offset, row, column, height, width)
+        cells = Cells(*(torch.where(kind, new, old) for new, old in zip(found, cells, strict=True)))
         offset += int(sum(rows for rows, _ in grids[name]))
-    return lines
+    return cells
 
 
 def grids_by_row(

@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from asymvlm.hf.arguments import EMBEDS, IDS, MASK
 from asymvlm.models.adapter import Adapter, Inputs
 from asymvlm.tokens.user_turns import UserTurns
 
@@ -111,3 +112,20 @@ def scored_text(
             "of them: make the prompt with the chat template, or pass text='all' or a mask"
         )
     return found & words
+
+
+def check_prompt(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ids and the 2-D mask of a call, or an error that names what was found."""
+    input_ids, mask = inputs.get(IDS), inputs.get(MASK)
+    if input_ids is None:
+        raise ValueError("pruning needs input_ids beside the images: embeddings do not tell where vision tokens are")
+    if input_ids.ndim != 2:
+        raise ValueError(f"input_ids must have shape (B, S), got {tuple(input_ids.shape)}")
+    if inputs.get(EMBEDS) is not None:
+        raise ValueError("pass input_ids or inputs_embeds beside the images, got both")
+    if mask is None:
+        return input_ids, torch.ones_like(input_ids)
+    if not isinstance(mask, torch.Tensor) or mask.shape != input_ids.shape:
+        found = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise ValueError(f"attention_mask must be the prompt's own 2-D mask {tuple(input_ids.shape)}, got {found}")
+    return input_ids, mask

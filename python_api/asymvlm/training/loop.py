@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from asymvlm.identity import identify
-from asymvlm.policies import VisionPruning
-from asymvlm.scorer import GapStatistics, Scorer
+from asymvlm.settings.identity import identify
+from asymvlm.settings.policies import VisionPruning
+from asymvlm.settings.scorer import GapStatistics, Scorer
+from asymvlm.settings.weights import fp32_weight
 from asymvlm.tokens.user_turns import UserTurns
 from asymvlm.training.passes import FrozenModel
 from asymvlm.training.progress import progress_bar
@@ -24,7 +25,6 @@ from asymvlm.training.ranks import Ranks
 from asymvlm.training.run import Collate, Run, TrainingInterrupted
 from asymvlm.training.settings import CLAMPED_SHARE, HIGHEST, LOWEST, TrainingSettings
 from asymvlm.training.state import TrainingState
-from asymvlm.weights import fp32_weight
 from asymvlm_kernels import UniformBudget
 
 logger = logging.getLogger(__name__)

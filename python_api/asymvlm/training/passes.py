@@ -18,8 +18,7 @@ from asymvlm.hf.key_bias import INJECTIONS, KeyBias, biased, causal, own_attenti
 from asymvlm.hf.merge import merge_embeddings
 from asymvlm.models import adapter_for
 from asymvlm.models.adapter import Adapter
-from asymvlm.prompt import check_prompt
-from asymvlm.tokens.roles import Tokens, scored_text
+from asymvlm.tokens.roles import Tokens, check_prompt, scored_text
 from asymvlm.tokens.user_turns import UserTurns
 
 NOT_FOR_THE_PASS = (*ABOUT_CACHE, EMBEDS, MASK, "return_dict")

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from asymvlm.patch import patch
-from asymvlm.policies import VisionPruning
-from asymvlm.report import PruningReport
+from asymvlm.report.pruning import PruningReport
+from asymvlm.settings.policies import VisionPruning
 from asymvlm.verification.closed import ClosedColumns
 from asymvlm.verification.measure import hidden_apart, judge, logits_apart
 from asymvlm.verification.report import SKIPPED, CheckRow

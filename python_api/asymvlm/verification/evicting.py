@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 
 from asymvlm.patch import patch
-from asymvlm.policies import TextEviction
+from asymvlm.settings.policies import TextEviction
 from asymvlm.verification.closed import ClosedColumns
 from asymvlm.verification.measure import judge, logits_apart
 from asymvlm.verification.pruning import greedy_row

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from asymvlm.patch import patch
-from asymvlm.report import PruningReport
+from asymvlm.report.pruning import PruningReport
 from asymvlm.verification.closed import ClosedColumns
 from asymvlm.verification.measure import TIMES_NOISE, hidden_apart, judge, logits_apart
 from asymvlm.verification.names import decoder_of

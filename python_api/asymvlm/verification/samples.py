@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from asymvlm.json_files import first_line
+from asymvlm.app.session import InputError, Session
+from asymvlm.files.json_files import first_line
 from asymvlm.models.adapter import Adapter
-from asymvlm.session import InputError, Session
 from asymvlm.verification.runs import pad_token
 
 QUESTION = "What does the picture show? Answer in one sentence."

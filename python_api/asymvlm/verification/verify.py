@@ -9,10 +9,10 @@ import torch
 import transformers
 from torch import nn
 
+from asymvlm.files.json_files import first_line
 from asymvlm.hf.peft import unwrapped
-from asymvlm.json_files import first_line
 from asymvlm.models import adapter_for
-from asymvlm.policies import TextEviction, VisionPruning
+from asymvlm.settings.policies import TextEviction, VisionPruning
 from asymvlm.verification import samples
 from asymvlm.verification.batch import check_batch
 from asymvlm.verification.evicting import check_eviction

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from asymvlm.flops import clip_tower_flops
 from asymvlm.models.adapter import Adapter, Grids, Inputs
+from asymvlm.models.flops import clip_tower_flops
 
 
 def _layouts(model: nn.Module, inputs: Inputs) -> list[tuple[int, int]]:

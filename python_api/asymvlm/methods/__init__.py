@@ -1,0 +1,36 @@
+"""Methods: which tokens go. One file a method, in a folder by the moment at which it decides.
+
+    before/   vision tokens before the decoder runs: `VisionPruning(method=...)`
+    cached/   generated tokens in the K/V cache while decoding: `TextEviction(method=...)`
+
+A method of your own is a class with one function of scores. It is passed as an object, or registered under a name by an
+installed package: entry-point group `asymvlm.methods`, the value a class that needs no arguments.
+"""
+
+from __future__ import annotations
+
+from asymvlm.methods.before.base import BeforeMethod, Kept, SelectingMethod, VisionPrompt
+from asymvlm.methods.before.controls import RandomTokens, Spiral, Stride
+from asymvlm.methods.before.similarity import AsymVLM
+from asymvlm.methods.cached.attention import LastRow
+from asymvlm.methods.cached.base import CachedMethod, CachedTokens
+from asymvlm.methods.cached.controls import OldestFirst, RandomEviction
+from asymvlm.methods.registry import available_methods, find_method
+
+__all__ = [
+    "AsymVLM",
+    "BeforeMethod",
+    "CachedMethod",
+    "CachedTokens",
+    "Kept",
+    "LastRow",
+    "OldestFirst",
+    "RandomEviction",
+    "RandomTokens",
+    "SelectingMethod",
+    "Spiral",
+    "Stride",
+    "VisionPrompt",
+    "available_methods",
+    "find_method",
+]

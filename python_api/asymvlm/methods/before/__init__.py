@@ -1,0 +1,1 @@
+"""Methods that score vision tokens before the decoder runs."""

@@ -1,0 +1,1 @@
+"""Methods that score the tokens of a K/V cache while decoding."""

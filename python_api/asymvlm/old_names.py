@@ -1,0 +1,78 @@
+"""Modules by the names they had before the package was sorted into rooms, so that older imports go on.
+
+`import asymvlm.policies` gives a module that hands on what `asymvlm.settings.policies` has, and warns. Names that
+`asymvlm` itself exports never moved.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+MOVED = {
+    "budget_file": "settings.budget_file",
+    "cache_state": "prompt.state",
+    "continuing": "prompt.continuing",
+    "conversation": "app.conversation",
+    "eviction.report": "report.eviction",
+    "flops": "models.flops",
+    "forward": "patched.forward",
+    "handle": "patched.handle",
+    "identity": "settings.identity",
+    "in_flight": "patched.in_flight",
+    "later_images": "prompt.later",
+    "loading": "app.loading",
+    "metrics": "app.metrics",
+    "pictures": "files.pictures",
+    "plot": "report.plot",
+    "policies": "settings.policies",
+    "positions": "tokens.positions",
+    "samples": "app.samples",
+    "scorer": "settings.scorer",
+    "session": "app.session",
+    "strategy": "settings.strategy",
+    "tiles": "report.tiles",
+    "weights": "settings.weights",
+}
+
+
+class OldNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds a module of `MOVED` where no other finder does."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        known = fullname.partition(".")[2] in MOVED and fullname.startswith("asymvlm.")
+        return importlib.machinery.ModuleSpec(fullname, self) if known else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return types.ModuleType(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        new = "asymvlm." + MOVED[module.__name__.partition(".")[2]]
+        module.__getattr__ = handed_on(module.__name__, new)  # type: ignore[method-assign]
+        module.__dict__["__all__"] = [name for name in vars(importlib.import_module(new)) if not name.startswith("_")]
+
+
+def handed_on(old: str, new: str) -> Callable[[str], Any]:
+    """A module's ``__getattr__`` that looks in another module, and warns once a place that asks."""
+
+    def find(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {old!r} has no attribute {name!r}")
+        module = importlib.import_module(new)
+        if not hasattr(module, name):
+            raise AttributeError(f"module {old!r} has no attribute {name!r}")
+        warnings.warn(f"{old}.{name} moved to {new}.{name}", DeprecationWarning, stacklevel=2)
+        return getattr(module, name)
+
+    return find
+
+
+def install() -> None:
+    if not any(isinstance(finder, OldNames) for finder in sys.meta_path):
+        sys.meta_path.append(OldNames())

@@ -1,0 +1,1 @@
+"""A patched model: its doors, a call in flight, the handle."""

@@ -1,0 +1,107 @@
+"""From a prompt that was read to the tokens that stay: the method scores, the kernels select and gather."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from asymvlm.hf.arguments import IDS
+from asymvlm.methods.before.base import BeforeMethod, SelectingMethod, VisionPrompt
+from asymvlm.methods.before.similarity import AsymVLM
+from asymvlm.models.adapter import Adapter
+from asymvlm.prompt.padding import pad_in_place, padding_to_keep
+from asymvlm.settings.policies import VisionPruning
+from asymvlm_kernels import PrunedSequence, UniformBudget, gather_rows, importance_gap, keep_counts, prune_sequence
+from asymvlm_kernels.budget import budget_counts
+
+
+@dataclass(frozen=True)
+class Marked:
+    """The budget of a set that is chosen already: all tokens with a positive score."""
+
+    max_ratio: float = 1.0
+
+    def counts(self, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return ((scores > 0) & mask).sum(-1).to(torch.int32)
+
+
+def shorten(
+    adapter: Adapter,
+    policy: VisionPruning,
+    prompt: VisionPrompt,
+    side: str,
+    *,
+    carry: dict[str, torch.Tensor],
+    ids_pad: int,
+    behind_a_turn: bool,
+) -> PrunedSequence:
+    """Score, select and gather; padding that has to stay where it is counts as kept.
+
+    Args:
+        side: where rows are filled up. carry: per-token tensors to gather along.
+        behind_a_turn: the prompt goes behind others in a cache.
+    """
+    tokens, method = prompt.tokens, policy.scored_by
+    per_token = {name: rows for name, rows in carry.items() if name in adapter.per_token}
+    carry_pad = {IDS: ids_pad, **{name: adapter.per_token[name] for name in per_token}}
+    protect = tokens.text | tokens.structural
+    if side == "left":
+        protect = protect | padding_to_keep(tokens.real, tokens.prunable)
+    silent = tokens.prunable & ~prompt.text.any(-1, keepdim=True)  # nothing to score against: all of it stays
+    choice: dict[str, Any] = {"budget": policy.budget}
+    embeds = prompt.embeds
+    if isinstance(method, AsymVLM):
+        choice["weight"] = None if method.weight is None else method.weight.detach().to(embeds.device)
+    elif isinstance(method, SelectingMethod):
+        mask, joined = method.keep(prompt, _counts(policy, method, prompt))
+        _check(method, "mask", mask, prompt, torch.bool)
+        embeds = embeds if joined is None else joined.to(embeds.dtype)
+        choice = {"scores": mask.float(), "budget": Marked()}
+    else:
+        choice["scores"] = method.scores(prompt)
+        _check(method, "scores", choice["scores"], prompt, torch.float32)
+    if method.needs_text and not isinstance(method, AsymVLM):
+        protect = protect | silent
+    exact = embeds.dtype == torch.float64  # scores are fp32, embeddings stay as they are
+    # one image a row needs no floors, and the fused path serves it
+    several = policy.per_image or prompt.grids is None or any(len(row) > adapter.views for row in prompt.grids)
+    pruned = prune_sequence(
+        embeds.float() if exact else embeds,
+        tokens.vision,
+        prompt.text,
+        **choice,
+        protect=protect,
+        groups=prompt.images if several else None,
+        per_image=policy.per_image,
+        spread=policy.spread,
+        lines=None if policy.spread is None else prompt.cells.line,
+        carry=carry,
+        carry_pad=carry_pad,
+        padding_side=side,
+    )
+    if method.needs_text and not isinstance(method, AsymVLM):
+        pruned = dataclasses.replace(pruned, counts=pruned.counts + silent.sum(-1).to(pruned.counts))
+    if behind_a_turn and len(embeds) > 1:
+        pruned = pad_in_place(pruned, carry_pad, {name: x for name, x in per_token.items() if name != "labels"})
+    return dataclasses.replace(pruned, embeds=gather_rows(embeds, pruned.index)) if exact else pruned
+
+
+def _counts(policy: VisionPruning, method: SelectingMethod, prompt: VisionPrompt) -> torch.Tensor:
+    """How many tokens a method is to choose, ``(B,)`` int32."""
+    prunable = prompt.tokens.prunable
+    if isinstance(policy.budget, UniformBudget):
+        gap = torch.zeros(len(prunable), device=prunable.device)
+        return keep_counts(gap, prunable.sum(-1), policy.budget)
+    scores = method.scores(prompt)
+    return budget_counts(policy.budget, scores, importance_gap(scores, prunable), prunable)
+
+
+def _check(method: BeforeMethod, what: str, found: torch.Tensor, prompt: VisionPrompt, dtype: torch.dtype) -> None:
+    """Raise a ValueError in the words of whoever wrote the method."""
+    wanted = tuple(prompt.tokens.ids.shape)
+    if not isinstance(found, torch.Tensor) or tuple(found.shape) != wanted or found.dtype != dtype:
+        told = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, torch.Tensor) else type(found).__name__
+        raise ValueError(f"the {what} of {type(method).__name__} must be {wanted} {dtype}, got {told}")

@@ -1,0 +1,259 @@
+"""What is pruned, and how: plain settings, checked when they are made."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import InitVar, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from asymvlm.methods import AsymVLM, BeforeMethod, CachedMethod, LastRow, find_method
+from asymvlm.methods.cached.base import SCOPES
+from asymvlm.settings.scorer import Scorer
+from asymvlm.settings.weights import fp32_weight
+from asymvlm.tokens.user_turns import UserTurns
+from asymvlm_kernels import Budget, ScoreBudget, Spread, UniformBudget
+
+logger = logging.getLogger(__name__)
+POSITIONS = ("keep", "compact")
+MILLION = 1_000_000  # ratios are carried in millionths, so that floor(r * count) is exact
+
+
+@dataclass(frozen=True, eq=False)
+class VisionPruning:
+    """Remove vision tokens before prefill.
+
+    Args:
+        scorer: the learned weight: a `Scorer`, the folder or hub id of one, or a bare ``(D,)`` fp32 tensor; None means
+            ones, which is cosine similarity. A `Scorer` is refused by a model it was not trained for.
+        budget: keep ratio of each sample. ``UniformBudget(1.0)`` leaves the model alone, bit for bit. None means the
+            scorer's own, or half the tokens where there is none.
+        text: which tokens vision is scored against: ``"all"`` real tokens that are not vision; ``"user"``, the words of
+            the user's turns, without special and template tokens, which `UserTurns` finds; or a ``(B, S)`` bool mask
+            for calls of exactly that shape.
+        processor: for ``text="user"``, the processor or tokenizer that makes the prompts. Not kept.
+        positions: ``"keep"`` leaves survivors at their original positions, so that pruning equals masking;
+            ``"compact"`` renumbers them from 0 (one-dimensional, as paged engines do).
+        per_image: rank every image of a sample by itself instead of all together.
+        spread: hand scores on to neighbours on the same line of an image; None scores every token by itself.
+        method: which tokens stay: a `BeforeMethod`, or the name of one (``"random"``, ``"stride"``, ``"spiral"``, one
+            of an installed package). None means `AsymVLM` with the ``scorer``.
+    Raises:
+        ValueError: naming the value found and the value wanted.
+    """
+
+    scorer: Scorer | torch.Tensor | str | Path | None = None
+    budget: Budget | ScoreBudget = None  # type: ignore[assignment]  # a Budget once made
+    text: str | UserTurns | torch.Tensor = "all"
+    positions: str = "keep"
+    per_image: bool = False
+    spread: Spread | None = None
+    processor: InitVar[Any] = None
+    method: BeforeMethod | str | None = None
+
+    def __post_init__(self, processor: Any) -> None:
+        method = None if self.method is None else find_method(self.method, BeforeMethod)
+        if method is not None and self.scorer is not None:
+            raise ValueError(f"scorer is that of the method 'asymvlm': pass it or another method, got {method!r} too")
+        if isinstance(method, AsymVLM):
+            object.__setattr__(self, "scorer", method.scorer)
+            method = None
+        object.__setattr__(self, "method", method)
+        if isinstance(self.scorer, (str, Path)):
+            object.__setattr__(self, "scorer", Scorer.from_pretrained(self.scorer))
+        if isinstance(self.scorer, torch.Tensor):
+            if self.scorer.ndim != 1 or self.scorer.dtype != torch.float32:
+                raise ValueError(
+                    f"scorer must be a (D,) float32 tensor, got {tuple(self.scorer.shape)} {self.scorer.dtype}"
+                )
+            fp32_weight("scorer", self.scorer)
+        elif self.scorer is not None and not isinstance(self.scorer, Scorer):
+            raise ValueError(f"scorer must be a Scorer, its folder, a (D,) float32 tensor or None, got {self.scorer!r}")
+        if self.budget is None:
+            own = self.scorer.budget if isinstance(self.scorer, Scorer) else None
+            object.__setattr__(self, "budget", UniformBudget(0.5) if own is None else own)
+        if not isinstance(self.budget, (Budget, ScoreBudget)):
+            raise ValueError(f"budget must be one like UniformBudget(0.5), got {self.budget!r}")
+        if isinstance(self.text, torch.Tensor):
+            if self.text.ndim != 2 or self.text.dtype != torch.bool:
+                raise ValueError(f"text must be a (B, S) bool mask, got {tuple(self.text.shape)} {self.text.dtype}")
+        elif self.text == "user":
+            if processor is None:
+                raise ValueError(
+                    "text='user' needs processor=..., whose chat template tells the user's turns, got None"
+                )
+            object.__setattr__(self, "text", UserTurns.of(processor))
+        elif self.text != "all" and not isinstance(self.text, UserTurns):
+            raise ValueError(f"text must be 'all', 'user', UserTurns or a (B, S) bool mask, got {self.text!r}")
+        if self.spread is not None and not isinstance(self.spread, Spread):
+            raise ValueError(f"spread must be None or Spread(reach=4, share=0.7), got {self.spread!r}")
+        trained = self.scorer.training.get("text") if isinstance(self.scorer, Scorer) else None
+        used = None if isinstance(self.text, torch.Tensor) else "user" if isinstance(self.text, UserTurns) else "all"
+        if trained is not None and used is not None and trained != used:
+            logger.warning("the scorer was trained with text=%r and is used with text=%r: scores differ", trained, used)
+        if self.positions not in POSITIONS:
+            raise ValueError(f"positions must be 'keep' or 'compact', got {self.positions!r}")
+
+    @property
+    def scored_by(self) -> BeforeMethod:
+        """The method in effect."""
+        assert not isinstance(self.method, str)
+        return AsymVLM(self.scorer) if self.method is None else self.method
+
+    @property
+    def bypassed(self) -> bool:
+        """True when nothing can be dropped, so the model is called untouched."""
+        return isinstance(self.budget, UniformBudget) and self.budget.ratio == 1
+
+    @property
+    def weight(self) -> torch.Tensor | None:
+        """The learned weight, ``(D,)`` fp32; None where there is none."""
+        return self.scorer.weight if isinstance(self.scorer, Scorer) else self.scorer  # type: ignore[return-value]
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model that the scorer does not belong to.
+
+        Raises:
+            ValueError: naming what was found and what was wanted.
+        """
+        if isinstance(self.scorer, Scorer):
+            self.scorer.check_model(model)
+        elif self.weight is not None:
+            config: Any = model.config
+            width = config.get_text_config().hidden_size
+            if self.weight.shape != (width,):
+                raise ValueError(f"the scorer must have the model's width ({width},), got {tuple(self.weight.shape)}")
+
+
+@dataclass(frozen=True)
+class TextEviction:
+    """Remove generated tokens from the K/V cache while decoding. The prompt and the newest token always stay.
+
+    Args:
+        threshold: T: nothing happens up to that many generated tokens.
+        retention: r in (0, 1]; 1 evicts one token for each new one, once T are held.
+        mode: ``"hysteresis"``: when more than T are held, the lowest scored go until floor(r * T) remain, and the cache
+            grows back. ``"proportional"``: past T generated tokens, floor(r * generated) are held.
+        recent: newest tokens that are never evicted, the newest one counted.
+        layers: whose attention scores a token: ``"last"``, the last full-attention layer, or the mean over ``"all"``.
+        sliding: what sliding-window layers do about evicted tokens: ``"keep"`` still sees them, ``"mask"`` does not.
+            Neither saves bytes there: such a layer never holds more than its window.
+        method: what scores a token: a `CachedMethod`, or the name of one; ``"attention"`` is the paper's. One whose
+            ``scope`` is a layer or a head keeps other tokens in each, and each is scored by itself.
+    Raises:
+        ValueError: naming the value found and the value wanted.
+    """
+
+    threshold: int
+    retention: float
+    mode: str = "hysteresis"
+    recent: int = 0
+    layers: str = "last"
+    sliding: str = "keep"
+    method: CachedMethod | str = LastRow()  # noqa: RUF009 frozen
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "method", find_method(self.method, CachedMethod))
+        if self.scored_by.scope not in SCOPES:
+            raise ValueError(f"the scope of a method must be one of {', '.join(SCOPES)}, got {self.scored_by.scope!r}")
+        if self.scored_by.sinks is not None:
+            _check_count("sinks", self.scored_by.sinks, 0)
+        _check_count("threshold", self.threshold, 1)
+        _check_retention(self.retention)
+        _check_count("recent", self.recent, 0)
+        for name, wanted in (
+            ("mode", ("hysteresis", "proportional")),
+            ("layers", ("last", "all")),
+            ("sliding", ("keep", "mask")),
+        ):
+            if getattr(self, name) not in wanted:
+                raise ValueError(f"{name} must be {wanted[0]!r} or {wanted[1]!r}, got {getattr(self, name)!r}")
+        if self.kept(self.threshold) < self.guard:
+            raise ValueError(
+                f"floor(retention * threshold) must be at least {self.guard}, the tokens that always stay, got "
+                f"{self.kept(self.threshold)} for threshold {self.threshold} and retention {self.retention}"
+            )
+
+    @property
+    def scored_by(self) -> CachedMethod:
+        """The method in effect."""
+        assert isinstance(self.method, CachedMethod)
+        return self.method
+
+    @property
+    def guard(self) -> int:
+        """Newest tokens that are no candidates."""
+        return max(1, self.recent)
+
+    def kept(self, count: Any) -> Any:
+        """``floor(retention * count)``, exactly; of a number or an integer tensor."""
+        return count * round(self.retention * MILLION) // MILLION
+
+    def excess(self, held: Any, generated: Any) -> Any:
+        """How many tokens go, for ``held`` of ``generated`` tokens. Numbers or integer tensors."""
+        hysteresis = self.mode == "hysteresis"
+        over = (held if hysteresis else generated) > self.threshold
+        count = (held - self.kept(self.threshold if hysteresis else generated)) * over
+        return count.clamp_min(0) if isinstance(count, torch.Tensor) else max(count, 0)
+
+    def most_held(self, generated: int | None) -> int | None:
+        """Most generated tokens in the cache at once, for at most ``generated`` of them; None if there is no bound."""
+        if self.mode == "hysteresis":
+            return self.threshold + 1 if generated is None else min(self.threshold + 1, generated)
+        return None if generated is None else min(generated, max(self.threshold, self.kept(generated)) + 1)
+
+
+@dataclass(frozen=True)
+class TurnEviction:
+    """Remove whole answers of earlier turns from the K/V cache. Images, questions and the last answer always stay.
+
+    At the start of a turn, when earlier answers hold more than ``threshold`` tokens, the answers least like the turn's
+    images go, until floor(retention * held tokens) or fewer remain.
+
+    Args:
+        threshold: answer tokens up to which nothing happens.
+        retention: r in (0, 1].
+    Raises:
+        ValueError: naming the value found and the value wanted.
+    """
+
+    threshold: int = 512
+    retention: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_count("threshold", self.threshold, 0)
+        _check_retention(self.retention)
+
+    def kept(self, count: int) -> int:
+        """``floor(retention * count)``, exactly."""
+        return count * round(self.retention * MILLION) // MILLION
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _check_retention(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 / MILLION <= value <= 1:
+        raise ValueError(f"retention must be in (0, 1], got {value!r}")
+
+
+def as_vision(vision: VisionPruning | float | None, keep: float | None) -> VisionPruning | None:
+    """What a caller gave for vision pruning, as settings; a number is a keep ratio.
+
+    Raises:
+        TypeError: for anything else, or both.
+    """
+    if keep is not None:
+        if vision is not None:
+            raise TypeError(f"pass vision or keep, got both: {vision!r} and {keep!r}")
+        vision = keep
+    if vision is None or isinstance(vision, VisionPruning):
+        return vision
+    if isinstance(vision, bool) or not isinstance(vision, (int, float)):
+        raise TypeError(f"vision must be VisionPruning(...) or a keep ratio such as 0.5, got {vision!r}")
+    return VisionPruning(budget=UniformBudget(float(vision)))

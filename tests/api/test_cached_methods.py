@@ -1,0 +1,291 @@
+"""Methods of text eviction: whose attention scores, who shares a choice, and what of the prompt may go.
+
+The oracle removes nothing: every step runs over the whole sequence, and each layer and head has its own closed columns.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+import tiny
+import torch
+from checks import GREEDY, assert_close
+from evicted_reference import NAME, NEVER, Masked
+from test_text_eviction import windowed
+from tiny import text_layers
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+import asymvlm
+from asymvlm import EvictionCache, TextEviction, VisionPruning
+from asymvlm.methods import CachedMethod, LastRow, OldestFirst, RandomEviction
+from asymvlm_kernels import UniformBudget
+
+POLICY = dict(threshold=6, retention=0.5)
+STEPS = 14
+
+
+class MaskedByHead(Masked):
+    """As `Masked`, with ``deaths`` of each layer: (B, K/V heads, columns). ``scope`` is a layer or a head."""
+
+    def __init__(self, model, inputs, keep=None, scope="head", sinks=None, score=None, **policy) -> None:
+        super().__init__(model, inputs, keep, **policy)
+        config = model.config.get_text_config()
+        self.groups, self.scope, self.sinks, self.score = config.num_key_value_heads, scope, sinks, score
+        shape = (len(inputs["input_ids"]), self.groups, self.columns)
+        self.deaths = {layer: torch.full(shape, NEVER) for layer in range(len(text_layers(model)))}
+        self.prompt = self.columns
+
+    def append(self, tokens: Tensor, mask: Tensor | None = None) -> None:
+        super().append(tokens, mask)
+        grow = (0, tokens.shape[1])
+        self.deaths = {layer: torch.nn.functional.pad(death, grow, value=NEVER) for layer, death in self.deaths.items()}
+
+    def evict(self) -> None:
+        last = self.columns - 1
+        for layer, death in self.deaths.items():
+            if self.kinds[layer] != "full_attention":
+                continue
+            heads = self.probabilities[layer][:, :, -1].unflatten(1, (self.groups, -1)).mean(2)  # (B, G, columns)
+            if self.scope == "layer":
+                heads = heads.mean(1, keepdim=True).expand_as(heads)
+            for row in range(len(death)):
+                for head in range(self.groups):
+                    self._evict_line(death, heads, layer, row, head, last)
+
+    def _evict_line(self, death: Tensor, scores: Tensor, layer: int, row: int, head: int, last: int) -> None:
+        gone = int((death[row, head] != NEVER).sum())
+        excess = TextEviction(**{key: self.policy[key] for key in ("threshold", "retention", "mode")}).excess(
+            len(self.generated) - gone, len(self.generated)
+        )
+        may_go = list(self.generated)
+        if self.sinks is not None:
+            real = (self.inputs["attention_mask"][row, : self.prompt].bool() & self.keep[row, : self.prompt]).nonzero()
+            may_go += real[self.sinks :, 0].tolist()
+        candidates = [
+            column
+            for column in may_go
+            if death[row, head, column] == NEVER and column <= last - max(1, self.policy["recent"])
+        ]
+        score = scores[row, head] if self.score is None else self.score(scores[row, head], last)
+        candidates.sort(key=lambda column: (score[column].item(), column))
+        death[row, head, candidates[:excess]] = last
+
+    @contextmanager
+    def _attention(self):
+        def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+            shared = query.shape[1] // key.shape[1]
+            key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
+            queries = torch.arange(key.shape[2])[:, None]
+            alive = queries <= self.deaths[module.layer_idx].repeat_interleave(shared, 1)[:, :, None]
+            logits = query @ key.mT * scaling + attention_mask
+            logits = logits.masked_fill(~(alive & self.keep[:, None, None]), torch.finfo(logits.dtype).min)
+            self.probabilities[module.layer_idx] = logits.softmax(-1)
+            return (logits.softmax(-1) @ value).transpose(1, 2).contiguous(), None
+
+        AttentionInterface.register(NAME, attend)
+        AttentionMaskInterface.register(NAME, eager_mask)
+        modules = [self.model.get_decoder(), *text_layers(self.model).modules()]
+        configs = [self.model.config.get_text_config(), *(m.config for m in modules if hasattr(m, "config"))]
+        before = [config._attn_implementation for config in configs]
+        try:
+            for config in configs:
+                config._attn_implementation = {"": NAME}
+            yield
+        finally:
+            for config, implementation in zip(configs, before, strict=True):
+                config._attn_implementation = {"": implementation}
+
+
+def held_by_line(cache: EvictionCache) -> list[list[list[int]]]:
+    """Columns that each group's lines hold."""
+    return [[sorted(line[line >= 0].tolist()) for line in table.slot_pos] for table in cache.tables]
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("scope", ["layer", "head"])
+@pytest.mark.parametrize("family", ["llava", "gemma3", "qwen2_5_vl", "phi3_v"])
+def test_other_tokens_in_each_layer_and_head_equal_masking(family, scope, implementation):
+    plain, inputs = windowed(family), tiny.make_batch(family, "left_padded")
+    oracle = MaskedByHead(plain, inputs, scope=scope, **POLICY)
+    ids, logits = oracle.generate(STEPS)
+    model = copy.deepcopy(plain)
+    model.set_attn_implementation(implementation)
+    with asymvlm.patch(model, text=TextEviction(**POLICY, method=LastRow(scope=scope))) as handle:
+        found = model.generate(**inputs, **GREEDY, max_new_tokens=STEPS)
+    assert torch.equal(found.sequences[:, -STEPS:], ids)
+    assert_close(torch.stack(found.logits, 1), logits)
+    held = held_by_line(found.past_key_values)
+    assert len(held) == sum(kind == "full_attention" for kind in oracle.kinds)
+    lines = {str(line) for table in held for line in table}
+    assert len(lines) > len(inputs["input_ids"]), "layers or heads must differ"
+    evicted = STEPS - 1 - max(sum(column >= oracle.prompt for column in line) for line in held[0])
+    assert handle.last.eviction.evicted == [evicted] * len(inputs["input_ids"])
+
+
+@pytest.mark.parametrize("scope", ["decoder", "layer", "head"])
+def test_vision_is_pruned_beside_it(scope):
+    plain, inputs = windowed("llava"), tiny.make_batch("llava", "left_padded")
+    with asymvlm.patch(
+        copy.deepcopy(plain),
+        vision=VisionPruning(budget=UniformBudget(0.5)),
+        text=TextEviction(**POLICY, method=LastRow(scope=scope)),
+    ) as handle:
+        found = handle.model.generate(**inputs, **GREEDY, max_new_tokens=STEPS)
+    keep = torch.zeros_like(inputs["input_ids"]).bool()
+    for row, columns in enumerate(handle.last.index.tolist()):
+        keep[row, [column for column in columns if column >= 0]] = True
+    if scope == "decoder":
+        oracle = Masked(plain, inputs, keep, **POLICY)
+    else:
+        oracle = MaskedByHead(plain, inputs, keep, scope=scope, **POLICY)
+    ids, logits = oracle.generate(STEPS)
+    assert torch.equal(found.sequences[:, -STEPS:], ids)
+    assert_close(torch.stack(found.logits, 1), logits)
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("sinks", [0, 3])
+def test_the_prompt_may_go_too(sinks, static):
+    plain, inputs = windowed("llava"), tiny.make_batch("llava", "left_padded")
+    model = copy.deepcopy(plain)
+    oracle = MaskedByHead(plain, inputs, scope="layer", sinks=sinks, **POLICY)
+    oracle.evict = lambda: _evict_by_the_last_layer(oracle)
+    ids, logits = oracle.generate(STEPS)
+    options = {"cache_implementation": "static", "disable_compile": True} if static else {}
+    with asymvlm.patch(model, text=TextEviction(**POLICY, method=LastRow(sinks=sinks))):
+        found = model.generate(**inputs, **GREEDY, max_new_tokens=STEPS, **options)
+    assert torch.equal(found.sequences[:, -STEPS:], ids)
+    assert_close(torch.stack(found.logits, 1), logits)
+    lost = [sum(death[column] != NEVER for column in range(oracle.prompt)) for death in oracle.deaths[0][:, 0]]
+    assert all(lost), "tokens of each prompt must have gone"
+
+
+def _evict_by_the_last_layer(oracle: MaskedByHead) -> None:
+    """One choice for all layers, by the last one's mean over heads."""
+    last = len(oracle.deaths) - 1
+    heads = oracle.probabilities[last][:, :, -1].mean(1, keepdim=True).expand(-1, oracle.groups, -1)
+    for row in range(len(heads)):
+        oracle._evict_line(oracle.deaths[last], heads, last, row, 0, oracle.columns - 1)
+        for death in oracle.deaths.values():
+            death[row] = oracle.deaths[last][row, 0]
+
+
+@pytest.mark.parametrize("scope", ["decoder", "head"])
+def test_the_oldest_go_first(scope):
+    plain, inputs = windowed("llava"), tiny.make_batch("llava", "left_padded")
+    with asymvlm.patch(
+        copy.deepcopy(plain), text=TextEviction(**POLICY, method=OldestFirst(scope=scope, sinks=4))
+    ) as handle:
+        cache = handle.model.generate(**inputs, **GREEDY, max_new_tokens=STEPS).past_key_values
+    prompt, seen = inputs["input_ids"].shape[1], cache.get_seq_length()
+    gone = handle.last.eviction.evicted[0]
+    for number, line in enumerate(held_by_line(cache)[0]):
+        row = number // cache.table.heads
+        real = inputs["attention_mask"][row].nonzero()[:, 0].tolist() + list(range(prompt, seen))
+        assert line == real[:4] + real[4 + gone :]
+
+
+def test_random_eviction_is_the_same_in_any_batch():
+    plain, inputs = windowed("llava"), tiny.make_batch("llava", "left_padded")
+    rows, found = tiny.single_rows("llava", "left_padded"), {}
+    for seed in (0, 1):
+        policy = TextEviction(**POLICY, method=RandomEviction(seed=seed))
+        with asymvlm.patch(copy.deepcopy(plain), text=policy) as handle:
+            cache = handle.model.generate(**inputs, **GREEDY, max_new_tokens=STEPS).past_key_values
+            found[seed] = [
+                [column - inputs["input_ids"].shape[1] for column in line if column >= inputs["input_ids"].shape[1]]
+                for line in held_by_line(cache)[0]
+            ]
+            for number, row in enumerate(rows):
+                cache = handle.model.generate(**row, **GREEDY, max_new_tokens=STEPS).past_key_values
+                prompt = row["input_ids"].shape[1]
+                alone = [column - prompt for column in held_by_line(cache)[0][0] if column >= prompt]
+                assert alone == found[seed][number]
+    assert found[0] != found[1]
+    assert len({str(row) for row in found[0]}) > 1
+
+
+def test_beams_carry_their_heads_along():
+    plain, inputs = windowed("llava"), tiny.make_batch("llava", "left_padded")
+    options = dict(num_beams=3, do_sample=False, max_new_tokens=10, return_dict_in_generate=True)
+    untouched = TextEviction(threshold=40, retention=1.0, method=LastRow(scope="head"))
+    with asymvlm.patch(copy.deepcopy(plain), text=untouched) as handle:
+        found = handle.model.generate(**inputs, **options)
+    assert torch.equal(found.sequences, plain.generate(**inputs, **options).sequences)
+    with asymvlm.patch(copy.deepcopy(plain), text=TextEviction(3, 0.7, method=LastRow(scope="head"))) as handle:
+        cache = handle.model.generate(**inputs, **options).past_key_values
+    assert [len(table.slot_pos) for table in cache.tables] == [3 * 3 * 2] * 3
+    assert all(len(line) == len(lines[0]) for lines in held_by_line(cache) for line in lines[:6])
+
+
+def test_a_later_turn_goes_on_with_other_tokens_in_each_head():
+    plain, inputs = windowed("llava"), tiny.make_batch("llava", "left_padded")
+    oracle = MaskedByHead(plain, inputs, scope="head", **POLICY)
+    first, _ = oracle.generate(STEPS)
+    question = torch.full((3, 5), 7)
+    oracle.append(question)
+    oracle.generated = [column for column in oracle.generated if column < oracle.columns - 5]
+    logits = oracle.forward()
+    with asymvlm.patch(copy.deepcopy(plain), text=TextEviction(**POLICY, method=LastRow(scope="head"))) as handle:
+        before = handle.model.generate(**inputs, **GREEDY, max_new_tokens=STEPS)
+        assert torch.equal(before.sequences[:, -STEPS:], first)
+        ids = torch.cat([before.sequences, question], 1)
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, STEPS + 5), value=1)
+        name = "past_key_values"
+        after = handle.model.generate(
+            input_ids=ids, attention_mask=mask, **{name: before.past_key_values}, **GREEDY, max_new_tokens=1
+        )
+    assert_close(after.logits[0], logits)
+
+
+@dataclass(frozen=True)
+class Odd(CachedMethod):
+    """A third party's: what the newest token attends to least, by layer."""
+
+    name = "odd"
+    scope: str = "layer"
+
+    def scores(self, tokens):
+        assert tokens.layer is not None
+        assert tokens.attention.shape == tokens.columns.shape
+        return -tokens.attention
+
+
+def test_a_method_of_somebody_elses():
+    plain, inputs = windowed("llava"), tiny.make_batch("llava", "left_padded")
+    oracle = MaskedByHead(plain, inputs, scope="layer", score=lambda scores, last: -scores, **POLICY)
+    ids, logits = oracle.generate(STEPS)
+    with asymvlm.patch(copy.deepcopy(plain), text=TextEviction(**POLICY, method=Odd())) as handle:
+        found = handle.model.generate(**inputs, **GREEDY, max_new_tokens=STEPS)
+    assert torch.equal(found.sequences[:, -STEPS:], ids)
+    assert_close(torch.stack(found.logits, 1), logits)
+
+
+@dataclass(frozen=True)
+class Nowhere(CachedMethod):
+    scope: str = "token"
+
+    def scores(self, tokens):
+        return tokens.attention
+
+
+def test_what_cannot_be_is_told():
+    with pytest.raises(ValueError, match="the scope of a method must be one of decoder, layer, head, got 'token'"):
+        TextEviction(6, 0.5, method=Nowhere())
+    with pytest.raises(ValueError, match="sinks must be a whole number of at least 0, got -1"):
+        TextEviction(6, 0.5, method=LastRow(sinks=-1))
+    with pytest.raises(ValueError, match=r"no method is called 'stride'; known: .*attention.*oldest"):
+        TextEviction(6, 0.5, method="stride")
+    plain, inputs = windowed("llava"), tiny.make_batch("llava", "single")
+    by_head = TextEviction(**POLICY, method=LastRow(scope="head"))
+    with asymvlm.patch(copy.deepcopy(plain), text=by_head) as handle:
+        with pytest.raises(NotImplementedError, match="a static cache holds the same tokens in every layer"):
+            handle.model.generate(**inputs, max_new_tokens=8, cache_implementation="static")
+        cache = EvictionCache(plain.config)
+        with pytest.raises(ValueError, match="of scope 'head' needs an EvictionCache of that scope"):
+            handle.model.generate(**inputs, max_new_tokens=8, past_key_values=cache)
