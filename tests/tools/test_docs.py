@@ -57,12 +57,15 @@ def test_the_quick_start_is_the_example() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", ["quickstart.py", "dialogue.py"])
-def test_examples_print_what_the_documents_say(example: str) -> None:
+@pytest.mark.parametrize("example", ["quickstart.py", "dialogue.py", "methods.py"])
+def test_examples_run_and_print_what_the_documents_say(example: str) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join([".", "python_api"])}
     command = [sys.executable, f"examples/{example}"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    if example == "methods.py":
+        assert done.stdout.count("evicted") == 5
+        return
     told = README if example == "quickstart.py" else (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
     for line in done.stdout.splitlines():
         assert line in told
@@ -75,6 +78,13 @@ def test_the_kernels_page_runs() -> None:
     names: dict[str, object] = {}
     exec(block[1], names)
     assert names["kept"].shape == (2, 72, 96)  # type: ignore[attr-defined]
+
+
+def test_the_adapter_of_the_documents_is_the_one_that_is_tested() -> None:
+    pages = [(ROOT / name).read_text(encoding="utf-8") for name in ("CONTRIBUTING.md", "docs/extending.md")]
+    blocks = [re.search(r"```python\n(from asymvlm\.models\.adapter.*?)```", page, re.DOTALL) for page in pages]
+    assert None not in blocks
+    assert len({block[1] for block in blocks if block}) == 1
 
 
 def rows(text: str) -> list[tuple[str, list[str]]]:
@@ -98,14 +108,14 @@ def described() -> set[str]:
     return set(re.findall(r"^::: ([\w.]+)", "\n".join(pages), re.MULTILINE))
 
 
-@pytest.mark.parametrize("package", ["asymvlm", "asymvlm_kernels"])
+@pytest.mark.parametrize("package", ["asymvlm", "asymvlm.methods", "asymvlm_kernels"])
 def test_every_public_name_is_described_and_no_other(package: str) -> None:
     public = {f"{package}.{name}" for name in importlib.import_module(package).__all__ if name[0] != "_"}
     if package == "asymvlm_kernels":
         shared = {f"{package}.{name}" for name in importlib.import_module("asymvlm").__all__}
         public -= shared  # budgets and Spread, which asymvlm exports too
     assert public - described() == set()
-    assert {name for name in described() if name.startswith(f"{package}.")} - public == set()
+    assert {name for name in described() if name.rpartition(".")[0] == package} - public == set()
 
 
 def test_options_of_the_command_line_are_those_of_the_page() -> None:
