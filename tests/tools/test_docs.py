@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import os
 import re
 import runpy
@@ -122,6 +123,15 @@ def test_options_of_the_command_line_are_those_of_the_page() -> None:
     script = runpy.run_path(str(ROOT / "docs" / "options.py"))
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert script["written"](page) == page, "run `python docs/options.py`"
+
+
+def test_fields_of_a_report_are_described() -> None:
+    from asymvlm import CacheStats, PruningReport
+
+    fields = re.findall(r'^ +"(\w+)": ', inspect.getsource(PruningReport.to_dict), re.MULTILINE)
+    assert len(fields) > 15
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert {name for name in [*fields, *CacheStats.__dataclass_fields__] if f"`{name}`" not in page} == set()
 
 
 def test_decisions_say_what_was_chosen_because_of_what_and_what_was_rejected() -> None:
