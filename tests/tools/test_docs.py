@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import recorded
+import setup_env
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^[ ]*```.*?^[ ]*```", re.DOTALL | re.MULTILINE)
@@ -45,6 +46,19 @@ def test_what_builds_the_documentation_is_recorded() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {recorded.canonical(re.match(r"[\w.-]+", name)[0]) for name in project["optional-dependencies"]["docs"]}  # type: ignore[index]
     assert names <= recorded.read(recorded.DOCS).keys()
+
+
+def test_the_environment_of_the_documentation_has_neither_the_package_nor_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(setup_env, "pip", lambda env, *args: asked.extend(args))
+    monkeypatch.setattr(setup_env, "works", lambda env: True)
+    monkeypatch.setattr(setup_env, "constraints", lambda env, versions: ("--constraint", str(len(versions))))
+    setup_env.main([str(tmp_path / "env"), "docs"])
+    assert asked[:2] == ["--constraint", str(len(recorded.read(recorded.DOCS)))]
+    assert {setup_env.name_of(requirement) for requirement in asked[2:]} >= {"mkdocs-material", "mkdocstrings"}
+    assert not [requirement for requirement in asked[2:] if requirement.startswith((".", "-", "torch"))]
 
 
 def code_of(example: str) -> str:
