@@ -26,7 +26,7 @@ AVX2_TESTS := $(addprefix tests/kernels/test_,interpreter.py score_tokens.py fus
 AVX2_TESTS += -k "interpreter or reference or batch or masks or padding or accurate"
 
 .DEFAULT_GOAL := help
-.PHONY: demo test $(OLDER:%=test-%) test-floor test-avx2 test-static test-next record bench gate gpu lint format clean help
+.PHONY: demo test $(OLDER:%=test-%) test-floor test-avx2 test-static test-next record bench gate gpu lint format docs clean help
 
 demo: .venv/.ready  ## answer a question about an image with and without pruning: IMAGE=… QUESTION=… MODEL=…
 	@.venv/bin/python -m bench.demo $${IMAGE:+--image="$$IMAGE"} $${QUESTION:+--question="$$QUESTION"} $${MODEL:+--model="$$MODEL"}
@@ -56,6 +56,9 @@ record:  ## record the newest versions; torch stays as it is, or TORCH=2.15.0
 	rm -rf .venv-record
 	$(PYTHON) tools/setup_env.py .venv-record newest "torch==$(TORCH)"
 	$(PYTHON) tools/recorded.py write .venv-record
+	rm -rf .venv-record-docs
+	$(PYTHON) tools/setup_env.py .venv-record-docs newest-docs
+	$(PYTHON) tools/recorded.py write-docs .venv-record-docs
 
 bench: .venv/.ready  ## the benchmarks of single operations: ARGS="-k gather"
 	.venv/bin/python -m pytest bench --benchmark-only $(ARGS)
@@ -78,6 +81,10 @@ format: .venv/.ready  ## let ruff mend what it can
 	.venv/bin/python -m ruff check --fix .
 	.venv/bin/python -m ruff format .
 
+docs: .venv-docs/.ready  ## the documentation, into build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --clean $(ARGS)
+	@echo "build/site/index.html"
+
 clean:  ## remove the environments and everything built or cached
 	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -89,6 +96,10 @@ SET_UP := tools/setup_env.py tools/recorded.py
 
 .venv/.ready: pyproject.toml setup.py tools/constraints.txt $(SET_UP)
 	$(PYTHON) tools/setup_env.py .venv
+	@touch $@
+
+.venv-docs/.ready: pyproject.toml tools/docs.txt $(SET_UP)
+	$(PYTHON) tools/setup_env.py .venv-docs docs
 	@touch $@
 
 .venv-%/.ready: .venv/.ready tools/transformers-%.txt $(SET_UP)

@@ -1,9 +1,11 @@
 """The recorded versions: what a set-up installs today and in a year. `make record` writes them, setup_env.py reads.
 
-tools/constraints.txt holds every package of one environment, and tools/transformers-<minor>.txt what differs for an
-older transformers. Both are in pip's own format, one exact version a line.
+tools/constraints.txt holds every package of one environment, tools/transformers-<minor>.txt what differs for an older
+transformers, and tools/docs.txt the environment that builds the documentation. All are in pip's own format, one exact
+version a line.
 
     python tools/recorded.py write .venv-record    # take the versions of this environment as the record
+    python tools/recorded.py write-docs .venv-record-docs
     python tools/recorded.py compare .venv-next    # which versions it has, and which differ from the record
 """
 
@@ -19,6 +21,7 @@ from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent
 CONSTRAINTS = TOOLS / "constraints.txt"
+DOCS = TOOLS / "docs.txt"
 PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([0-9][A-Za-z0-9.!]*)")
 # pip comes with Python, the project is what is installed, and a CUDA torch pins the packages of its CUDA itself
 NOT_RECORDED = re.compile(r"pip|asymvlm-kernels|(nvidia|cuda)-.*")
@@ -129,6 +132,13 @@ def write(environment, minors):
         print(f"written: {file.relative_to(TOOLS.parent)}")
 
 
+def write_docs(environment):
+    DOCS.write_text(
+        text_of(installed(environment / "bin" / "python"), "What `make docs` installs: constraints for pip.")
+    )
+    print(f"written: {DOCS.relative_to(TOOLS.parent)}")
+
+
 def compare(found, known):
     """Lines that say which versions were met, and which of them are not those of the record."""
     met = ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
@@ -139,12 +149,14 @@ def compare(found, known):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("write", "compare"))
+    parser.add_argument("action", choices=("write", "write-docs", "compare"))
     parser.add_argument("environment", type=Path)
     args = parser.parse_args()
     try:
         if args.action == "write":
             write(args.environment, older_minors())
+        elif args.action == "write-docs":
+            write_docs(args.environment)
         else:
             print("\n".join(compare(installed(args.environment / "bin" / "python"), read(CONSTRAINTS))))
     except UnreadableRecordError as error:

@@ -4,6 +4,8 @@
     python3 tools/setup_env.py .venv-5.17 5.17                 # those of .venv, and an older transformers on top
     python3 tools/setup_env.py .venv-next newest               # the newest of everything
     python3 tools/setup_env.py .venv-record newest torch==2.13.0   # the same, beside a given torch
+    python3 tools/setup_env.py .venv-docs docs                 # what builds the documentation, without torch
+    python3 tools/setup_env.py .venv-record-docs newest-docs   # the newest of that
 
 The record is `tools/constraints.txt`, see `recorded.py`. On most machines torch goes in first and by itself, so that
 the build pip is configured to find (a CPU build, say) stays; then the package, editable, with its dev and plot extras.
@@ -40,6 +42,8 @@ def main(args):
             install_recorded(env)
         elif versions == "newest":
             install_newest(env, requirements or ["torch"])
+        elif versions in ("docs", "newest-docs"):
+            install_docs(env, recorded.read(recorded.DOCS) if versions == "docs" else None)
         else:
             install_over_base(env, recorded.older_file(versions))
     except recorded.UnreadableRecordError as error:
@@ -73,6 +77,17 @@ def install_newest(env, torch):
     pip(env, *UPGRADE, *torch)
     # again beside the rest, whose upgrades would otherwise take along a torch that was asked for by version
     pip(env, *UPGRADE, "--editable", ".[dev,plot]", *torch)
+
+
+def install_docs(env, versions):
+    """What builds the documentation, and nothing else: the package is read as text, so it is not installed."""
+    import tomllib
+
+    if not works(env):
+        create(env, over_machine=False)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    held = UPGRADE if versions is None else constraints(env, versions)
+    pip(env, *held, *project["optional-dependencies"]["docs"])
 
 
 def install_over_base(env, file):
