@@ -3,7 +3,7 @@
 Eq. 1 scores each token by itself. In a document the token that resembles the question (a name, a key) is seldom the one
 that answers it, which stands beside it on the same line and resembles nothing that was asked. Spreading hands the best
 score within ``reach`` tokens of the line on to its neighbours. Ours, not the paper's: exact match of the small VLM of
-``bench/tinyvlm`` at keep 0.15 rises from 0.18 to 0.55 (cosine similarity); see docs/decisions.md.
+``bench/tinyvlm`` at keep 0.15 rises from 0.18 to 0.55 (cosine similarity); see docs/decisions/quality.md.
 
 Plain PyTorch on every device: 2 * reach shifts of ``(B, S)`` scores, beside which scoring itself is large.
 """

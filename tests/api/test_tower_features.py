@@ -43,12 +43,11 @@ def break_patch(hidden: torch.Tensor, number: int) -> None:
 
 
 @pytest.mark.every_family
-@pytest.mark.parametrize("batch", ["single", "left_padded"])
-def test_a_broken_patch_is_in_the_features_of_the_tokens_it_reaches(family, model, batch):
+def test_a_broken_patch_is_in_the_features_of_the_tokens_it_reaches(family, model):
     if adapter_for(model).tower_tokens is None:
         assert family in UNTOLD
         return
-    inputs, watch, reached = make_batch(family, batch), Watch(), []
+    inputs, watch, reached = make_batch(family, "left_padded"), Watch(), []
 
     def poison(module, args, output):
         for hidden in {id(one): one for one in hidden_states(output)}.values():
@@ -62,7 +61,7 @@ def test_a_broken_patch_is_in_the_features_of_the_tokens_it_reaches(family, mode
         tower.final_layernorm.register_forward_hook(lambda module, args, output: break_patch(output, number))
     else:
         tower.register_forward_hook(poison)
-    for number in (1, 2, 6, 11, 23, 37, 58, 61):
+    for number in (1, 6, 23, 37, 61):
         with torch.no_grad(), asymvlm.patch(model, vision=uniform(0.5, method=watch)):
             model(**inputs)
         places = watch.tokens.vision & ~watch.tokens.separators
@@ -70,7 +69,7 @@ def test_a_broken_patch_is_in_the_features_of_the_tokens_it_reaches(family, mode
         assert (watch.features.isnan().any(-1) & places).nonzero().tolist() == broken, f"patch {number}"
         reached.append(len(broken))
     assert max(reached) == 1, "a patch belongs to one token"
-    assert sum(reached) >= 4
+    assert sum(reached) >= 3
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"], indirect=True)

@@ -11,7 +11,7 @@ from bench import cuda_floors
 from bench.floors import ASSUMED, Device, floor_us
 from bench.shapes import BATCHES, SINGLES, Shape
 
-DECISIONS = (Path(__file__).parents[2] / "docs" / "decisions.md").read_text()
+DECISIONS = (Path(__file__).parents[2] / "docs" / "decisions" / "kernels-cuda.md").read_text()
 H100 = ASSUMED["h100"]
 BY_NAME = {shape.name: shape for shape in SINGLES + BATCHES}
 
