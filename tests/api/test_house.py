@@ -19,7 +19,7 @@ FLOORS = [
     {"settings"},
     {"prompt", "cache", "training"},
     {"report"},
-    {"eviction"},
+    {"eviction", "inside"},
     {"patched"},
     {"patch"},
     {"calibration", "app"},

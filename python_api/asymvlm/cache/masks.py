@@ -13,7 +13,7 @@ import torch
 from asymvlm.cache.eviction_cache import EvictionCache
 from asymvlm.cache.layers import SlotLayer
 from asymvlm.cache.table import Table
-from asymvlm.hf.masks import FULL, SLIDING, causal_mask, sliding_mask
+from asymvlm.hf.masks import FULL, SLIDING, attention_form, causal_mask, sliding_mask
 
 
 def real_tokens(cache: EvictionCache, mask: Any, queries: int) -> torch.Tensor | None:
@@ -65,7 +65,7 @@ def slot_masks(config: Any, cache: EvictionCache, mask: Any, embeds: torch.Tenso
     slots = table.visible_slots(queries)
     if table.static:
         assert visible is not None
-        full = _like(config, embeds, visible[:, None])
+        full = attention_form(config, embeds, visible[:, None])
     elif isinstance(given, torch.Tensor) and given.ndim == 4:
         if queries == 1 and given.shape[-1] != slots:
             raise ValueError(
@@ -116,21 +116,6 @@ def _remade(given: torch.Tensor, visible: torch.Tensor | None, slots: int, queri
     return torch.where(mask, 0.0, torch.finfo(given.dtype).min).to(given.dtype)
 
 
-def _like(config: Any, embeds: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    """A bool mask ``(B, 1, queries, slots)`` in the form that the decoder's attention takes."""
-    implementation = config._attn_implementation
-    if implementation == "eager":
-        return torch.where(visible, 0.0, torch.finfo(embeds.dtype).min).to(embeds.dtype)
-    if implementation == "sdpa":
-        return visible
-    if "flash" in implementation and visible.shape[1] == embeds.shape[1] == 1:
-        return visible[:, 0, 0]
-    raise NotImplementedError(
-        "text eviction with a static cache, or of other tokens in each layer or head, needs attn_implementation 'sdpa' "
-        f"or 'eager' here, got {implementation!r}"
-    )
-
-
 def layer_masks(config: Any, cache: EvictionCache, mask: Any, embeds: torch.Tensor) -> dict[int, Any]:
     """The mask of each full-attention layer, by number, where layers or heads hold different tokens.
 
@@ -159,7 +144,7 @@ def _own_mask(config: Any, table: Table, block: torch.Tensor | None, embeds: tor
     if visible is None:
         visible = embeds.new_ones((table.lines, 1, table.visible_slots(queries)), dtype=torch.bool)
     seen = _in_order(visible.unflatten(0, (table.rows, table.heads)), block, queries)
-    return _like(config, embeds, seen)
+    return attention_form(config, embeds, seen)
 
 
 def _in_order(visible: torch.Tensor, block: torch.Tensor | None, queries: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ we support.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class Places:
     slot_pos: torch.Tensor  # (lines, S) int32, negative = not visible
     q_pos: torch.Tensor  # (lines,) column of the step's token
     heads: int = 1  # lines of a row
+    queries: torch.Tensor | None = None  # (B, n) tokens of the step that score, -1 for none; None: its only one
 
 
 @dataclass(eq=False, kw_only=True)
@@ -132,10 +134,14 @@ def attend_and_score(
     eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     attend: Any = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
     output = attend(module, query, key, value, attention_mask, *args, **kwargs)
-    if step is not None and number in step.places and query.shape[2] == 1:
+    if step is not None and number in step.places:
         scale = kwargs.get("scaling")
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        step.found[number] = score(query, key, step.places[number], scale, kwargs.get("softcap") or 0.0)
+        places, softcap = step.places[number], kwargs.get("softcap") or 0.0
+        if places.queries is not None:
+            step.found[number] = score_rows(query, key, places, scale, softcap)
+        elif query.shape[2] == 1:
+            step.found[number] = score(query, key, places, scale, softcap)
     return output
 
 
@@ -144,6 +150,18 @@ def _for_heads(mask: Any, heads: int) -> Any:
     if not isinstance(mask, torch.Tensor) or mask.ndim != 4 or mask.shape[1] in (1, heads):
         return mask
     return mask.repeat_interleave(heads // mask.shape[1], 1)
+
+
+def score_rows(query: torch.Tensor, key: torch.Tensor, places: Places, scale: float, softcap: float) -> torch.Tensor:
+    """As `score`, the mean over chosen tokens of the step, each of which sees what is in front of it."""
+    assert places.queries is not None
+    total: Any = 0
+    for column in places.queries.unbind(1):
+        wide = column.clamp_min(0)[:, None, None, None].expand(-1, query.shape[1], 1, query.shape[3])
+        row = dataclasses.replace(places, q_pos=column)  # a token -1 sees nothing, and scores 0
+        total = total + score(query.gather(2, wide), key, row, scale, softcap)
+    mean: torch.Tensor = total / (places.queries >= 0).sum(1, keepdim=True).clamp_min(1)
+    return mean
 
 
 def score(query: torch.Tensor, key: torch.Tensor, places: Places, scale: float, softcap: float) -> torch.Tensor:

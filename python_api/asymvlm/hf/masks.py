@@ -28,3 +28,18 @@ def sliding_mask(config: Any, embeds: torch.Tensor, mask: torch.Tensor | None, c
 def masks_by_kind(config: Any, embeds: torch.Tensor, mask: torch.Tensor | None, cache: Any) -> Any:
     """As `causal_mask`, one for each kind of layer where the decoder has several."""
     return masking_utils.create_masks_for_generate(config, embeds, mask, cache, None)
+
+
+def attention_form(config: Any, embeds: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """A bool mask ``(B, 1, queries, slots)`` in the form that the decoder's attention takes."""
+    implementation = config._attn_implementation
+    if implementation == "eager":
+        return torch.where(visible, 0.0, torch.finfo(embeds.dtype).min).to(embeds.dtype)
+    if implementation == "sdpa":
+        return visible
+    if "flash" in implementation and visible.shape[1] == embeds.shape[1] == 1:
+        return visible[:, 0, 0]
+    raise NotImplementedError(
+        "layers or heads with tokens of their own, and text eviction with a static cache, need attn_implementation "
+        f"'sdpa' or 'eager' here, got {implementation!r}"
+    )

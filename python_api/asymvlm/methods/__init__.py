@@ -1,6 +1,7 @@
 """Methods: which tokens go. One file a method, in a folder by the moment at which it decides.
 
     before/   vision tokens before the decoder runs: `VisionPruning(method=...)`
+    inside/   vision tokens between two layers of the decoder while it prefills: the same
     cached/   generated tokens in the K/V cache while decoding: `TextEviction(method=...)`
 
 A method of your own is a class with one function of scores. It is passed as an object, or registered under a name by an
@@ -15,6 +16,7 @@ from asymvlm.methods.before.similarity import AsymVLM
 from asymvlm.methods.cached.attention import LastRow
 from asymvlm.methods.cached.base import CachedMethod, CachedTokens
 from asymvlm.methods.cached.controls import OldestFirst, RandomEviction
+from asymvlm.methods.inside.base import InsideMethod, LayerTokens
 from asymvlm.methods.registry import available_methods, find_method
 
 __all__ = [
@@ -22,8 +24,10 @@ __all__ = [
     "BeforeMethod",
     "CachedMethod",
     "CachedTokens",
+    "InsideMethod",
     "Kept",
     "LastRow",
+    "LayerTokens",
     "OldestFirst",
     "RandomEviction",
     "RandomTokens",

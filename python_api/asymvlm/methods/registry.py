@@ -22,36 +22,41 @@ OURS: tuple[type[Any], ...] = (
 )
 
 
-def available_methods(moment: type[Any] = object) -> list[str]:
+def available_methods(*moments: type[Any]) -> list[str]:
     """Names that ``method=`` takes, third-party ones included.
 
     Args:
-        moment: `BeforeMethod` or `CachedMethod`, to list the library's own of that kind alone; others are not loaded.
+        moments: `BeforeMethod`, `InsideMethod`, `CachedMethod`: list of the library's own only these; None means all.
+            Those of other packages are not loaded, so they are always listed.
     """
-    ours = {kind.name for kind in OURS if issubclass(kind, moment)}
+    ours = {kind.name for kind in OURS if not moments or issubclass(kind, moments)}
     return sorted(ours | set(entry_points(group=ENTRY_POINT_GROUP).names))
 
 
-def find_method(method: Any, moment: type[Any]) -> Any:
+def find_method(method: Any, *moments: type[Any]) -> Any:
     """A method as it was given: an object, or the name of one that needs no arguments.
+
+    Args:
+        moments: base classes, any of which will do.
 
     Raises:
         ValueError: for a name that nobody has; the message lists the known ones.
-        TypeError: for anything that is no method of this ``moment``.
+        TypeError: for anything that is no method of these ``moments``.
     """
-    found = _named(method, moment) if isinstance(method, str) else method
-    if isinstance(found, type) and issubclass(found, moment):
+    found = _named(method, moments) if isinstance(method, str) else method
+    if isinstance(found, type) and issubclass(found, moments):
         found = found()
-    if not isinstance(found, moment):
-        raise TypeError(f"method must be a {moment.__name__} or the name of one, got {method!r}")
+    if not isinstance(found, moments):
+        wanted = " or ".join(f"a {moment.__name__}" for moment in moments)
+        raise TypeError(f"method must be {wanted}, or the name of one, got {method!r}")
     return found
 
 
-def _named(name: str, moment: type[Any]) -> Any:
+def _named(name: str, moments: tuple[type[Any], ...]) -> Any:
     for kind in OURS:
-        if kind.name == name and issubclass(kind, moment):
+        if kind.name == name and issubclass(kind, moments):
             return kind
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name == name:
             return entry.load()
-    raise ValueError(f"no method is called {name!r}; known: {', '.join(available_methods(moment))}")
+    raise ValueError(f"no method is called {name!r}; known: {', '.join(available_methods(*moments))}")

@@ -18,13 +18,15 @@ from torch import nn
 from asymvlm.eviction.text import TextEvictor
 from asymvlm.hf.arguments import CACHE, EMBEDS, MASK, POSITIONS, USE_CACHE, cache_of, past_length, tokens_of
 from asymvlm.hf.context import entered, innermost, pop, push
-from asymvlm.hf.decoder import decoder_of
 from asymvlm.hf.doors import Door
 from asymvlm.hf.errors import MechanismError
 from asymvlm.hf.flash import one_sequence, uses_flash
 from asymvlm.hf.merge import merging
 from asymvlm.hf.pruned_cache import serve
 from asymvlm.hf.windows import sliding_window, tighten
+from asymvlm.inside.pruner import InsidePruner
+from asymvlm.patched.between_layers import enter_inside, leave_inside
+from asymvlm.patched.checks import check_call, check_inside, check_trainable
 from asymvlm.patched.in_flight import PREFILL, STEPS, Call, feed_prompt, past_on_host
 from asymvlm.prompt.columns import with_original_columns
 from asymvlm.prompt.deepstack import deepstack_inputs
@@ -32,7 +34,6 @@ from asymvlm.prompt.shorten import PrunedPrompt
 from asymvlm.prompt.state import PromptState, remember, repair_step, state_of
 from asymvlm.report.pruning import reported
 from asymvlm.report.unpruned import untouched_report
-from asymvlm.tokens.roles import check_prompt
 
 if TYPE_CHECKING:
     from asymvlm.patched.handle import PatchHandle
@@ -43,9 +44,10 @@ Arguments = dict[str, Any]
 class Forwards:
     """The two doors of one patched model."""
 
-    def __init__(self, handle: PatchHandle, evictor: TextEvictor | None) -> None:
+    def __init__(self, handle: PatchHandle, evictor: TextEvictor | None, inside: InsidePruner | None = None) -> None:
         self._handle = handle
         self._evictor = evictor
+        self._inside = inside
         self._adapter = handle.adapter
         # calls before their decode steps, by number; empty, a compiled step is constant
         self._pending: dict[int, weakref.ref[Call]] = {}
@@ -53,7 +55,7 @@ class Forwards:
         self._window = sliding_window(self._text_config) if tightened else None
         self.model = Door(handle.model, self._enter_model, self._leave_model)
         try:
-            leave = None if evictor is None else self._leave_decoder
+            leave = None if evictor is None and inside is None else self._leave_decoder
             self.decoder = Door(handle.adapter.text_of(handle.model), self._enter_decoder, leave)
         except BaseException:
             self.model.remove()
@@ -66,6 +68,8 @@ class Forwards:
     def remove(self) -> None:
         self.model.remove()
         self.decoder.remove()
+        if self._inside is not None:
+            self._inside.remove()
         for found in [reference() for reference in self._pending.values()]:
             if found is not None and found.phase == "forward":
                 found.forget()  # interrupted: its context may live on, what it held need not
@@ -154,11 +158,15 @@ class Forwards:
             self._expect(Call(owner=handle, report=report))
             return arguments
         check_call(arguments, state)
+        if state is None and vision.inside is not None:
+            check_inside(vision, arguments, handle.model)
+            self._expect(Call(owner=handle, inside=(vision, dict(arguments))))
+            return arguments
         if state is None and self._adapter.needs_fresh_cache and getattr(cache, "is_initialized", False):
             raise NotImplementedError(f"{self._adapter.model_type} needs a new cache here, got one that was reset")
         training = torch.is_grad_enabled() and handle.model.training
         if training:
-            self._check_trainable()
+            check_trainable(handle.model)
         prompt, report = handle.prune(vision, arguments, state, generating=False)
         if training:  # a reentrant checkpoint gives gradients only where an input wants one
             prompt.inputs[EMBEDS].requires_grad_(True)
@@ -166,21 +174,6 @@ class Forwards:
         handle.last = report
         self._expect(Call(owner=handle, report=report, prompt=prompt, wanted=prompt.inputs[POSITIONS]))
         return prompt.inputs
-
-    def _check_trainable(self) -> None:
-        """Tower, projector and embeddings get no gradient, so none of them may ask for one."""
-        model, decoder = self._handle.model, decoder_of(self._handle.model)
-        served = {id(parameter) for parameter in cast("Any", decoder).layers.parameters()}
-        served |= {id(parameter) for name, parameter in decoder.named_parameters() if "embed" not in name}
-        head = cast("Any", model).get_output_embeddings()
-        tied = cast("Any", model).get_input_embeddings().weight
-        served |= {id(p) for p in ([] if head is None else head.parameters()) if p is not tied}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad and id(parameter) not in served:
-                raise RuntimeError(
-                    f"{name} asks for a gradient, and a patched model has none for the vision tower, the projector and "
-                    "the embeddings: freeze them (requires_grad_(False)), or train without the patch"
-                )
 
     def _expect(self, call: Call) -> None:
         self._await(call)
@@ -255,6 +248,8 @@ class Forwards:
         ours = self._evictor is not None and (tracing or self._call() is not None)
         evicting = self._evictor.before_decoder(module, arguments) if ours and self._evictor is not None else None
         arguments = arguments if evicting is None else evicting
+        if self._inside is not None and not tracing:
+            enter_inside(self._inside, self._call(), arguments)
         fitted = self._fitted(module, arguments)
         return evicting if fitted is None else fitted
 
@@ -283,18 +278,8 @@ class Forwards:
         return arguments
 
     def _leave_decoder(self, module: nn.Module, arguments: Arguments, output: Any) -> None:
-        assert self._evictor is not None
-        self._evictor.after_decoder(arguments, output)
-
-
-def check_call(call: Arguments, state: PromptState | None) -> None:
-    """Refuse a call that pruning cannot serve, in the caller's words."""
-    cache = call.get(CACHE)
-    if state is None and past_length(cache) > 0:
-        raise NotImplementedError(
-            f"pruning needs an empty cache, got one of {past_length(cache)} tokens: pass the whole conversation"
-        )
-    if call.get("assistant_model") is not None:
-        raise NotImplementedError("an assistant_model is not supported: it would see a prompt of another length")
-    if state is None:
-        check_prompt(call)
+        if self._evictor is not None:
+            self._evictor.after_decoder(arguments, output)
+        if self._inside is not None and not torch.compiler.is_compiling() and not merging():
+            report = leave_inside(self._inside, self._call(), arguments, output)
+            self._handle.last = report or self._handle.last

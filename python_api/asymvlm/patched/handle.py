@@ -21,12 +21,15 @@ from asymvlm.eviction.turns import TurnEvictor
 from asymvlm.hf.arguments import CACHE, EMBEDS, IDS, MASK, POSITIONS, bind, cache_of, past_length
 from asymvlm.hf.callers import CRITERIA, PROCESSORS, ListMaker, OriginalIds
 from asymvlm.hf.context import entered, innermost
+from asymvlm.hf.decoder import decoder_of
 from asymvlm.hf.doors import check_free
 from asymvlm.hf.generation import StaticLength, generate_callee, infer_attention_mask
 from asymvlm.hf.instance import Replaced
+from asymvlm.inside.pruner import InsidePruner
 from asymvlm.models import adapter_for
 from asymvlm.models.adapter import ENCODED
-from asymvlm.patched.forward import Forwards, check_call
+from asymvlm.patched.checks import check_call
+from asymvlm.patched.forward import Forwards
 from asymvlm.patched.in_flight import Call
 from asymvlm.prompt.continuing import continue_call, restate_settings, with_original_prompt
 from asymvlm.prompt.later import brings_images, prune_later_images
@@ -85,7 +88,12 @@ class PatchHandle:
             turn_evictor = None if turns is None else TurnEvictor(self.adapter, turns)
             # it refuses decoders that it does not know, so it goes before anything of ours is on the model
             self._evictor = TextEvictor(self, self.adapter.text_of(model), text_config, text, turn_evictor)
-        self._forwards = Forwards(self, self._evictor)
+        inside = None
+        if vision.inside is not None:
+            if self._evictor is not None or strategy is not None:
+                raise NotImplementedError(f"{vision.method!r} works inside the decoder, not beside text eviction")
+            inside = InsidePruner(model, self.adapter, decoder_of(model), vision.inside)
+        self._forwards = Forwards(self, self._evictor, inside)
         self._generate = Replaced(model, "generate", _Generate(self))
         self._replaced = [self._generate, Replaced(model, HANDLE, self)]
         for method in (PROCESSORS, CRITERIA):
@@ -146,9 +154,12 @@ class PatchHandle:
             call[MASK] = infer_attention_mask(self.model, call)
         if state is not None and not brings_images(self.model, self.adapter, state, call):
             return self._continue(original, state, call)
-        if state is None and vision.bypassed:
+        if state is None and (vision.bypassed or vision.inside is not None):
             report = untouched_report(self.model, self.adapter, vision, call)
             running = Call(owner=self, report=report, masked=_hides(call.get(MASK)), phase="measure")
+            if vision.inside is not None:
+                check_call(call, state)
+                running.inside = (vision, dict(call))
             with self._forwards.in_flight(running):
                 return self._done(original(call), running)
         check_call(call, state)
@@ -261,7 +272,7 @@ class PatchHandle:
         else:
             vision = vision if self.enabled else dataclasses.replace(vision, budget=UniformBudget(1.0))
             prompt = prune_later_images(self.model, self.adapter, vision, state, inputs, generating=generating)
-        return prompt, report_of(prompt, self.model, self.adapter, vision, inputs)
+        return prompt, report_of(prompt.selection, self.model, self.adapter, vision, inputs)
 
 
 @dataclass(eq=False)

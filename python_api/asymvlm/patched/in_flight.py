@@ -22,6 +22,7 @@ from asymvlm.hf.context import Frame
 from asymvlm.hf.errors import MechanismError
 from asymvlm.prompt.shorten import PrunedPrompt
 from asymvlm.report.pruning import PruningReport
+from asymvlm.settings.policies import VisionPruning
 
 PREFILL = "feeding the shortened prompt"
 STEPS = "following the decoder's steps"
@@ -34,6 +35,7 @@ class Call(Frame):
     owner: object = None  # the handle whose model is called
     report: PruningReport | None = None
     prompt: PrunedPrompt | None = None  # None: the call is left alone and only its cache is measured
+    inside: tuple[VisionPruning, dict[str, Any]] | None = None  # a prompt to prune between layers, and its inputs
     original: OriginalIds | None = None  # the caller's prompt, for code that `generate` hands ids to
     begun: bool = False  # the model was called in it
     cache: Any = None  # that its steps are on, once known
@@ -50,7 +52,7 @@ class Call(Frame):
 
     def forget(self) -> None:
         """Let go of all that it holds."""
-        self.owner = self.report = self.prompt = self.cache = self.original = self.wanted = None
+        self.owner = self.report = self.prompt = self.cache = self.original = self.wanted = self.inside = None
         self.doubts = []
 
     def owns(self, arguments: dict[str, Any]) -> bool:

@@ -45,6 +45,7 @@ def shorten(
         behind_a_turn: the prompt goes behind others in a cache.
     """
     tokens, method = prompt.tokens, policy.scored_by
+    assert isinstance(method, BeforeMethod)
     per_token = {name: rows for name, rows in carry.items() if name in adapter.per_token}
     carry_pad = {IDS: ids_pad, **{name: adapter.per_token[name] for name in per_token}}
     protect = tokens.text | tokens.structural

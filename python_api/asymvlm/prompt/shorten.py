@@ -15,6 +15,7 @@ from asymvlm.hf.errors import MechanismError
 from asymvlm.hf.merge import merge_embeddings
 from asymvlm.hf.peft import unwrapped
 from asymvlm.hf.tower import TowerOutputs, tower_outputs
+from asymvlm.methods import BeforeMethod
 from asymvlm.models import adapter_for
 from asymvlm.models.adapter import Adapter, Inputs
 from asymvlm.prompt.choosing import shorten
@@ -62,6 +63,8 @@ def prune_inputs(model: nn.Module, vision: VisionPruning | None = None, **inputs
     model = unwrapped(model)
     adapter = adapter_for(model)
     vision.check_model(model)
+    if vision.inside is not None:
+        raise NotImplementedError(f"{vision.scored_by!r} works inside the decoder: use asymvlm.patch")
     if adapter.deepstack:
         raise NotImplementedError(
             f"prune_inputs cannot serve {adapter.model_type!r}: {type(model).__name__} takes no DeepStack features "
@@ -89,7 +92,7 @@ def prune_prompt(
         start: position of that column, where others are in a cache; not needed if ``inputs`` hold them all.
     """
     _, mask = check_prompt(inputs)
-    wanted = policy.scored_by.needs_tower
+    wanted = isinstance(policy.scored_by, BeforeMethod) and policy.scored_by.needs_tower
     with tower_outputs(model, adapter) if wanted else contextlib.nullcontext(TowerOutputs()) as tower:
         record = merge_embeddings(model, adapter, inputs)
     from_the_start = first > 0 and policy.positions == "keep"

@@ -50,8 +50,10 @@ class PromptState:
 
 def state_of(cache: Any) -> PromptState | None:
     """The state of a cache that holds a pruned prompt, None of any other (or of one that was reset since)."""
-    state: PromptState | None = held(cache)
-    if state is not None and past_length(cache) < state.length:
+    state = held(cache)
+    if not isinstance(state, PromptState):
+        return None
+    if past_length(cache) < state.length:
         return None
     return state
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,7 @@ from asymvlm.hf.windows import sliding_window
 from asymvlm.models.adapter import Adapter, Grid, Inputs
 from asymvlm.models.flops import cache_bytes, decoder_flops, unpruned_cache_bytes
 from asymvlm.prompt.columns import spread_out
-from asymvlm.prompt.shorten import PrunedPrompt
+from asymvlm.prompt.selection import Selection
 from asymvlm.report.eviction import EvictionReport
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.settings.strategy import Choice
@@ -51,6 +52,7 @@ class PruningReport:
     vision_flops: int | None = None  # the vision tower's work, which pruning does not save; None where unknown
     kv_bytes: int | None = None  # K and V of the prompt in the cache after prefill, without slots not filled yet
     kv_bytes_before: int | None = None  # what the same cache would hold for the unpruned prompt
+    stages: dict[int, torch.Tensor] = field(default_factory=dict)  # first layer -> (B,) tokens from there on, "inside"
     unpruned_because: str = ""  # why nothing was scored, where ``scores`` is None
     strategy: Choice | None = None  # what ``strategy="auto"`` chose for the call, and why
     eviction: EvictionReport | None = None  # of the last call of `generate`, where text or turns are evicted
@@ -121,7 +123,17 @@ class PruningReport:
 
     @cached_property
     def flops_after(self) -> list[int]:
-        return [decoder_flops(self.text_config, n) for n in self.tokens_after]
+        if not self.stages:
+            return [decoder_flops(self.text_config, n) for n in self.tokens_after]
+        starts = [0, *self.stages, int(self.text_config.num_hidden_layers)]
+        lengths = [self.tokens_before, *(stage.tolist() for stage in self.stages.values())]
+        return [
+            sum(
+                decoder_flops(self.text_config, n) * (end - start) // starts[-1]
+                for start, end, n in zip(starts, starts[1:], row, strict=False)
+            )
+            for row in zip(*lengths, strict=True)
+        ]
 
     @cached_property
     def nan_scores(self) -> list[int]:
@@ -169,12 +181,18 @@ class PruningReport:
 
 
 def report_of(
-    prompt: PrunedPrompt, model: nn.Module, adapter: Adapter, policy: VisionPruning, inputs: Inputs
+    selection: Selection,
+    model: nn.Module,
+    adapter: Adapter,
+    policy: VisionPruning,
+    inputs: Inputs,
+    stages: Mapping[int, torch.Tensor] | None = None,
 ) -> PruningReport:
-    """The report of a call whose ``inputs`` were shortened to ``prompt``."""
+    """The report of a call whose prompt was shortened as ``selection`` says, or between layers, at ``stages``."""
     config: Any = model.config
     return PruningReport(
-        **vars(prompt.selection),
+        **vars(selection),
+        stages=dict(stages or {}),
         budget=policy.budget,
         method=policy.scored_by.name or type(policy.scored_by).__name__,
         text_config=config.get_text_config(),

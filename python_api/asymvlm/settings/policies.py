@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from asymvlm.methods import AsymVLM, BeforeMethod, CachedMethod, LastRow, find_method
+from asymvlm.methods import AsymVLM, BeforeMethod, CachedMethod, InsideMethod, LastRow, find_method
 from asymvlm.methods.cached.base import SCOPES
 from asymvlm.settings.scorer import Scorer
 from asymvlm.settings.weights import fp32_weight
@@ -39,8 +39,8 @@ class VisionPruning:
             ``"compact"`` renumbers them from 0 (one-dimensional, as paged engines do).
         per_image: rank every image of a sample by itself instead of all together.
         spread: hand scores on to neighbours on the same line of an image; None scores every token by itself.
-        method: which tokens stay: a `BeforeMethod`, or the name of one (``"random"``, ``"stride"``, ``"spiral"``, one
-            of an installed package). None means `AsymVLM` with the ``scorer``.
+        method: which tokens stay: a `BeforeMethod`, an `InsideMethod`, or the name of one (``"random"``, ``"stride"``,
+            ``"spiral"``, one of an installed package). None means `AsymVLM` with the ``scorer``.
     Raises:
         ValueError: naming the value found and the value wanted.
     """
@@ -52,10 +52,10 @@ class VisionPruning:
     per_image: bool = False
     spread: Spread | None = None
     processor: InitVar[Any] = None
-    method: BeforeMethod | str | None = None
+    method: BeforeMethod | InsideMethod | str | None = None
 
     def __post_init__(self, processor: Any) -> None:
-        method = None if self.method is None else find_method(self.method, BeforeMethod)
+        method = None if self.method is None else find_method(self.method, BeforeMethod, InsideMethod)
         if method is not None and self.scorer is not None:
             raise ValueError(f"scorer is that of the method 'asymvlm': pass it or another method, got {method!r} too")
         if isinstance(method, AsymVLM):
@@ -98,7 +98,12 @@ class VisionPruning:
             raise ValueError(f"positions must be 'keep' or 'compact', got {self.positions!r}")
 
     @property
-    def scored_by(self) -> BeforeMethod:
+    def inside(self) -> InsideMethod | None:
+        """The method, where it works between the layers of the decoder and has something to drop."""
+        return self.method if isinstance(self.method, InsideMethod) and not self.bypassed else None
+
+    @property
+    def scored_by(self) -> BeforeMethod | InsideMethod:
         """The method in effect."""
         assert not isinstance(self.method, str)
         return AsymVLM(self.scorer) if self.method is None else self.method

@@ -1,0 +1,41 @@
+"""What pruning between layers leaves on the cache: which columns of the prompt the later layers hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from asymvlm.hf.pruned_cache import held
+
+
+@dataclass(frozen=True, eq=False)
+class InsideState:
+    """Of a prompt of S columns. A stage is the layers from one dropping of tokens to the next."""
+
+    original_length: int  # S
+    length: int  # columns of the stage with the fewest
+    real: Mapping[int, torch.Tensor]  # first layer of each stage -> (B, S') bool: no padding
+
+    def rows(self, index: torch.Tensor) -> InsideState:
+        """Of the rows ``index`` ``(rows,)``, in that order."""
+        picked = {layer: real[index.to(real.device)] for layer, real in self.real.items()}
+        return InsideState(self.original_length, self.length, picked)
+
+    @property
+    def index(self) -> torch.Tensor:
+        """With one entry a row, for whoever counts them."""
+        return next(iter(self.real.values()))
+
+    def stage(self, layer: int) -> torch.Tensor | None:
+        """What the stage of a layer holds; None for the layers that hold all of the prompt."""
+        first = max((start for start in self.real if start <= layer), default=None)
+        return None if first is None else self.real[first]
+
+
+def inside_state(cache: Any) -> InsideState | None:
+    """The state of a cache whose prompt was pruned between layers; None of any other."""
+    state = held(cache)
+    return state if isinstance(state, InsideState) else None

@@ -1,0 +1,1 @@
+"""Methods that drop vision tokens between two layers of the decoder, while it prefills."""

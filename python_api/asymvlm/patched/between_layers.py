@@ -1,0 +1,40 @@
+"""The way of a call through its decoder's door where the method works between the layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asymvlm.hf.arguments import CACHE, cache_of
+from asymvlm.hf.context import innermost, pop
+from asymvlm.hf.errors import MechanismError
+from asymvlm.inside.pruner import MECHANISM, InsidePruner, Later, Prefill
+from asymvlm.patched.in_flight import Call
+from asymvlm.report.pruning import PruningReport, report_of
+
+
+def enter_inside(pruner: InsidePruner, call: Call | None, arguments: dict[str, Any]) -> None:
+    """The decoder begins a prompt to prune, or a step behind one."""
+    if call is None or call.inside is None:
+        pruner.begin_later(arguments)
+    else:
+        pruner.before_decoder(*call.inside, arguments)
+
+
+def leave_inside(
+    pruner: InsidePruner, call: Call | None, arguments: dict[str, Any], output: Any
+) -> PruningReport | None:
+    """The decoder is through, with an exception where ``output`` is None. The report of a prompt that was pruned."""
+    if (later := innermost(Later)) is not None:
+        pop(later)
+    if (prefill := innermost(Prefill)) is None:
+        return None
+    if output is None:
+        pruner.abandon(prefill)
+        return None
+    selection = pruner.after_decoder(prefill, arguments.get(CACHE, cache_of(output)))
+    if call is None or call.inside is None:
+        raise MechanismError(MECHANISM, "the decoder was left in another call than it was entered")
+    vision, inputs = call.inside
+    stages = {layer: real.sum(-1) for layer, real in prefill.stages.items()}
+    call.inside, call.report = None, report_of(selection, pruner.model, pruner.adapter, vision, inputs, stages)
+    return call.report
