@@ -71,7 +71,9 @@ def _score_select_cuda(
     ratios: Sequence[int],
     numbers: Sequence[float],
     capacity: int,
+    given: torch.Tensor | None = None,
 ) -> ScoreSelect:
+    refuse_given(given)
     outputs = _score_select_fake(embeds, vision_mask, text_mask, protect, weight, ratios, numbers, capacity)
     *results, order = outputs
     tokens = (embeds, vision_mask, text_mask, protect, weight)
@@ -79,6 +81,12 @@ def _score_select_cuda(
         return _score_select_reference(*tokens, ratios, numbers, capacity)
     prune(tokens, (*results, order, None, None), ratios, numbers, capacity)
     return outputs
+
+
+def refuse_given(given: torch.Tensor | None) -> None:
+    """The library has no kernel for scores of the caller's own."""
+    if given is not None:
+        raise cuda.Unsupported("it scores vision tokens itself, and scores were given")
 
 
 def prune(

@@ -18,6 +18,7 @@ from asymvlm_kernels.dispatch import define_op
 from asymvlm_kernels.prefill import fused_reference, reference
 from asymvlm_kernels.prefill.fused_budget import encode_budget, number_bits
 from asymvlm_kernels.prefill.fused_gather import _gather_sequence_kernel, encoded
+from asymvlm_kernels.prefill.fused_given import select_given
 from asymvlm_kernels.prefill.fused_reference import GatherSequence, ScoreSelect
 from asymvlm_kernels.prefill.fused_score import _score_select_kernel
 from asymvlm_kernels.prefill.gather import _bits
@@ -53,11 +54,15 @@ def _score_select_triton(
     ratios: Sequence[int],
     numbers: Sequence[float],
     capacity: int,
+    given: torch.Tensor | None = None,
 ) -> ScoreSelect:
     B, S, D = embeds.shape
     outputs = _score_select_fake(embeds, vision_mask, text_mask, protect, weight, ratios, numbers, capacity)
     if B == 0 or S == 0:
         return nothing_selected(outputs)
+    if given is not None:
+        select_given(given, (vision_mask, text_mask, protect), outputs, ratios, numbers, capacity)
+        return outputs
     tokens = (embeds, vision_mask, text_mask, protect, weight)
     arguments, constants, tiles = score_launch(tokens, outputs, ratios, numbers, capacity)
     overlap = prefill_path(embeds.device).overlap
@@ -134,6 +139,7 @@ def _score_select_fake(
     ratios: Sequence[int],
     numbers: Sequence[float],
     capacity: int,
+    given: torch.Tensor | None = None,
 ) -> ScoreSelect:
     B, S, _ = embeds.shape
     scores = torch.empty((B, S), dtype=torch.float32, device=embeds.device)
@@ -245,7 +251,7 @@ def _gather_sequence_fake(
 
 score_select = define_op(
     "score_select(Tensor embeds, Tensor vision_mask, Tensor text_mask, Tensor? protect, Tensor? weight, "
-    "SymInt[] ratios, float[] numbers, SymInt capacity) -> "
+    "SymInt[] ratios, float[] numbers, SymInt capacity, Tensor? given=None) -> "
     "(Tensor scores, Tensor gap, Tensor counts, Tensor lengths, Tensor order)",
     reference=fused_reference.score_select,
     triton=_score_select_triton,

@@ -23,17 +23,21 @@ def score_select(
     ratios: Sequence[int],
     numbers: Sequence[float],
     capacity: int,
+    given: torch.Tensor | None = None,
 ) -> ScoreSelect:
-    # reads the longest text on the host, which synchronises a CUDA device: the fallback, not the path of a GPU
     prunable, must_stay, text = reference.token_roles(vision_mask, text_mask, protect)
-    text_lengths = text.sum(-1)
-    text_index = reference.compact(text, int(text_lengths.max()) if text_lengths.numel() else 0)
-    rows = reference.gather_rows(embeds, text_index, 0)
-    scores = reference.score_tokens(embeds, rows, weight, prunable, text_index >= 0)
+    scored = text.any(-1)
+    if given is None:
+        # reads the longest text on the host, which synchronises a CUDA device: the fallback, not the path of a GPU
+        text_index = reference.compact(text, int(text.sum(-1).max()) if len(text) else 0)
+        rows = reference.gather_rows(embeds, text_index, 0)
+        scores = reference.score_tokens(embeds, rows, weight, prunable, text_index >= 0)
+    else:
+        scores, scored = reference.given_scores(given, prunable), torch.ones_like(scored)
     gap = reference.importance_gap(scores, prunable)
     num_tokens = prunable.sum(-1)
     counts = keep_counts(gap, num_tokens, EncodedBudget(ratios, numbers))
-    counts = torch.where(text_lengths > 0, counts, num_tokens.to(torch.int32))
+    counts = torch.where(scored, counts, num_tokens.to(torch.int32))
     stay = must_stay.sum(-1).to(torch.int32)
     counts = counts.minimum((capacity - stay).clamp_min(0))
     lengths = (stay + counts).clamp_max(capacity)

@@ -8,10 +8,10 @@ whoever comes last.
 from __future__ import annotations
 
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.prefill.fused_keys import BINS, PROTECTED, TEXT, bin_of
+from asymvlm_kernels.prefill.fused_keys import BINS, bin_of
 from asymvlm_kernels.prefill.fused_parts import add_parts, score_part
 from asymvlm_kernels.prefill.fused_select import select_sample
-from asymvlm_kernels.prefill.fused_text import list_text, load_mask
+from asymvlm_kernels.prefill.fused_text import list_text, roles_of
 from asymvlm_kernels.prefill.lifted import score_again
 from asymvlm_kernels.prefill.order import order_key
 
@@ -78,16 +78,11 @@ def score_item(
 
     offs_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
     mask_n = offs_n < S
-    is_vision = load_mask(vision_mask_ptr, offs_n, stride_vs, S)
-    must_stay = load_mask(text_mask_ptr, offs_n, stride_ts, S)
-    rank = tl.full((BLOCK_N,), TEXT, tl.uint32)  # of a token that must stay
-    real_n = is_vision
     if protect_ptr is not None:
-        protected = load_mask(protect_ptr + pid_b * stride_pb, offs_n, stride_ps, S)
-        rank = tl.where(must_stay & (is_vision == 0), TEXT, PROTECTED).to(tl.uint32)
-        must_stay = must_stay | protected
-        real_n = is_vision & (protected == 0)
-    must_stay = must_stay & (real_n == 0)
+        protect_ptr += pid_b * stride_pb
+    real_n, must_stay, rank = roles_of(
+        vision_mask_ptr, text_mask_ptr, protect_ptr, offs_n, stride_vs, stride_ts, stride_ps, S
+    )
     has_rows = tl.max(real_n.to(tl.int32), 0) > 0
     length = tl.zeros((), tl.int32)
     if has_rows | (split == 0):  # the others never arrive, so they might still be writing when the sample is ranked

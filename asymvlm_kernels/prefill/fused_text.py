@@ -1,8 +1,12 @@
-"""Where the text of a sample lies: found by every program for itself, so that nobody waits."""
+"""Which places of a sample may be dropped and which must stay, and where its text lies.
+
+Every program finds that for itself, so that nobody waits.
+"""
 
 from __future__ import annotations
 
 from asymvlm_kernels._triton import constant, tl, triton
+from asymvlm_kernels.prefill.fused_keys import PROTECTED, TEXT
 
 MASK_CHUNK = constant(4096)  # mask bytes that one program reads at once
 
@@ -10,6 +14,21 @@ MASK_CHUNK = constant(4096)  # mask bytes that one program reads at once
 @triton.jit
 def load_mask(mask_ptr, offs_s, stride, S):
     return tl.load(mask_ptr + offs_s.to(tl.int64) * stride, mask=offs_s < S, other=0) != 0
+
+
+@triton.jit
+def roles_of(vision_mask_ptr, text_mask_ptr, protect_ptr, offs_s, stride_vs, stride_ts, stride_ps, S):
+    """Whether each place may be dropped, whether it must stay, and the rank key of one that must."""
+    is_vision = load_mask(vision_mask_ptr, offs_s, stride_vs, S)
+    must_stay = load_mask(text_mask_ptr, offs_s, stride_ts, S)
+    rank = tl.full(offs_s.shape, TEXT, tl.uint32)
+    prunable = is_vision
+    if protect_ptr is not None:
+        protected = load_mask(protect_ptr, offs_s, stride_ps, S)
+        rank = tl.where(must_stay & (is_vision == 0), TEXT, PROTECTED).to(tl.uint32)
+        must_stay = must_stay | protected
+        prunable = is_vision & (protected == 0)
+    return prunable, must_stay & (prunable == 0), rank
 
 
 @triton.jit

@@ -24,14 +24,11 @@ from asymvlm_kernels._checks import (
     check_pad,
     check_shape,
 )
-from asymvlm_kernels.budget import MILLION, Budget, ScoreBudget, as_budget, budget_counts, counts_scores
+from asymvlm_kernels.budget import Budget, ScoreBudget, as_budget
 from asymvlm_kernels.prefill.fused import LONGEST, MOST_CARRIES, encode_budget, gather_sequence, score_select
 from asymvlm_kernels.prefill.gather import gather_rows
-from asymvlm_kernels.prefill.groups import guaranteed_tokens, rank_sure
-from asymvlm_kernels.prefill.reference import compact, rank_scores, token_roles
-from asymvlm_kernels.prefill.score import score_tokens
-from asymvlm_kernels.prefill.select import importance_gap, select_tokens
 from asymvlm_kernels.prefill.spread import Spread
+from asymvlm_kernels.prefill.step_by_step import longest, step_by_step
 from asymvlm_kernels.prefill.whole import prune_static
 
 PADDING_SIDES = ("left", "right")
@@ -59,6 +56,7 @@ def prune_sequence(
     weight: torch.Tensor | None = None,
     budget: float | Budget | ScoreBudget | None = None,
     *,
+    scores: torch.Tensor | None = None,
     protect: torch.Tensor | None = None,
     groups: torch.Tensor | None = None,
     per_image: bool = False,
@@ -73,7 +71,8 @@ def prune_sequence(
     """Drop the least important vision tokens of each sample and close the gaps.
 
     Kept are: the tokens of ``text_mask``, those of ``protect``, and the K best of the others in ``vision_mask``. A
-    token in none of the three masks is padding and is dropped. A sample without text keeps all its vision tokens.
+    token in none of the three masks is padding and is dropped. A sample without text keeps all its vision tokens,
+    unless ``scores`` are given: then the budget holds for every sample.
 
     Args:
         embeds: ``(B, S, D)`` fp32, fp16 or bf16: merged embeddings before decoder layer 0.
@@ -82,6 +81,8 @@ def prune_sequence(
         weight: ``(D,)`` fp32 learned weight; None means ones.
         budget: how many to keep; a number is the ratio of a `UniformBudget`, None means 0.5. A `ScoreBudget` goes step
             by step.
+        scores: ``(B, S)`` fp32: importance of each vision token given by the caller, in place of the similarity to the
+            text; used where vision is prunable, ignored elsewhere. NaN ranks last. Excludes ``weight``.
         protect: ``(B, S)`` bool: kept whatever the score, outside N, K and the gap (separators, template tokens).
         groups: ``(B, S)`` integer: number of the image each vision token belongs to. In a row with two images or more,
             each keeps at least ``max(8, N_image // 16)`` tokens, or all it has; K grows where these floors exceed it.
@@ -98,9 +99,9 @@ def prune_sequence(
     Returns:
         `PrunedSequence`.
     Raises:
-        ValueError: on rank, size, dtype or device mismatch, an unknown side, ``per_image`` without ``groups``,
-            ``spread`` without ``lines``, a name or value in ``carry_pad`` that does not fit, a ``capacity`` that is
-            negative or not static, or an input that requires grad in grad mode.
+        ValueError: on rank, size, dtype or device mismatch, an unknown side, ``scores`` with a ``weight``,
+            ``per_image`` without ``groups``, ``spread`` without ``lines``, a name or value in ``carry_pad`` that does
+            not fit, a ``capacity`` that is negative or not static, or an input that requires grad in grad mode.
 
     Given equal scores the kept index is the same on every backend, ties included (see `select_tokens`); scores that
     lie closer together than two backends round may change places (see `score_tokens`). Source: sections 3.2 and 3.3
@@ -109,7 +110,7 @@ def prune_sequence(
     budget = as_budget(0.5 if budget is None else budget)
     carry, pads = carry or {}, carry_pad or {}
     masks = {"vision_mask": vision_mask, "text_mask": text_mask, "protect": protect}
-    _check(embeds, weight, masks, groups, per_image, carry, pads, padding_side)
+    _check(embeds, weight, scores, masks, groups, per_image, carry, pads, padding_side)
     if capacity is not None and (capacity < 0 or not static):
         raise ValueError(f"capacity must be 0 or more and goes with static=True, got {capacity} and static={static}")
     B, S, _ = embeds.shape
@@ -121,8 +122,8 @@ def prune_sequence(
         encode_budget(budget) if groups is None and spreading is None and S <= LONGEST and B <= MOST_ROWS else None
     )
     if encoded is None:
-        scores, gap, counts, lengths, index, rows = _step_by_step(
-            *(embeds, vision_mask, text_mask, protect, weight, budget, groups, per_image),
+        ranked, gap, counts, lengths, index, rows = step_by_step(
+            *(embeds, vision_mask, text_mask, protect, weight, scores, budget, groups, per_image),
             *(spreading, static, most, padding_side),
         )
         narrow, moved = [], []
@@ -136,9 +137,10 @@ def prune_sequence(
         tokens = (embeds, vision_mask, text_mask, protect, weight)
         left = padding_side == "left"
         if static:
-            scores, gap, counts, lengths, rows, index, moved = prune_static(*tokens, *encoded, *moving, most, left)
+            results = prune_static(*tokens, *encoded, *moving, most, left, scores)
+            ranked, gap, counts, lengths, rows, index, moved = results
         else:
-            scores, gap, counts, lengths, order = score_select(*tokens, *encoded, most)
+            ranked, gap, counts, lengths, order = score_select(*tokens, *encoded, most, scores)
             most = longest(lengths)
             rows, index, moved = gather_sequence(embeds, order, lengths, *moving, most, left)
     done = dict(zip(narrow, moved, strict=True))
@@ -147,7 +149,7 @@ def prune_sequence(
         index=index,
         lengths=lengths,
         counts=counts,
-        scores=scores,
+        scores=ranked,
         gap=gap,
         carry={
             name: done[name]
@@ -158,72 +160,11 @@ def prune_sequence(
     )
 
 
-def _step_by_step(
-    embeds: torch.Tensor,
-    vision_mask: torch.Tensor,
-    text_mask: torch.Tensor,
-    protect: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    budget: Budget | ScoreBudget,
-    groups: torch.Tensor | None,
-    per_image: bool,
-    spreading: tuple[Spread, torch.Tensor] | None,
-    static: bool,
-    most: int,
-    padding_side: str,
-) -> tuple[torch.Tensor, ...]:
-    """The same through the public ops: scores, gap, counts, lengths, index and rows."""
-    prunable, kept_anyway, text = token_roles(vision_mask, text_mask, protect)
-    text_lengths = text.sum(-1)
-    text_index = compact(text, embeds.shape[1] if static else longest(text_lengths))
-    scores = score_tokens(
-        embeds, gather_rows(embeds, text_index), weight, vision_mask=prunable, text_mask=text_index >= 0
-    )
-    if spreading is not None:
-        scores = spreading[0].apply(scores, spreading[1])
-    gap = importance_gap(scores, prunable)
-    num_tokens = prunable.sum(-1)
-    wanted = budget_counts(budget, scores, gap, prunable)
-    counts = torch.where(text_lengths > 0, wanted, num_tokens.to(torch.int32))
-    rank = rank_scores(scores, kept_anyway, text)
-    if groups is not None:
-        image_ratio = None
-        if per_image:  # a count of the row as a share of it, rounded up: no image loses a token to the rounding
-            shares = -(-wanted.long() * MILLION // num_tokens.clamp_min(1))
-            image_ratio = shares if counts_scores(budget) else budget.millionths(gap)
-        sure = guaranteed_tokens(scores, prunable, groups, image_ratio)
-        rank = rank_sure(scores, prunable, kept_anyway, text, sure)
-        sure_counts = sure.sum(-1).to(torch.int32)
-        counts = torch.where(text_lengths > 0, sure_counts if per_image else counts.maximum(sure_counts), counts)
-    stay = kept_anyway.sum(-1).to(torch.int32)
-    counts = counts.minimum((most - stay).clamp_min(0))
-    lengths = (stay + counts).clamp_max(most)
-    index = select_tokens(rank, lengths, mask=prunable | kept_anyway, capacity=most if static else longest(lengths))
-    if padding_side == "left":
-        index = _align_right(index, lengths)
-    return scores, gap, counts, lengths, index, gather_rows(embeds, index)
-
-
 def alike(pads: list[float]) -> list[float]:
     """Numbers of one type, and at least one: torch.export writes no other list of numbers to a file."""
     if all(isinstance(pad, int) for pad in pads):
         return [int(pad) for pad in pads] or [0]
     return [float(pad) for pad in pads] if all(float(pad) == pad or pad != pad for pad in pads) else pads
-
-
-def longest(lengths: torch.Tensor) -> int:
-    """The largest length, on the host: in one copy, or traced where torch.compile captures scalars."""
-    if not torch.compiler.is_compiling():
-        return max(lengths.tolist(), default=0)
-    most = int(lengths.max()) if lengths.numel() else 0
-    torch._check(most >= 0)
-    return most
-
-
-def _align_right(index: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Move the padding of ``(B, S')`` from the right to the left."""
-    slot = torch.arange(index.shape[1], device=index.device) - (index.shape[1] - lengths[:, None].long())
-    return index.gather(-1, slot.clamp_min(0)).masked_fill(slot < 0, -1)
 
 
 def _is_stacked(tensor: torch.Tensor, like: torch.Tensor) -> bool:
@@ -246,6 +187,7 @@ def _gather_carry(tensor: torch.Tensor, index: torch.Tensor, pad: float, stacked
 def _check(
     embeds: torch.Tensor,
     weight: torch.Tensor | None,
+    scores: torch.Tensor | None,
     masks: Mapping[str, torch.Tensor | None],
     groups: torch.Tensor | None,
     per_image: bool,
@@ -259,6 +201,12 @@ def _check(
         check_shape("weight", weight, (embeds.shape[2],))
         check_dtype("weight", weight, (torch.float32,))
         check_device("weight", weight, embeds)
+    if scores is not None:
+        if weight is not None:
+            raise ValueError("weight belongs to the similarity that scores replace: give one of them, got both")
+        check_shape("scores", scores, tuple(embeds.shape[:2]))
+        check_dtype("scores", scores, (torch.float32,))
+        check_device("scores", scores, embeds)
     for name, mask in masks.items():
         check_mask(name, mask, embeds)
     if groups is not None:
@@ -280,6 +228,6 @@ def _check(
             raise ValueError(
                 f"carry_pad must name tensors of carry, {', '.join(carry) or 'which is empty'}; got {name}"
             )
-    check_no_grad("prune_sequence", embeds=embeds, weight=weight, **carry)
+    check_no_grad("prune_sequence", embeds=embeds, weight=weight, scores=scores, **carry)
     if padding_side not in PADDING_SIDES:
         raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")

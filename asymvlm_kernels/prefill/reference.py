@@ -214,6 +214,12 @@ def token_roles(
     return prunable, must_stay, text_mask & ~vision_mask
 
 
+def given_scores(scores: torch.Tensor, prunable: torch.Tensor) -> torch.Tensor:
+    """Scores of the caller's own as the method ranks them: -inf outside the prunable tokens, and +inf, which would rank
+    with tokens that must stay, as the largest number below theirs."""
+    return scores.clamp_max(SECOND_HIGHEST).masked_fill(~prunable, float("-inf"))
+
+
 def rank_scores(scores: torch.Tensor, must_stay: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     """Scores of a whole sequence, so that one selection serves it: text, then protected tokens, then the others."""
     highest = torch.finfo(torch.float32).max

@@ -12,7 +12,7 @@ import torch
 
 from asymvlm_kernels.dispatch import define_cuda, define_op
 from asymvlm_kernels.prefill import fused
-from asymvlm_kernels.prefill.cuda import carry_of, carry_words, prune
+from asymvlm_kernels.prefill.cuda import carry_of, carry_words, prune, refuse_given
 from asymvlm_kernels.prefill.one_launch import prune_in_one_launch
 from asymvlm_kernels.tuning.paths import prefill_path
 
@@ -37,8 +37,10 @@ def _in_turn(score_select: Callable[..., Any], gather: Callable[..., Any]) -> Ca
         stacked: Sequence[bool],
         capacity: int,
         left: bool,
+        given: torch.Tensor | None = None,
     ) -> PruneStatic:
-        *results, order = score_select(embeds, vision_mask, text_mask, protect, weight, ratios, numbers, capacity)
+        tokens = (embeds, vision_mask, text_mask, protect, weight)
+        *results, order = score_select(*tokens, ratios, numbers, capacity, given)
         moved = gather(embeds, order, results[3], carry, pads, stacked, capacity, left)
         return (*results, *moved)
 
@@ -63,12 +65,13 @@ def _prune_static_triton(
     stacked: Sequence[bool],
     capacity: int,
     left: bool,
+    given: torch.Tensor | None = None,
 ) -> PruneStatic:
     tokens = (embeds, vision_mask, text_mask, protect, weight)
-    if capacity > 0 and prefill_path(embeds.device).launches == 1:
+    if given is None and capacity > 0 and prefill_path(embeds.device).launches == 1:
         (*results, order), moved = prune_in_one_launch(tokens, ratios, numbers, carry, pads, stacked, capacity, left)
         return (*results, *moved)  # type: ignore[return-value]
-    return _prune_static_two_launches(*tokens, ratios, numbers, carry, pads, stacked, capacity, left)
+    return _prune_static_two_launches(*tokens, ratios, numbers, carry, pads, stacked, capacity, left, given)
 
 
 def _prune_static_cuda(
@@ -84,8 +87,10 @@ def _prune_static_cuda(
     stacked: Sequence[bool],
     capacity: int,
     left: bool,
+    given: torch.Tensor | None = None,
 ) -> PruneStatic:
     tokens = (embeds, vision_mask, text_mask, protect, weight)
+    refuse_given(given)
     if embeds.numel() == 0:
         return _prune_static_reference(*tokens, ratios, numbers, carry, pads, stacked, capacity, left)
     outputs = _prune_static_fake(*tokens, ratios, numbers, carry, pads, stacked, capacity, left)
@@ -101,7 +106,8 @@ def _prune_static_cuda(
 
 prune_static = define_op(
     "prune_static(Tensor embeds, Tensor vision_mask, Tensor text_mask, Tensor? protect, Tensor? weight, "
-    "SymInt[] ratios, float[] numbers, Tensor[] carry, Scalar[] pads, bool[] stacked, SymInt capacity, bool left) -> "
+    "SymInt[] ratios, float[] numbers, Tensor[] carry, Scalar[] pads, bool[] stacked, SymInt capacity, bool left, "
+    "Tensor? given=None) -> "
     "(Tensor scores, Tensor gap, Tensor counts, Tensor lengths, Tensor out, Tensor index, Tensor[] carried)",
     reference=_prune_static_reference,
     triton=_prune_static_triton,

@@ -13,6 +13,7 @@ import torch
 
 from asymvlm_kernels.tuning.prefill import GatherConfig, gather_config
 
+GIVEN_WARPS = 8  # of a program that ranks given scores: 16 keys a thread at 4096 tokens
 WARP_GROUPS = (90, 100, 103)  # matrix products read both operands from shared memory
 
 

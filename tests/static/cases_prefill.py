@@ -21,6 +21,7 @@ KERNELS = {
     "_select_tokens_kernel": Kernel(),
     "_gather_rows_kernel": Kernel(wide_loads=True, wide_stores=True, only_wide_loads=True),
     "_score_select_kernel": Kernel(wide_loads=True, wide_stores=True, multiplies=True, rounds_float64_twice=True),
+    "_select_given_kernel": Kernel(rounds_float64_twice=True),
     "_gather_sequence_kernel": Kernel(wide_loads=True, wide_stores=True),
     "_prune_static_kernel": Kernel(wide_loads=True, wide_stores=True, multiplies=True, rounds_float64_twice=True),
 }
@@ -68,6 +69,11 @@ def score_select_call(
     return functools.partial(fused._score_select_triton, embeds, mask, mask, *extra, [ratio] * 3, [0.0, ratio], S)
 
 
+def select_given_call(S: int) -> Launch:
+    call = score_select_call(S, 8, torch.bfloat16)
+    return functools.partial(call.func, *call.args[:4], None, *call.args[5:], torch.empty(1, S))
+
+
 def gather_sequence_call(S: int, D: int, dtype: torch.dtype, *, B: int = 1, K: int = 1655, carries: int = 3) -> Launch:
     order, lengths = torch.empty(B, S, dtype=torch.int32), torch.empty(B, dtype=torch.int32)
     ids, flags = torch.empty(B, S, dtype=torch.int64), torch.empty(B, S, dtype=torch.bool)
@@ -112,6 +118,8 @@ def cases() -> Iterator[Case]:
     yield Case("fused score bare", score_select_call(8000, 3072, bf16, bare=True), bf16, wide=True)
     yield Case("fused score rows of 8", score_select_call(300, 1176, bf16), bf16, wide=True)
     yield Case("fused score long", score_select_call(60000, 3584, bf16), bf16, wide=True)
+    yield Case("given scores", select_given_call(2530))
+    yield Case("given scores long", select_given_call(60000))
     yield Case("fused copy bfloat16 wide", gather_sequence_call(2530, 3072, bf16), wide=True)
     yield Case("fused copy float32 wide", gather_sequence_call(2530, 3072, torch.float32), wide=True)
     yield Case("fused copy bfloat16 odd", gather_sequence_call(2530, 70, bf16, carries=0))

@@ -1,0 +1,141 @@
+"""First launch of `prune_sequence` where the caller brings the scores: no product, only gap, budget and selection.
+
+One program a sample writes its rank keys, then reads them back as the last program of `score_item` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from asymvlm_kernels._triton import tl, triton
+from asymvlm_kernels.prefill.fused_budget import number_bits
+from asymvlm_kernels.prefill.fused_keys import bin_of
+from asymvlm_kernels.prefill.fused_select import select_sample
+from asymvlm_kernels.prefill.fused_text import roles_of
+from asymvlm_kernels.prefill.order import order_key
+from asymvlm_kernels.prefill.reference import SECOND_HIGHEST
+from asymvlm_kernels.prefill.scratch import BINS, zeroed_counters
+from asymvlm_kernels.tuning.fused import GIVEN_WARPS, rank_config
+
+NOT_SPECIALIZED = ["stride_gb", "stride_vb", "stride_tb", "stride_pb", "S", "capacity", "linear"]
+NOT_SPECIALIZED += [f"ratio_{number}" for number in range(3)] + [f"number_{number}" for number in range(5)]
+
+
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)  # a new length or budget compiles nothing new
+def _select_given_kernel(
+    given_ptr,
+    vision_mask_ptr,
+    text_mask_ptr,
+    protect_ptr,
+    scores_ptr,
+    gap_ptr,
+    counts_ptr,
+    lengths_ptr,
+    order_ptr,
+    keys_ptr,
+    lists_ptr,
+    counters_ptr,
+    stride_gb,
+    stride_gs,
+    stride_vb,
+    stride_vs,
+    stride_tb,
+    stride_ts,
+    stride_pb,
+    stride_ps,
+    S,
+    capacity,
+    linear,
+    ratio_0,
+    ratio_1,
+    ratio_2,
+    number_0: tl.int64,
+    number_1: tl.int64,
+    number_2: tl.int64,
+    number_3: tl.int64,
+    number_4: tl.int64,
+    HIGHEST: tl.constexpr,
+    BINS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    LONG: tl.constexpr,
+):
+    pid_b = tl.program_id(0).to(tl.int64)
+    given_ptr += pid_b * stride_gb
+    vision_mask_ptr += pid_b * stride_vb
+    text_mask_ptr += pid_b * stride_tb
+    if protect_ptr is not None:
+        protect_ptr += pid_b * stride_pb
+    keys_ptr += pid_b * S
+    counters_ptr += pid_b * BINS
+    for start in range(0, S, BLOCK_K):
+        offs_s = start + tl.arange(0, BLOCK_K)  # [BLOCK_K]
+        mask_s = offs_s < S
+        prunable, must_stay, rank = roles_of(
+            vision_mask_ptr, text_mask_ptr, protect_ptr, offs_s, stride_vs, stride_ts, stride_ps, S
+        )
+        score = tl.load(given_ptr + offs_s.to(tl.int64) * stride_gs, mask=prunable, other=float("-inf"))
+        score = tl.where(score > HIGHEST, HIGHEST, score)  # a comparison keeps NaN, a minimum drops it
+        tl.store(scores_ptr + pid_b * S + offs_s, score, mask=mask_s)
+        key = tl.where(must_stay, rank, order_key(score, prunable)).to(tl.uint32)
+        tl.store(keys_ptr + offs_s, key.to(tl.int32, bitcast=True), mask=mask_s)
+        if LONG:
+            tl.atomic_add(counters_ptr + bin_of(key), 1, mask=mask_s & (key != 0), sem="relaxed")
+    tl.debug_barrier()  # all threads have written the keys
+    select_sample(
+        keys_ptr,
+        lists_ptr + pid_b * BLOCK_S,
+        counters_ptr,
+        order_ptr + pid_b * S,
+        gap_ptr + pid_b,
+        counts_ptr + pid_b,
+        lengths_ptr + pid_b,
+        S > 0,  # given scores need no text: the budget holds for every sample
+        (linear, ratio_0, ratio_1, ratio_2, number_0, number_1, number_2, number_3, number_4),
+        S,
+        capacity,
+        1,  # keys lie side by side
+        1,
+        BLOCK_S,
+        BLOCK_K,
+        LONG,
+    )
+
+
+def select_given(
+    given: torch.Tensor,
+    masks: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+    outputs: tuple[torch.Tensor, ...],
+    ratios: Sequence[int],
+    numbers: Sequence[float],
+    capacity: int,
+) -> None:
+    """Fill the outputs of `score_select` from ``given`` ``(B, S)`` fp32, B x S > 0. Masks: vision, text, protect."""
+    B, S = given.shape
+    rank = rank_config(S)
+    memory = torch.empty(B * (S + rank.block_s * rank.chunked), dtype=torch.int32, device=given.device)
+    keys, lists = memory.split([B * S, B * rank.block_s * rank.chunked])
+    _select_given_kernel[(B,)](
+        given,
+        *masks,
+        *outputs,
+        keys,
+        lists,
+        zeroed_counters(given.device, B * BINS * rank.chunked),
+        *given.stride(),
+        *(stride for mask in masks for stride in ((0, 0) if mask is None else mask.stride())),
+        S,
+        capacity,
+        int(not ratios),
+        *(ratios or (0, 0, 0)),
+        *number_bits(numbers, rounded=bool(ratios)),
+        HIGHEST=SECOND_HIGHEST,
+        BINS=BINS if rank.chunked else 0,
+        BLOCK_S=rank.block_s,
+        BLOCK_K=64 * GIVEN_WARPS,  # 2 places a thread, as in `score_launch`
+        LONG=rank.chunked,
+        num_warps=GIVEN_WARPS,
+        maxnreg=65536 // (32 * GIVEN_WARPS) - 1,  # where ptxas chooses, it aims lower and spills
+    )
