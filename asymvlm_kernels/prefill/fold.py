@@ -7,23 +7,9 @@ from __future__ import annotations
 
 import torch
 
-from asymvlm_kernels._triton import INTERPRETED, tl, triton
+from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.prefill import reference
 from asymvlm_kernels.tuning.prefill import ScoreConfig, fold_config, row_vector
-
-if INTERPRETED:
-
-    @triton.jit
-    def multiply(a, b, sums):
-        """``sums + a @ b`` in fp32. (The interpreter would multiply the raw bits of bf16.)"""
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), sums, input_precision="ieee")
-
-else:
-
-    @triton.jit
-    def multiply(a, b, sums):
-        """``sums + a @ b`` in fp32."""
-        return tl.dot(a, b, sums, input_precision="ieee")
 
 
 @triton.jit

@@ -7,7 +7,8 @@ divides the finished product.
 from __future__ import annotations
 
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.prefill.fold import lift_exponent, multiply, power_of_two
+from asymvlm_kernels.device import multiply
+from asymvlm_kernels.prefill.fold import lift_exponent, power_of_two
 
 
 @triton.jit

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from asymvlm_kernels.budget import MILLION, Budget, ScoreBudget, budget_counts, counts_scores
+from asymvlm_kernels.budget import Budget, ScoreBudget, budget_counts, counts_scores
+from asymvlm_kernels.millionths import MILLION
 from asymvlm_kernels.prefill import reference
 from asymvlm_kernels.prefill.fused_budget import EncodedBudget
 from asymvlm_kernels.prefill.groups import guaranteed_tokens, rank_sure

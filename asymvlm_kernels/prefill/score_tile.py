@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.prefill.fold import multiply
+from asymvlm_kernels.device import multiply
 from asymvlm_kernels.prefill.lifted import NOWHERE, best_folded, lift_of, lifted_square, needs_lift
 
 
