@@ -11,9 +11,9 @@ import torch
 from asymvlm_kernels import cuda
 from asymvlm_kernels._checks import WORDS
 from asymvlm_kernels.dispatch import define_cuda
-from asymvlm_kernels.prefill.fused import ScoreSelect, _score_select_fake, _score_select_reference
 from asymvlm_kernels.prefill.gather import _bits
-from asymvlm_kernels.prefill.scratch import zeroed_counters
+from asymvlm_kernels.prefill.prune.scratch import zeroed_counters
+from asymvlm_kernels.prefill.prune.two_launches import ScoreSelect, _score_select_fake, _score_select_reference
 
 _plans: dict[tuple[object, ...], cuda.Plan] = {}
 MOST_PLANS = 256

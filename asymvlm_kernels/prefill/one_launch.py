@@ -15,7 +15,10 @@ from typing import Any
 import torch
 
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.prefill.fused import (
+from asymvlm_kernels.prefill.prune.gather_item import gather_item
+from asymvlm_kernels.prefill.prune.score_item import NOT_SPECIALIZED, score_item
+from asymvlm_kernels.prefill.prune.scratch import zeroed_counters
+from asymvlm_kernels.prefill.prune.two_launches import (
     GatherSequence,
     ScoreSelect,
     _gather_sequence_fake,
@@ -24,11 +27,8 @@ from asymvlm_kernels.prefill.fused import (
     nothing_selected,
     score_launch,
 )
-from asymvlm_kernels.prefill.fused_gather import gather_item
-from asymvlm_kernels.prefill.fused_score import NOT_SPECIALIZED, score_item
-from asymvlm_kernels.prefill.scratch import zeroed_counters
-from asymvlm_kernels.tuning.fused import one_launch_config
 from asymvlm_kernels.tuning.prefill import row_vector
+from asymvlm_kernels.tuning.prune import one_launch_config
 
 PROGRAMS_AHEAD = 264  # two for each of 132 processors score before a copy waits for them
 

@@ -8,11 +8,12 @@ from sequences import BUDGETS, sequence
 
 from asymvlm_kernels import PrunedSequence, prune_sequence, use_backend
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.prefill import fused, one_launch, scratch
+from asymvlm_kernels.prefill import one_launch
+from asymvlm_kernels.prefill.prune import scratch, two_launches
 from asymvlm_kernels.testing import DTYPES
 from asymvlm_kernels.tuning import paths
-from asymvlm_kernels.tuning.fused import RankConfig
 from asymvlm_kernels.tuning.paths import PrefillPath, use_path
+from asymvlm_kernels.tuning.prune import RankConfig
 
 
 def run(case, budget, launches: int, **options) -> PrunedSequence:
@@ -56,7 +57,7 @@ def test_many_small_samples_take_turns(device, monkeypatch):
 
 
 def test_long_rows_and_no_samples(device, monkeypatch):
-    monkeypatch.setattr(fused, "rank_config", lambda S: RankConfig(128, chunked=True))
+    monkeypatch.setattr(two_launches, "rank_config", lambda S: RankConfig(128, chunked=True))
     case = sequence(2, 300, 8, device=device)
     assert_same(run(case, BUDGETS[2], 1), run(case, BUDGETS[2], 2))
     for B, S in ((0, 5), (2, 0)):
@@ -100,7 +101,7 @@ def test_one_launch_is_one_launch(device, monkeypatch):
             launched.append(self.kernel)
             return self.kernel[grid]
 
-    for module in (fused, one_launch):
+    for module in (two_launches, one_launch):
         for name in ("_score_select_kernel", "_gather_sequence_kernel", "_prune_static_kernel"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, Counted(getattr(module, name)))

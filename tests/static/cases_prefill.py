@@ -9,7 +9,8 @@ from unittest.mock import patch
 import torch
 from case import HALVES, Case, Kernel
 
-from asymvlm_kernels.prefill import fused, gather, one_launch, score, score_grad, select
+from asymvlm_kernels.prefill import gather, one_launch, score, score_grad, select
+from asymvlm_kernels.prefill.prune import two_launches
 from asymvlm_kernels.tuning.paths import PrefillPath
 
 Launch = functools.partial[object]
@@ -66,7 +67,9 @@ def score_select_call(
 ) -> Launch:
     embeds, mask = torch.empty(B, S, D, dtype=dtype), torch.empty(B, S, dtype=torch.bool)
     extra = (None, None) if bare else (mask, torch.empty(D))
-    return functools.partial(fused._score_select_triton, embeds, mask, mask, *extra, [ratio] * 3, [0.0, ratio], S)
+    return functools.partial(
+        two_launches._score_select_triton, embeds, mask, mask, *extra, [ratio] * 3, [0.0, ratio], S
+    )
 
 
 def select_given_call(S: int) -> Launch:
@@ -79,7 +82,7 @@ def gather_sequence_call(S: int, D: int, dtype: torch.dtype, *, B: int = 1, K: i
     ids, flags = torch.empty(B, S, dtype=torch.int64), torch.empty(B, S, dtype=torch.bool)
     carry = [torch.empty(3, B, S, dtype=torch.int64), ids, flags][:carries]
     arguments = (order, lengths, carry, [0, -100, 0][:carries], [True, False, False][:carries], K, True)
-    return functools.partial(fused._gather_sequence_triton, torch.empty(B, S, D, dtype=dtype), *arguments)
+    return functools.partial(two_launches._gather_sequence_triton, torch.empty(B, S, D, dtype=dtype), *arguments)
 
 
 def one_launch_call(S: int, D: int, dtype: torch.dtype, *, B: int = 1, K: int = 1655, carries: int = 3) -> Launch:
@@ -91,7 +94,7 @@ def one_launch_call(S: int, D: int, dtype: torch.dtype, *, B: int = 1, K: int = 
 
 
 def overlapped(call: Launch) -> None:
-    with patch.object(fused, "prefill_path", lambda device: PrefillPath(overlap=True)):
+    with patch.object(two_launches, "prefill_path", lambda device: PrefillPath(overlap=True)):
         call()
 
 

@@ -10,7 +10,7 @@ import torch
 from compiled import run
 
 from asymvlm_kernels.prefill.reference import EPSILON
-from asymvlm_kernels.tuning import fused
+from asymvlm_kernels.tuning import prune
 from asymvlm_kernels.tuning.prefill import fold_config, gather_config, score_config, select_config
 
 
@@ -59,7 +59,7 @@ def test_select_tokens_and_importance_gap(calls):
 
 def test_the_two_launches_of_prune_sequence(calls):
     (score,), (gather,) = calls["score_select"], calls["gather_sequence"]
-    launch = fused.score_select_config(3072, torch.bfloat16, 8, 90)
+    launch = prune.score_select_config(3072, torch.bfloat16, 8, 90)
     tile = {"BLOCK_N": launch.block_n, "BLOCK_L": launch.block_l, "BLOCK_D": launch.block_d, "SPLITS": launch.splits}
     wide = {"EPSILON": EPSILON, "D": 3072, "VECTOR": 8, "SPLIT": True, "LIFT": False}
     rank = {"BLOCK_S": 4096, "BLOCK_K": 64 * launch.num_warps, "LONG": False, "OVERLAP": False}

@@ -8,12 +8,12 @@ whoever comes last.
 from __future__ import annotations
 
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.prefill.fused_keys import BINS, bin_of
-from asymvlm_kernels.prefill.fused_parts import add_parts, score_part
-from asymvlm_kernels.prefill.fused_select import select_sample
-from asymvlm_kernels.prefill.fused_text import list_text, roles_of
 from asymvlm_kernels.prefill.lifted import score_again
 from asymvlm_kernels.prefill.order import order_key
+from asymvlm_kernels.prefill.prune.keys import BINS, bin_of
+from asymvlm_kernels.prefill.prune.parts import add_parts, score_part
+from asymvlm_kernels.prefill.prune.roles import list_text, roles_of
+from asymvlm_kernels.prefill.prune.select_item import select_sample
 
 NOT_SPECIALIZED = ["stride_eb", "stride_vb", "stride_tb", "stride_pb", "S", "capacity", "linear"]
 NOT_SPECIALIZED += [f"ratio_{number}" for number in range(3)] + [f"number_{number}" for number in range(5)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from asymvlm_kernels._triton import triton
-from asymvlm_kernels.tuning.fused import RankConfig, ScoreSelectConfig
+from asymvlm_kernels.tuning.prune import RankConfig, ScoreSelectConfig
 
 BINS = 2048  # of the histogram of a long row
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.device import multiply_f64
-from asymvlm_kernels.prefill.fused_keys import (
+from asymvlm_kernels.prefill.order import keep_best, key_score, kth_key, kth_keys
+from asymvlm_kernels.prefill.prune.keys import (
     BINS,
     PROTECTED,
     cut_key_long,
@@ -16,7 +17,6 @@ from asymvlm_kernels.prefill.fused_keys import (
     quartile_keys_long,
     take_histogram,
 )
-from asymvlm_kernels.prefill.order import keep_best, key_score, kth_key, kth_keys
 
 
 @triton.jit

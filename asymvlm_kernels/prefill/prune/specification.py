@@ -14,8 +14,8 @@ import torch
 from asymvlm_kernels.budget import Budget, ScoreBudget, budget_counts, counts_scores
 from asymvlm_kernels.millionths import MILLION
 from asymvlm_kernels.prefill import reference
-from asymvlm_kernels.prefill.fused_budget import EncodedBudget
-from asymvlm_kernels.prefill.groups import guaranteed_tokens, rank_sure
+from asymvlm_kernels.prefill.prune.budget_numbers import EncodedBudget
+from asymvlm_kernels.prefill.prune.groups import guaranteed_tokens, rank_sure
 from asymvlm_kernels.prefill.spread import Spread
 
 ScoreSelect = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from asymvlm_kernels.dispatch import define_cuda, define_op
-from asymvlm_kernels.prefill import fused
 from asymvlm_kernels.prefill.cuda import carry_of, carry_words, prune, refuse_given
 from asymvlm_kernels.prefill.one_launch import prune_in_one_launch
+from asymvlm_kernels.prefill.prune import two_launches
 from asymvlm_kernels.tuning.paths import prefill_path
 
 PruneStatic = tuple[
@@ -47,9 +47,9 @@ def _in_turn(score_select: Callable[..., Any], gather: Callable[..., Any]) -> Ca
     return run
 
 
-_prune_static_reference = _in_turn(fused._score_select_reference, fused._gather_sequence_reference)
-_prune_static_two_launches = _in_turn(fused._score_select_triton, fused._gather_sequence_triton)
-_prune_static_fake = _in_turn(fused._score_select_fake, fused._gather_sequence_fake)
+_prune_static_reference = _in_turn(two_launches._score_select_reference, two_launches._gather_sequence_reference)
+_prune_static_two_launches = _in_turn(two_launches._score_select_triton, two_launches._gather_sequence_triton)
+_prune_static_fake = _in_turn(two_launches._score_select_fake, two_launches._gather_sequence_fake)
 
 
 def _prune_static_triton(

@@ -1,11 +1,9 @@
-"""Score, gap, budget, select and gather, fused into one call: the sequence a decoder gets instead of the full one.
+"""Drop the least important vision tokens of a prompt: score, gap, budget, selection and gather as one call.
 
-Two registered ops do it in two launches (see `fused`), or one where the length is known (see `whole`). For several
-images with floors of their own, scores that spread, budgets that are not this package's and rows beyond ``LONGEST``,
-the first is replaced by the ops that it is made of, one after the other (see `fused_reference`).
-
-One selection serves the whole sequence: every token that must stay gets the score +inf, every prunable vision token its
-own, and the best ``kept text + K`` of the row, in ascending order, are the shortened sequence.
+`prune_sequence` checks its arguments and picks one of three registered ops. A result of known length is `prune_static`
+(see `known_length`); else `score_select` says which places are kept and `gather_sequence` moves them (`two_launches`).
+Several images with floors of their own, scores that spread, budgets that are not this package's and rows beyond
+``LONGEST`` take the ops that `score_select` is made of, one after the other (`specification.select_places`).
 """
 
 from __future__ import annotations
@@ -26,13 +24,19 @@ from asymvlm_kernels._checks import (
     check_shape,
 )
 from asymvlm_kernels.budget import Budget, ScoreBudget, as_budget
-from asymvlm_kernels.prefill.fused import LONGEST, MOST_CARRIES, encode_budget, gather_sequence, score_select
-from asymvlm_kernels.prefill.fused_reference import Steps, longest, select_places
 from asymvlm_kernels.prefill.gather import _gather_rows, gather_rows
+from asymvlm_kernels.prefill.prune.known_length import prune_static
+from asymvlm_kernels.prefill.prune.specification import Steps, longest, select_places
+from asymvlm_kernels.prefill.prune.two_launches import (
+    LONGEST,
+    MOST_CARRIES,
+    encode_budget,
+    gather_sequence,
+    score_select,
+)
 from asymvlm_kernels.prefill.score import _score_tokens
 from asymvlm_kernels.prefill.select import _importance_gap, _select_tokens
 from asymvlm_kernels.prefill.spread import Spread
-from asymvlm_kernels.prefill.whole import prune_static
 
 PADDING_SIDES = ("left", "right")
 MOST_ROWS = 65535  # of a batch: the second axis of a grid

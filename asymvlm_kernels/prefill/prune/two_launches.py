@@ -15,17 +15,18 @@ import torch
 from asymvlm_kernels._checks import WORDS
 from asymvlm_kernels._triton import triton
 from asymvlm_kernels.dispatch import define_op
-from asymvlm_kernels.prefill import fused_reference, reference
-from asymvlm_kernels.prefill.fused_budget import encode_budget, number_bits
-from asymvlm_kernels.prefill.fused_gather import _gather_sequence_kernel, encoded
-from asymvlm_kernels.prefill.fused_given import select_given
-from asymvlm_kernels.prefill.fused_reference import GatherSequence, ScoreSelect
-from asymvlm_kernels.prefill.fused_score import _score_select_kernel
+from asymvlm_kernels.prefill import reference
 from asymvlm_kernels.prefill.gather import _bits
-from asymvlm_kernels.prefill.scratch import Scratch, scratch_of
-from asymvlm_kernels.tuning.fused import gather_sequence_config, rank_config, score_select_config
+from asymvlm_kernels.prefill.prune import specification
+from asymvlm_kernels.prefill.prune.budget_numbers import encode_budget, number_bits
+from asymvlm_kernels.prefill.prune.gather_item import _gather_sequence_kernel, encoded
+from asymvlm_kernels.prefill.prune.given_scores import select_given
+from asymvlm_kernels.prefill.prune.score_item import _score_select_kernel
+from asymvlm_kernels.prefill.prune.scratch import Scratch, scratch_of
+from asymvlm_kernels.prefill.prune.specification import GatherSequence, ScoreSelect
 from asymvlm_kernels.tuning.paths import prefill_path
 from asymvlm_kernels.tuning.prefill import GatherConfig, architecture, row_vector
+from asymvlm_kernels.tuning.prune import gather_sequence_config, rank_config, score_select_config
 
 LONGEST = 65536  # places of a sequence
 MOST_CARRIES = 8
@@ -41,8 +42,8 @@ __all__ = [
     "score_select",
 ]
 
-_score_select_reference = fused_reference.score_select
-_gather_sequence_reference = fused_reference.gather_sequence
+_score_select_reference = specification.score_select
+_gather_sequence_reference = specification.gather_sequence
 
 
 def _score_select_triton(
@@ -253,14 +254,14 @@ score_select = define_op(
     "score_select(Tensor embeds, Tensor vision_mask, Tensor text_mask, Tensor? protect, Tensor? weight, "
     "SymInt[] ratios, float[] numbers, SymInt capacity, Tensor? given=None) -> "
     "(Tensor scores, Tensor gap, Tensor counts, Tensor lengths, Tensor order)",
-    reference=fused_reference.score_select,
+    reference=specification.score_select,
     triton=_score_select_triton,
     fake=_score_select_fake,
 )
 gather_sequence = define_op(
     "gather_sequence(Tensor embeds, Tensor order, Tensor lengths, Tensor[] carry, Scalar[] pads, bool[] stacked, "
     "SymInt capacity, bool left) -> (Tensor out, Tensor index, Tensor[] carried)",
-    reference=fused_reference.gather_sequence,
+    reference=specification.gather_sequence,
     triton=_gather_sequence_triton,
     fake=_gather_sequence_fake,
 )

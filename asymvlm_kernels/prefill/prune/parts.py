@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.prefill.fused_product import best_of, better_of, norm_of, product_tile
 from asymvlm_kernels.prefill.lifted import needs_lift
+from asymvlm_kernels.prefill.prune.product import best_of, better_of, norm_of, product_tile
 
 
 @triton.jit

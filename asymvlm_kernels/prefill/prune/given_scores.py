@@ -10,14 +10,14 @@ from collections.abc import Sequence
 import torch
 
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.prefill.fused_budget import number_bits
-from asymvlm_kernels.prefill.fused_keys import bin_of
-from asymvlm_kernels.prefill.fused_select import select_sample
-from asymvlm_kernels.prefill.fused_text import roles_of
 from asymvlm_kernels.prefill.order import order_key
+from asymvlm_kernels.prefill.prune.budget_numbers import number_bits
+from asymvlm_kernels.prefill.prune.keys import bin_of
+from asymvlm_kernels.prefill.prune.roles import roles_of
+from asymvlm_kernels.prefill.prune.scratch import BINS, zeroed_counters
+from asymvlm_kernels.prefill.prune.select_item import select_sample
 from asymvlm_kernels.prefill.reference import SECOND_HIGHEST
-from asymvlm_kernels.prefill.scratch import BINS, zeroed_counters
-from asymvlm_kernels.tuning.fused import GIVEN_WARPS, rank_config
+from asymvlm_kernels.tuning.prune import GIVEN_WARPS, rank_config
 
 NOT_SPECIALIZED = ["stride_gb", "stride_vb", "stride_tb", "stride_pb", "S", "capacity", "linear"]
 NOT_SPECIALIZED += [f"ratio_{number}" for number in range(3)] + [f"number_{number}" for number in range(5)]
