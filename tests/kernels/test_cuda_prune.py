@@ -11,10 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sequences import BUDGETS, Sequence, assert_same, sequence
 
-from asymvlm_kernels import BackendError, Budget, UniformBudget, cuda, prune_sequence, use_backend
-from asymvlm_kernels.prefill import cuda as prefill
+from asymvlm_kernels import BackendError, Budget, UniformBudget, prune_sequence, use_backend
+from asymvlm_kernels.dispatch import Unsupported
 from asymvlm_kernels.prefill.prune import known_length, scratch, two_launches
 from asymvlm_kernels.testing import DTYPES, literal_scores
+from asymvlm_kernels.unproven.cuda import library as cuda
+from asymvlm_kernels.unproven.cuda import prefill
 
 NAN, INF = float("nan"), float("inf")
 HALVES = DTYPES[1:]
@@ -47,7 +49,7 @@ def check(case: Sequence, budget: Budget, capacity: int | None = None) -> None:
     assert encoded is not None
     for left in (True, False):
         rest = (carry, [-1, 5, True, 1.5], [False, True, False, False], most, left)
-        result = known_length._prune_static_cuda(*vars(case).values(), *encoded, *rest)
+        result = prefill._prune_static_cuda(*vars(case).values(), *encoded, *rest)
         wanted = known_length._prune_static_reference(*vars(case).values(), *encoded, *rest)
         names = ("scores", "gap", "counts", "lengths", "out", "index")
         for name, got, want in zip(names, result, wanted, strict=False):
@@ -280,7 +282,7 @@ def test_more_blocks_than_fit_are_refused(device):
     plan = division(case, teams=blocks, items=blocks, groups=1, ring=1)
     results = [torch.empty_like(tensor) for tensor in select(case, UniformBudget(0.5))]
     arguments = (tuple(vars(case).values()), (*results, None, None), [500_000] * 3, [0.0, 0.0], 16 * blocks)
-    with pytest.raises(cuda.Unsupported, match="720, too many blocks in cooperative launch"):
+    with pytest.raises(Unsupported, match="720, too many blocks in cooperative launch"):
         prefill.prune(*arguments, plan=plan)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from unittest.mock import patch
 
 import torch
 from case import HALVES, Case, Kernel
 
-from asymvlm_kernels.prefill import gather, one_launch, score, score_grad, select
+from asymvlm_kernels.prefill import gather, score, score_grad, select
 from asymvlm_kernels.prefill.prune import two_launches
-from asymvlm_kernels.tuning.paths import PrefillPath
+from asymvlm_kernels.unproven import one_launch
 
 Launch = functools.partial[object]
 KERNELS = {
@@ -93,11 +92,6 @@ def one_launch_call(S: int, D: int, dtype: torch.dtype, *, B: int = 1, K: int = 
     return functools.partial(one_launch.prune_in_one_launch, tokens, *arguments)
 
 
-def overlapped(call: Launch) -> None:
-    with patch.object(two_launches, "prefill_path", lambda device: PrefillPath(overlap=True)):
-        call()
-
-
 def cases() -> Iterator[Case]:
     for dtype in (torch.float32, *HALVES):
         name = str(dtype).removeprefix("torch.")
@@ -131,7 +125,7 @@ def cases() -> Iterator[Case]:
     yield Case("one launch long", one_launch_call(60000, 3584, bf16, carries=1), bf16, wide=True)
     overlap = {"score": score_select_call(2530, 3072, bf16), "copy": gather_sequence_call(2530, 3072, bf16)}
     for name, call in overlap.items():
-        yield Case(f"fused {name} overlapped", functools.partial(overlapped, call), bf16, oldest=90, wide=True)
+        yield Case(f"fused {name} overlapped", functools.partial(call, overlap=True), bf16, oldest=90, wide=True)
     for N in (256, 2500, 16384, 65536):
         yield Case(f"gap {N}", gap_call(N))
         yield Case(f"select {N}", select_call(N))

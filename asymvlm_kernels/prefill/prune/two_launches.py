@@ -24,7 +24,6 @@ from asymvlm_kernels.prefill.prune.given_scores import select_given
 from asymvlm_kernels.prefill.prune.score_item import _score_select_kernel
 from asymvlm_kernels.prefill.prune.scratch import Scratch, scratch_of
 from asymvlm_kernels.prefill.prune.specification import GatherSequence, ScoreSelect
-from asymvlm_kernels.tuning.paths import prefill_path
 from asymvlm_kernels.tuning.prefill import GatherConfig, architecture, row_vector
 from asymvlm_kernels.tuning.prune import gather_sequence_config, rank_config, score_select_config
 
@@ -56,6 +55,8 @@ def _score_select_triton(
     numbers: Sequence[float],
     capacity: int,
     given: torch.Tensor | None = None,
+    *,
+    overlap: bool = False,
 ) -> ScoreSelect:
     B, S, D = embeds.shape
     outputs = _score_select_fake(embeds, vision_mask, text_mask, protect, weight, ratios, numbers, capacity)
@@ -66,7 +67,6 @@ def _score_select_triton(
         return outputs
     tokens = (embeds, vision_mask, text_mask, protect, weight)
     arguments, constants, tiles = score_launch(tokens, outputs, ratios, numbers, capacity)
-    overlap = prefill_path(embeds.device).overlap
     _score_select_kernel[(tiles * constants["SPLITS"], B)](*arguments, **constants, OVERLAP=overlap)
     return outputs
 
@@ -158,6 +158,8 @@ def _gather_sequence_triton(
     stacked: Sequence[bool],
     capacity: int,
     left: bool,
+    *,
+    overlap: bool = False,
 ) -> GatherSequence:
     outputs = _gather_sequence_fake(embeds, order, lengths, carry, pads, stacked, capacity, left)
     B, _, D = embeds.shape
@@ -167,7 +169,6 @@ def _gather_sequence_triton(
     arguments, constants, items = gather_launch(
         embeds, order, lengths, carry, pads, stacked, capacity, left, outputs, config
     )
-    overlap = prefill_path(embeds.device).overlap
     pdl = {"launch_pdl": True} if overlap else {}
     _gather_sequence_kernel[(B * items,)](*arguments, **constants, OVERLAP=overlap, num_warps=config.num_warps, **pdl)
     return outputs
