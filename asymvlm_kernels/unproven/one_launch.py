@@ -119,9 +119,9 @@ def _prune_static_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    SPLITS: tl.constexpr,
+    PARTS: tl.constexpr,
     VECTOR: tl.constexpr,
-    SPLIT: tl.constexpr,
+    HIGH_LOW: tl.constexpr,
     LIFT: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -135,12 +135,12 @@ def _prune_static_kernel(
 ):
     ranked_ptr = tickets_ptr + 2  # a flag for each sample
     tiles = tl.cdiv(S, BLOCK_N)
-    scores, pid_b, piece = take_ticket(tickets_ptr, B, tiles * SPLITS, items, ahead)
+    scores, pid_b, piece = take_ticket(tickets_ptr, B, tiles * PARTS, items, ahead)
     if scores:
         ranks = score_item(
             pid_b,
-            piece // SPLITS,
-            piece % SPLITS,
+            piece // PARTS,
+            piece % PARTS,
             tiles,
             embeds_ptr,
             weight_ptr,
@@ -177,9 +177,9 @@ def _prune_static_kernel(
             BLOCK_N,
             BLOCK_L,
             BLOCK_D,
-            SPLITS,
+            PARTS,
             VECTOR,
-            SPLIT,
+            HIGH_LOW,
             LIFT,
             BLOCK_S,
             BLOCK_K,
@@ -246,7 +246,7 @@ def prune_in_one_launch(
         embeds, order, lengths, carry, pads, stacked, capacity, left, moved, config
     )
     words, _, _, out, index, carries, carries_out, _, _, _, *carry_numbers, _, _, K = gather_arguments
-    pieces = tiles * constants["SPLITS"]
+    pieces = tiles * constants["PARTS"]
     ahead = min(triton.cdiv(PROGRAMS_AHEAD, pieces), B)
     _prune_static_kernel[(B * (pieces + items),)](
         *score_arguments,

@@ -23,7 +23,7 @@ def calls() -> dict[str, Any]:
 def test_score_tokens(calls):
     fold, score = calls["score"]
     launch = score_config(torch.bfloat16, 8, 90)
-    constants = {"EPSILON": EPSILON, "D": 3072, "WIDTH": 3072, "VECTOR": 8, "SPLIT": True}
+    constants = {"EPSILON": EPSILON, "D": 3072, "WIDTH": 3072, "VECTOR": 8, "HIGH_LOW": True}
     assert fold["constants"] == {**constants, "BLOCK_D": fold_config(3072).block_d, "stride_td": 1, "stride_w": 1}
     tile = {"BLOCK_N": launch.block_n, "BLOCK_L": launch.block_l, "BLOCK_D": launch.block_d}
     absent = {"best_ptr": None, "norm_ptr": None}  # what the gradient needs costs other calls nothing
@@ -60,8 +60,8 @@ def test_select_tokens_and_importance_gap(calls):
 def test_the_two_launches_of_prune_sequence(calls):
     (score,), (gather,) = calls["score_select"], calls["gather_sequence"]
     launch = prune.score_select_config(3072, torch.bfloat16, 8, 90)
-    tile = {"BLOCK_N": launch.block_n, "BLOCK_L": launch.block_l, "BLOCK_D": launch.block_d, "SPLITS": launch.splits}
-    wide = {"EPSILON": EPSILON, "D": 3072, "VECTOR": 8, "SPLIT": True, "LIFT": False}
+    tile = {"BLOCK_N": launch.block_n, "BLOCK_L": launch.block_l, "BLOCK_D": launch.block_d, "PARTS": launch.parts}
+    wide = {"EPSILON": EPSILON, "D": 3072, "VECTOR": 8, "HIGH_LOW": True, "LIFT": False}
     rank = {"BLOCK_S": 4096, "BLOCK_K": 64 * launch.num_warps, "LONG": False, "OVERLAP": False}
     strides = dict.fromkeys(("stride_ed", "stride_w", "stride_vs", "stride_ts", "stride_ps"), 1)
     assert score["constants"] == {**tile, **wide, **rank, **strides}

@@ -23,7 +23,7 @@ NOT_SPECIALIZED += [f"ratio_{number}" for number in range(3)] + [f"number_{numbe
 def score_item(
     pid_b,
     tile,
-    split,
+    part,
     tiles,
     embeds_ptr,
     weight_ptr,
@@ -49,9 +49,9 @@ def score_item(
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    SPLITS: tl.constexpr,
+    PARTS: tl.constexpr,
     VECTOR: tl.constexpr,
-    SPLIT: tl.constexpr,
+    HIGH_LOW: tl.constexpr,
     LIFT: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -64,7 +64,7 @@ def score_item(
     stride_eb, stride_es, stride_ed, stride_w, stride_vb, stride_vs, stride_tb, stride_ts, stride_pb, stride_ps = (
         strides
     )
-    KEY_STEP: tl.constexpr = SPLITS * BLOCK_N * BLOCK_L
+    KEY_STEP: tl.constexpr = PARTS * BLOCK_N * BLOCK_L
     COUNTERS: tl.constexpr = BINS if LONG else 0
     embeds_ptr += tl.multiple_of(pid_b * stride_eb, VECTOR)
     vision_mask_ptr += pid_b * stride_vb
@@ -72,7 +72,7 @@ def score_item(
     order_ptr += pid_b * S  # holds the places of the text until the sample is ranked
     parts_ptr += (pid_b * tiles + tile) * KEY_STEP
     keys_ptr += pid_b * tiles * KEY_STEP  # where the parts of a tile began
-    squares_ptr += pid_b * (SPLITS * BLOCK_L)
+    squares_ptr += pid_b * (PARTS * BLOCK_L)
     counters_ptr += pid_b * (COUNTERS + tiles + 1)  # bins, one for each tile, the last for the sample
     tiles_ptr = counters_ptr + COUNTERS
 
@@ -85,22 +85,22 @@ def score_item(
     )
     has_rows = tl.max(real_n.to(tl.int32), 0) > 0
     length = tl.zeros((), tl.int32)
-    if has_rows | (split == 0):  # the others never arrive, so they might still be writing when the sample is ranked
+    if has_rows | (part == 0):  # the others never arrive, so they might still be writing when the sample is ranked
         length = list_text(vision_mask_ptr, text_mask_ptr, order_ptr, stride_vs, stride_ts, S)
 
     score = tl.full((BLOCK_N,), float("-inf"), tl.float32)
-    finishes = split == 0  # where there is nothing to score, the first part closes the tile
+    finishes = part == 0  # where there is nothing to score, the first part closes the tile
     if has_rows & (length > 0):
         score_part(
             embeds_ptr,
             weight_ptr,
             order_ptr,
-            parts_ptr + split * (BLOCK_N * BLOCK_L),
+            parts_ptr + part * (BLOCK_N * BLOCK_L),
             squares_ptr,
             offs_n,
             real_n,
             length,
-            split,
+            part,
             stride_es,
             stride_ed,
             stride_w,
@@ -109,16 +109,16 @@ def score_item(
             BLOCK_N,
             BLOCK_L,
             BLOCK_D,
-            SPLITS,
+            PARTS,
             VECTOR,
-            SPLIT,
+            HIGH_LOW,
             LIFT,
         )
         tl.debug_barrier()  # all threads have written before one of them says so
-        finishes = tl.atomic_add(tiles_ptr + tile, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
+        finishes = tl.atomic_add(tiles_ptr + tile, 1, sem="acq_rel", scope="gpu") == PARTS - 1
         if finishes:
             tl.store(tiles_ptr + tile, 0)
-            score, square, odd = add_parts(parts_ptr, squares_ptr, length, EPSILON, BLOCK_N, BLOCK_L, SPLITS)
+            score, square, odd = add_parts(parts_ptr, squares_ptr, length, EPSILON, BLOCK_N, BLOCK_L, PARTS)
             if not LIFT:
                 score = score_again(
                     score,
@@ -215,9 +215,9 @@ def _score_select_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    SPLITS: tl.constexpr,
+    PARTS: tl.constexpr,
     VECTOR: tl.constexpr,
-    SPLIT: tl.constexpr,
+    HIGH_LOW: tl.constexpr,
     LIFT: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -228,9 +228,9 @@ def _score_select_kernel(
         tl.extra.cuda.gdc_launch_dependents()  # the copy may be launched; it waits for the end of this grid
     score_item(
         tl.program_id(1).to(tl.int64),
-        tl.program_id(0) // SPLITS,
-        tl.program_id(0) % SPLITS,
-        tl.num_programs(0) // SPLITS,
+        tl.program_id(0) // PARTS,
+        tl.program_id(0) % PARTS,
+        tl.num_programs(0) // PARTS,
         embeds_ptr,
         weight_ptr,
         vision_mask_ptr,
@@ -255,9 +255,9 @@ def _score_select_kernel(
         BLOCK_N,
         BLOCK_L,
         BLOCK_D,
-        SPLITS,
+        PARTS,
         VECTOR,
-        SPLIT,
+        HIGH_LOW,
         LIFT,
         BLOCK_S,
         BLOCK_K,

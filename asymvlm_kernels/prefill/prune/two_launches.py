@@ -67,7 +67,7 @@ def _score_select_triton(
         return outputs
     tokens = (embeds, vision_mask, text_mask, protect, weight)
     arguments, constants, tiles = score_launch(tokens, outputs, ratios, numbers, capacity)
-    _score_select_kernel[(tiles * constants["SPLITS"], B)](*arguments, **constants, OVERLAP=overlap)
+    _score_select_kernel[(tiles * constants["PARTS"], B)](*arguments, **constants, OVERLAP=overlap)
     return outputs
 
 
@@ -117,9 +117,9 @@ def score_launch(
         "BLOCK_N": config.block_n,
         "BLOCK_L": config.block_l,
         "BLOCK_D": config.block_d,
-        "SPLITS": config.splits,
+        "PARTS": config.parts,
         "VECTOR": vector,
-        "SPLIT": embeds.dtype != torch.float32,
+        "HIGH_LOW": embeds.dtype != torch.float32,
         "LIFT": embeds.dtype == torch.float16,
         "BLOCK_S": rank.block_s,
         "BLOCK_K": 64 * config.num_warps,  # 2 places a thread: with 8 the scan spills
