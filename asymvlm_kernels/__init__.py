@@ -22,7 +22,7 @@ from asymvlm_kernels.decode.moves import move_slots_, plan_moves
 from asymvlm_kernels.decode.score import score_from_lse
 from asymvlm_kernels.dispatch import BackendError, use_backend
 from asymvlm_kernels.prefill.gather import gather_rows
-from asymvlm_kernels.prefill.prune.prune import PrunedSequence, prune_sequence
+from asymvlm_kernels.prefill.prune import PrunedSequence, prune_sequence
 from asymvlm_kernels.prefill.score import score_tokens
 from asymvlm_kernels.prefill.select import importance_gap, select_tokens
 from asymvlm_kernels.prefill.spread import Spread
