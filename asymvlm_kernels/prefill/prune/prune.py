@@ -42,7 +42,7 @@ PADDING_SIDES = ("left", "right")
 MOST_ROWS = 65535  # of a batch: the second axis of a grid
 MOST_NUMBERS = 64  # of a token in a tensor that the gather of the embeddings moves along
 
-REGISTERED = Steps(_gather_rows, _score_tokens, _importance_gap, _select_tokens)
+REGISTERED = Steps(_gather_rows, _score_tokens, _importance_gap, _select_tokens, longest)
 
 
 @dataclass(frozen=True)

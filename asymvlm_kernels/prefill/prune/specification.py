@@ -23,15 +23,22 @@ GatherSequence = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]
 
 
 class Steps(NamedTuple):
-    """Four ops of one selection. They check nothing: `prune_sequence` has."""
+    """Four ops of one selection, and how the host learns the longest text. They check nothing: `prune_sequence` has."""
 
     gather_rows: Callable[..., torch.Tensor]
     score_tokens: Callable[..., torch.Tensor]
     importance_gap: Callable[..., torch.Tensor]
     select_tokens: Callable[..., torch.Tensor]
+    longest: Callable[[torch.Tensor], int]
 
 
-PLAIN = Steps(reference.gather_rows, reference.score_tokens, reference.importance_gap, reference.select_tokens)
+PLAIN = Steps(
+    reference.gather_rows,
+    reference.score_tokens,
+    reference.importance_gap,
+    reference.select_tokens,
+    longest=lambda lengths: int(lengths.max()) if len(lengths) else 0,  # inside an op, where nothing is traced
+)
 
 
 def select_places(
@@ -55,7 +62,7 @@ def select_places(
     prunable, must_stay, text = reference.token_roles(vision_mask, text_mask, protect)
     scored = text.any(-1)
     if given is None:
-        text_index = reference.compact(text, embeds.shape[1] if static else longest(text.sum(-1)))
+        text_index = reference.compact(text, embeds.shape[1] if static else steps.longest(text.sum(-1)))
         rows = steps.gather_rows(embeds, text_index, 0)
         scores = steps.score_tokens(embeds, rows, weight, prunable, text_index >= 0)
     else:
