@@ -22,8 +22,9 @@ from asymvlm_kernels.prefill.prune.budget_numbers import encode_budget, number_b
 from asymvlm_kernels.prefill.prune.gather_item import _gather_sequence_kernel, encoded
 from asymvlm_kernels.prefill.prune.given_scores import select_given
 from asymvlm_kernels.prefill.prune.score_item import _score_select_kernel
-from asymvlm_kernels.prefill.prune.scratch import Scratch, scratch_of
+from asymvlm_kernels.prefill.prune.scratch import scratch_of
 from asymvlm_kernels.prefill.prune.specification import GatherSequence, ScoreSelect
+from asymvlm_kernels.prefill.prune.tokens import Kept, Tokens
 from asymvlm_kernels.tuning.prefill import GatherConfig, architecture, row_vector
 from asymvlm_kernels.tuning.prune import gather_sequence_config, rank_config, score_select_config
 
@@ -87,19 +88,10 @@ def score_launch(
     vector = row_vector(embeds)
     config = score_select_config(D, embeds.dtype, vector, architecture(embeds.device))
     rank = rank_config(S)
-    scratch: Scratch = scratch_of(B, S, config, rank, embeds.device)
     arguments = [
-        embeds,
-        weight,
-        vision_mask,
-        text_mask,
-        protect,
-        *outputs,
-        scratch.parts,
-        scratch.keys,
-        scratch.squares,
-        scratch.lists,
-        scratch.counters,
+        Tokens(*tokens),
+        Kept(*outputs),
+        scratch_of(B, S, config, rank, embeds.device),
         *embeds.stride(),
         0 if weight is None else weight.stride(0),
         *vision_mask.stride(),
