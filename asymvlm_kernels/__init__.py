@@ -17,7 +17,6 @@ from asymvlm_kernels.budget import (
     UniformBudget,
     keep_counts,
 )
-from asymvlm_kernels.decode import cuda as _decode_cuda  # noqa: F401  gives its ops their launchers
 from asymvlm_kernels.decode.flash import flash_attn_func, flash_attn_with_kvcache
 from asymvlm_kernels.decode.moves import move_slots_, plan_moves
 from asymvlm_kernels.decode.score import score_from_lse

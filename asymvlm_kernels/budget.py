@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 
+from asymvlm_kernels.millionths import MILLION, to_millionths
+from asymvlm_kernels.prefill.relative import relative_counts
+
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-MILLION = 1_000_000
 TIERS = ("conservative", "moderate", "aggressive")
 
 
@@ -176,8 +178,6 @@ class RelativeThresholdBudget:
 
     def counts(self, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """``(B, N)`` fp32 scores, bool mask -> ``(B,)`` int32; 0 where N is 0, the largest where a quantile is NaN."""
-        from asymvlm_kernels.prefill.relative import relative_counts  # which needs the dispatch, and that no budget
-
         return relative_counts(scores, mask, self.beta, self.minimum, self.maximum)
 
 
@@ -238,11 +238,6 @@ def keep_counts(gap: torch.Tensor, num_tokens: torch.Tensor | int, budget: float
     n = num_tokens.to(torch.int64)
     counts = (n * known.millionths(gap) // MILLION).clamp_min(1)
     return torch.minimum(counts, n.clamp_min(0)).to(torch.int32)
-
-
-def to_millionths(ratio: float) -> int:
-    """Keep ratio as the nearest whole number of millionths, at least 1."""
-    return max(1, round(ratio * MILLION))
 
 
 def _check_ratio(name: str, value: float) -> None:

@@ -5,25 +5,25 @@ the Triton launcher under the interpreter when ``"triton"`` is asked for. Its CU
 where Triton cannot run; ``"auto"`` logs the reason once. Given equal scores every backend returns the same indices; the
 scores themselves agree up to rounding (see `prefill.score`). An explicit choice that cannot run raises.
 
-``"cuda"`` is the optional CUDA library. Ops that it has no kernel for run as under ``"auto"``; ``"auto"`` takes the
-library only where `tuning.cuda` holds a proof that it is faster.
+``"cuda"`` is the optional CUDA library, loaded when it is named. Ops that it has no kernel for run as under ``"auto"``,
+which never takes it: no GPU has shown it to be faster.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from asymvlm_kernels import cuda
 from asymvlm_kernels._triton import HAS_TRITON, INTERPRETED, TRITON_IMPORT_ERROR
-from asymvlm_kernels.tuning.cuda import PROOFS, is_proven
 
 BACKENDS = ("auto", "reference", "triton", "cuda")
 ENVIRONMENT_VARIABLE = "ASYMVLM_BACKEND"
@@ -37,11 +37,15 @@ if "library" not in _registered:
     _registered["library"] = torch.library.Library("asymvlm", "DEF")
 _library: torch.library.Library = _registered["library"]
 _choice: ContextVar[str | None] = ContextVar("asymvlm_backend", default=None)
-_cuda_launchers: dict[str, Callable[..., Any]] = {}
+_instead: ContextVar[Mapping[str, Callable[..., Any]]] = ContextVar("asymvlm_launchers", default=MappingProxyType({}))
 
 
 class BackendError(RuntimeError):
     """A backend was asked for by name and cannot run here."""
+
+
+class Unsupported(RuntimeError):
+    """A launcher cannot serve this call, told before anything ran."""
 
 
 @contextlib.contextmanager
@@ -62,6 +66,16 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _choice.reset(token)
+
+
+@contextlib.contextmanager
+def use_launchers(launchers: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Run the named ops inside the ``with`` block by other Triton launchers than their own, with the same arguments."""
+    token = _instead.set({**_instead.get(), **launchers})
+    try:
+        yield
+    finally:
+        _instead.reset(token)
 
 
 def requested_backend() -> str:
@@ -132,20 +146,19 @@ def define_op(
         if check is not None and device.type == "cpu":
             check(*args)
         backend = resolve_backend(device)
-        if backend == "cuda" or (PROOFS and backend == "triton" and _is_faster(name, args)):
-            if name in _cuda_launchers:
+        if backend == "cuda":
+            launcher = cuda_launchers().get(name)
+            if launcher is not None:
                 try:
                     with _current(device):
-                        return _cuda_launchers[name](*args)
-                except cuda.Unsupported as reason:  # of this call: nothing has run
-                    if backend == "cuda":
-                        raise BackendError(f"backend 'cuda' was asked for but cannot run {name}: {reason}") from reason
-                    _log_unsupported(name, str(reason))
-            if backend == "cuda":
-                backend = _automatic(device)
-        if backend == "triton" and triton is not None:
+                        return launcher(*args)
+                except Unsupported as reason:  # of this call: nothing has run
+                    raise BackendError(f"backend 'cuda' was asked for but cannot run {name}: {reason}") from reason
+            backend = _automatic(device)
+        launcher = _instead.get().get(name, triton)
+        if backend == "triton" and launcher is not None:
             with _current(device):
-                return triton(*args)
+                return launcher(*args)
         return reference(*args)
 
     def refuse(*args: Any) -> Any:  # PyTorch would loop over the samples, and an op that writes in place cannot
@@ -182,12 +195,11 @@ def _registered_call(key: str) -> Callable[..., Any]:
     return call
 
 
-def define_cuda(name: str, launcher: Callable[..., Any]) -> None:
-    """Give the op ``asymvlm::<name>`` a launcher of the CUDA library, with the op's arguments.
-
-    It raises `cuda.Unsupported` where the library cannot serve a call.
-    """
-    _cuda_launchers[name] = launcher
+@functools.cache
+def cuda_launchers() -> dict[str, Callable[..., Any]]:
+    """Launchers of the CUDA library by op. They raise `Unsupported` where the library cannot serve a call."""
+    found: dict[str, Callable[..., Any]] = importlib.import_module("asymvlm_kernels.unproven.cuda").LAUNCHERS
+    return found
 
 
 def define_backward(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
@@ -213,7 +225,8 @@ def _why_not(name: str, device: torch.device) -> str:
     if name == "reference":
         return ""
     if name == "cuda":
-        return cuda.why_not(device)
+        reason: str = importlib.import_module("asymvlm_kernels.unproven.cuda.library").why_not(device)
+        return reason
     if not HAS_TRITON:
         return f"triton cannot be imported ({TRITON_IMPORT_ERROR})"
     if INTERPRETED:
@@ -229,18 +242,6 @@ def _why_not(name: str, device: torch.device) -> str:
 def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Kernels are launched on the current device, which need not be that of the arguments."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-def _is_faster(name: str, args: tuple[Any, ...]) -> bool:
-    """Whether ``"auto"`` takes the CUDA library for this call."""
-    if requested_backend() != "auto" or args[0].device.type != "cuda" or not is_proven(name, args[0]):
-        return False
-    return not cuda.why_not(args[0].device)
-
-
-@functools.cache
-def _log_unsupported(name: str, reason: str) -> None:
-    logger.warning("asymvlm_kernels runs %s on Triton: %s", name, reason)
 
 
 @functools.cache

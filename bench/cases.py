@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 import asymvlm_kernels as ak
-from asymvlm_kernels import cuda
 from asymvlm_kernels.prefill import reference
-from asymvlm_kernels.tuning.paths import PrefillPath, use_path
+from asymvlm_kernels.unproven.cuda import library as cuda
+from asymvlm_kernels.unproven.paths import PrefillPath, use_path
 from bench import peers
 from bench.shapes import COMPILED, SMOKE, Shape
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import asymvlm_kernels as ak
-from asymvlm_kernels.tuning.paths import PrefillPath, use_path
+from asymvlm_kernels.unproven.paths import PrefillPath, use_path
 
 SIZES = ((1, 1, 16, 1), (2, 37, 70, 5), (1, 300, 128, 65))  # B, N, D, L
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "python_api")]
 import torch  # noqa: E402
 
 from asymvlm_kernels.build import nvcc  # noqa: E402
-from asymvlm_kernels.cuda import find  # noqa: E402
+from asymvlm_kernels.unproven.cuda.library import find  # noqa: E402
 from bench import check_cuda, environment, results, tables  # noqa: E402
 
 API_TESTS = ("tests/api/test_pruned_equals_masked.py", "tests/api/test_prune_inputs.py")  # the quick ones that say most

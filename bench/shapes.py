@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 
 from asymvlm_kernels import testing
-from asymvlm_kernels.budget import MILLION, to_millionths
+from asymvlm_kernels.millionths import MILLION, to_millionths
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 // The library's C interface: pointers, sizes, strides, a stream. Functions return a CUDA error code, 0 for success.
 //
 // Nothing here knows torch: one binary serves every torch and Python. Pointers are device pointers, strides count
-// elements, masks are one byte a token. Launches go to the current device and wait for nothing. asymvlm_kernels/cuda.py
+// elements, masks are one byte a token. Launches go to the current device and wait for nothing. asymvlm_kernels/unproven/cuda/library.py
 // mirrors the structs field by field; asymvlm_struct_size lets it check that it does.
 #pragma once
 

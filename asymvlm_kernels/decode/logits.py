@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.prefill.fold import multiply
+from asymvlm_kernels.device import multiply
 
 NO_BOUND = 2**30  # a window that reaches beyond every slot, and still adds to one within int32
 NO_BOUNDS = (NO_BOUND, NO_BOUND)

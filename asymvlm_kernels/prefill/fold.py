@@ -7,23 +7,9 @@ from __future__ import annotations
 
 import torch
 
-from asymvlm_kernels._triton import INTERPRETED, tl, triton
+from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.prefill import reference
 from asymvlm_kernels.tuning.prefill import ScoreConfig, fold_config, row_vector
-
-if INTERPRETED:
-
-    @triton.jit
-    def multiply(a, b, sums):
-        """``sums + a @ b`` in fp32. (The interpreter would multiply the raw bits of bf16.)"""
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), sums, input_precision="ieee")
-
-else:
-
-    @triton.jit
-    def multiply(a, b, sums):
-        """``sums + a @ b`` in fp32."""
-        return tl.dot(a, b, sums, input_precision="ieee")
 
 
 @triton.jit
@@ -54,7 +40,7 @@ def _fold_text_kernel(
     WIDTH: tl.constexpr,
     BLOCK_D: tl.constexpr,
     VECTOR: tl.constexpr,
-    SPLIT: tl.constexpr,
+    HIGH_LOW: tl.constexpr,
 ):
     # one program folds one text row; columns from D to WIDTH become zeros, so the score kernel loads t' without a mask
     pid_b = (tl.program_id(0) // L).to(tl.int64)
@@ -68,8 +54,8 @@ def _fold_text_kernel(
     folded = tl.div_rn(text, tl.zeros_like(text) + norm)
     if weight_ptr is not None:
         folded *= tl.load(weight_ptr + offs_d * stride_w, mask=mask_d, other=0.0)
-    folded_ptr += (pid_b * L * (1 + SPLIT) + pid_l) * WIDTH  # (B, 1 + SPLIT, L, WIDTH)
-    if SPLIT:
+    folded_ptr += (pid_b * L * (1 + HIGH_LOW) + pid_l) * WIDTH  # (B, 1 + HIGH_LOW, L, WIDTH)
+    if HIGH_LOW:
         lift = lift_exponent(tl.max(tl.abs(folded), 0))
         tl.store(unlift_ptr + pid_b * L + pid_l, power_of_two(254 - lift))
         folded *= power_of_two(lift)
@@ -89,9 +75,9 @@ def fold_text(
     A kernel of its own: as a prologue of the score kernel it would be redone by each of its N / block_n programs.
     """
     B, L, D = text.shape
-    split = text.dtype != torch.float32
+    high_low = text.dtype != torch.float32
     width = triton.cdiv(D, config.block_d) * config.block_d
-    folded = torch.empty((B, 1 + split, L, width), dtype=text.dtype, device=text.device)
+    folded = torch.empty((B, 1 + high_low, L, width), dtype=text.dtype, device=text.device)
     unlift = torch.empty((B, L), dtype=torch.float32, device=text.device)
     if L > 0:
         launch = fold_config(width)
@@ -108,7 +94,7 @@ def fold_text(
             WIDTH=width,
             BLOCK_D=launch.block_d,
             VECTOR=row_vector(text),
-            SPLIT=split,
+            HIGH_LOW=high_low,
             num_warps=launch.num_warps,
         )
     return folded, unlift

@@ -59,7 +59,7 @@ def best_folded(
     L,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
-    SPLIT: tl.constexpr,
+    HIGH_LOW: tl.constexpr,
 ):
     """Best product of one row times ``lift`` with t' (see `fold`), and the text it belongs to; of several the first."""
     best = tl.full((), float("-inf"), tl.float32)
@@ -73,12 +73,12 @@ def best_folded(
             products = tl.zeros((COLUMNS,), tl.float32)
             for start_d in tl.range(0, D, COLUMNS, num_stages=1):
                 folded = load_columns(text_ptr, start_d, 1, D)
-                if SPLIT:
+                if HIGH_LOW:
                     folded += load_columns(text_ptr + L * WIDTH, start_d, 1, D)
                 products += load_columns(row_ptr, start_d, stride_vd, D) * lift * folded
                 tl.debug_barrier()
             similarity = tl.sum(products, 0)
-            if SPLIT:
+            if HIGH_LOW:
                 similarity *= tl.load(unlift_ptr + text)
             better = (best == best) & ((similarity != similarity) | (similarity > best))
             place = tl.where(better, text, place)

@@ -11,6 +11,7 @@ import math
 import torch
 
 from asymvlm_kernels._checks import WORDS
+from asymvlm_kernels.ranking import order_key
 
 SECOND_HIGHEST = 2.0**128 - 2.0**105  # finite fp32 number: the higher ranks are for tokens that must stay
 SMALLEST_NORM, LARGEST_NORM = 2.0**-50, 2.0**60  # whose squares, and the sum of a row's, fp32 holds
@@ -171,14 +172,6 @@ def score_tokens_grad(
         sums.baddbmm_(shares.mT, rows)
         used |= (shares != 0).any(1)[..., None]
     return (sums * unit.masked_fill(~used, 0.0)).sum((0, 1))
-
-
-def order_key(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """fp32 scores -> int64 keys that rank as the method does: -0 equals +0, NaN below -inf, masked below NaN."""
-    bits = (scores + 0.0).view(torch.int32).to(torch.int64)  # -0.0 + 0.0 is +0.0
-    key = torch.where(bits < 0, -bits - 2**31, bits)  # negative floats grow downwards
-    key = key.masked_fill(scores.isnan(), -(2**31) - 1)
-    return key if mask is None else key.masked_fill(~mask, -(2**31) - 2)
 
 
 def importance_gap(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -12,10 +12,10 @@ import torch
 
 from asymvlm_kernels._checks import check_dtype, check_mask, check_no_grad, check_number, check_shape
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.budget import to_millionths
+from asymvlm_kernels.device import multiply_f64
 from asymvlm_kernels.dispatch import define_op
+from asymvlm_kernels.millionths import to_millionths
 from asymvlm_kernels.prefill import reference
-from asymvlm_kernels.prefill.fused_select import multiply_f64
 from asymvlm_kernels.prefill.order import count_keys, key_score, kth_keys, kth_keys_chunked, load_keys
 from asymvlm_kernels.tuning.prefill import select_config
 

@@ -54,7 +54,7 @@ def _score_tokens_kernel(
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
     VECTOR: tl.constexpr,
-    SPLIT: tl.constexpr,
+    HIGH_LOW: tl.constexpr,
 ):
     # one program scores BLOCK_N rows of one sample; with `best_ptr` it leaves what the gradient needs
     pid_b = tl.program_id(1).to(tl.int64)
@@ -68,7 +68,7 @@ def _score_tokens_kernel(
         text_mask_ptr += pid_b * stride_tb
     score, best, norm = score_tile(
         vision_ptr + tl.multiple_of(pid_b * stride_vb, VECTOR),
-        folded_ptr + pid_b * L * (1 + SPLIT) * WIDTH,
+        folded_ptr + pid_b * L * (1 + HIGH_LOW) * WIDTH,
         unlift_ptr + pid_b * L,
         text_mask_ptr,
         real_n,
@@ -84,7 +84,7 @@ def _score_tokens_kernel(
         BLOCK_L,
         BLOCK_D,
         VECTOR,
-        SPLIT,
+        HIGH_LOW,
         best_ptr is not None,
     )
     tl.store(scores_ptr + pid_b * N + offs_n, score, mask=mask_n)
@@ -139,7 +139,7 @@ def launch_score(
         BLOCK_L=config.block_l,
         BLOCK_D=config.block_d,
         VECTOR=vector,
-        SPLIT=folded.shape[1] == 2,
+        HIGH_LOW=folded.shape[1] == 2,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         maxnreg=config.registers,

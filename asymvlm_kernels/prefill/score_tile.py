@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.prefill.fold import multiply
+from asymvlm_kernels.device import multiply
 from asymvlm_kernels.prefill.lifted import NOWHERE, best_folded, lift_of, lifted_square, needs_lift
 
 
@@ -26,7 +26,7 @@ def score_tile(
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
     VECTOR: tl.constexpr,
-    SPLIT: tl.constexpr,
+    HIGH_LOW: tl.constexpr,
     BEST: tl.constexpr,
 ):
     """Scores, best text and norm of the rows ``offs_n`` of one sample. Rows outside ``real_n`` are neither read nor
@@ -55,12 +55,12 @@ def score_tile(
                 vision = tl.load(vision_ptr + rows[:, None] + cols[None, :], mask=mask, other=0.0)
                 text = tl.load(text_ptrs + offs_d[None, :], mask=real_l[:, None], other=0.0)
                 similarity = multiply(text, tl.trans(vision), similarity)
-                if SPLIT:
+                if HIGH_LOW:
                     text = tl.load(text_ptrs + L * WIDTH + offs_d[None, :], mask=real_l[:, None], other=0.0)
                     similarity = multiply(text, tl.trans(vision), similarity)
                 wide = vision.to(tl.float32)
                 squares += wide * wide
-            if SPLIT:
+            if HIGH_LOW:
                 similarity *= tl.load(unlift_ptr + offs_l, mask=real_l, other=1.0)[:, None]
             similarity = tl.where(real_l[:, None], similarity, float("-inf"))
             is_unknown = similarity != similarity
@@ -96,7 +96,7 @@ def score_tile(
                     L,
                     D,
                     WIDTH,
-                    SPLIT,
+                    HIGH_LOW,
                 )
                 best = tl.where(this, product, best)
                 square = tl.where(this, own_square, square)

@@ -7,7 +7,7 @@ A key that may not be seen has ``x = -inf``; a row that sees none has the sum 0 
 from __future__ import annotations
 
 from asymvlm_kernels._triton import HAS_TRITON, tl, triton
-from asymvlm_kernels.prefill.fold import multiply
+from asymvlm_kernels.device import multiply
 
 if HAS_TRITON:  # numbers that kernels may read from their module
     LOG2_E = tl.constexpr(1.4426950408889634)

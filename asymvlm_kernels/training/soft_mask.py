@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from asymvlm_kernels._checks import check_device, check_dtype, check_mask, check_number, check_shape
-from asymvlm_kernels.prefill import reference
+from asymvlm_kernels.ranking import order_key
 
 
 def soft_mask(
@@ -53,7 +53,7 @@ def soft_mask(
         return torch.zeros_like(scores)
     usable = mask & scores.isfinite()
     safe = torch.where(usable, scores, 0.0)  # -inf would turn the gradient into NaN
-    order = reference.order_key(scores.detach().float(), mask).argsort(dim=-1, descending=True, stable=True)
+    order = order_key(scores.detach().float(), mask).argsort(dim=-1, descending=True, stable=True)
     counts = counts.to(torch.int64)[:, None]
     last = order.gather(-1, (counts - 1).clamp(0, scores.shape[1] - 1))  # place of the K-th best
     theta = safe.gather(-1, last)

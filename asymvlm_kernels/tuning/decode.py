@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from asymvlm_kernels.tuning.fused import WARP_GROUPS
 from asymvlm_kernels.tuning.prefill import SMALL_SHARED_MEMORY
+from asymvlm_kernels.tuning.prune import WARP_GROUPS
 
 PROGRAMS = 256  # of one sample: two for each of the 132 SMs of an H100, at most
 MINIMUM_BYTES = (

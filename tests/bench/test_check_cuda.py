@@ -10,7 +10,8 @@ import sys
 import pytest
 import torch
 
-from asymvlm_kernels import build, cuda
+from asymvlm_kernels import build
+from asymvlm_kernels.unproven.cuda import library as cuda
 from bench import check_cuda, gpu
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="here the part itself runs")

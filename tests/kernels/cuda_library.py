@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from asymvlm_kernels import build, cuda
-from asymvlm_kernels.prefill import cuda as prefill
+from asymvlm_kernels import build
+from asymvlm_kernels.unproven.cuda import library as cuda
+from asymvlm_kernels.unproven.cuda import prefill
 
 
 @dataclass(frozen=True)

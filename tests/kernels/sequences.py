@@ -1,4 +1,4 @@
-"""Prompts with random masks, and the two-launch path beside its reference. Shared by test_fused_*.py."""
+"""Prompts with random masks, and the two-launch path beside its reference: for all tests of `prune_sequence`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from asymvlm_kernels import Budget, LinearBudget, ThresholdBudget, UniformBudget
-from asymvlm_kernels.prefill import fused
+from asymvlm_kernels.prefill.prune import two_launches
 from asymvlm_kernels.testing import exact_inputs, prefill_inputs
 
 BUDGETS: tuple[Budget, ...] = (
@@ -31,10 +31,10 @@ class Sequence:
 
     def score_select(
         self, budget: Budget, *, reference: bool = False, capacity: int | None = None
-    ) -> fused.ScoreSelect:
-        encoded = fused.encode_budget(budget)
+    ) -> two_launches.ScoreSelect:
+        encoded = two_launches.encode_budget(budget)
         assert encoded is not None
-        run = fused._score_select_reference if reference else fused._score_select_triton
+        run = two_launches._score_select_reference if reference else two_launches._score_select_triton
         return run(*vars(self).values(), *encoded, self.embeds.shape[1] if capacity is None else capacity)
 
 
@@ -61,7 +61,7 @@ def sequence(
     return Sequence(*(part.to(device) for part in parts))
 
 
-def assert_same(result: fused.ScoreSelect, expected: fused.ScoreSelect) -> None:
+def assert_same(result: two_launches.ScoreSelect, expected: two_launches.ScoreSelect) -> None:
     """Bitwise: scores, gap, counts, lengths and the kept places."""
     for name, got, want in zip(("scores", "gap"), result, expected, strict=False):
         assert torch.equal(got.nan_to_num(7.5), want.nan_to_num(7.5)), name

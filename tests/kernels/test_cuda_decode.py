@@ -6,12 +6,13 @@ import pytest
 import torch
 from cuda_library import Emulated, emulated
 
-from asymvlm_kernels import cuda, flash_attn_with_kvcache, move_slots_, plan_moves, use_backend
+from asymvlm_kernels import flash_attn_with_kvcache, move_slots_, plan_moves, use_backend
 from asymvlm_kernels._triton import INTERPRETED
 from asymvlm_kernels.decode import reference
-from asymvlm_kernels.decode.cuda import merge_parts_cuda
 from asymvlm_kernels.decode.logits import NO_BOUNDS
 from asymvlm_kernels.testing import DTYPES
+from asymvlm_kernels.unproven.cuda import library as cuda
+from asymvlm_kernels.unproven.cuda.decode import merge_parts_cuda
 
 INF = float("inf")
 LOG2E = 1.4426950408889634

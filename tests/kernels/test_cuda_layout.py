@@ -13,9 +13,9 @@ import pytest
 import torch
 from cuda_library import Emulated, emulated
 
-from asymvlm_kernels import cuda
 from asymvlm_kernels.prefill import reference
 from asymvlm_kernels.testing import SHAPES
+from asymvlm_kernels.unproven.cuda import library as cuda
 
 GROUP, STEP, WARPS, TEXT = 16, 32, 8, 32
 BINS, CANDIDATES = 2048, 512

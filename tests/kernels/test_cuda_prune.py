@@ -11,10 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sequences import BUDGETS, Sequence, assert_same, sequence
 
-from asymvlm_kernels import BackendError, Budget, UniformBudget, cuda, prune_sequence, use_backend
-from asymvlm_kernels.prefill import cuda as prefill
-from asymvlm_kernels.prefill import fused, scratch, whole
+from asymvlm_kernels import BackendError, Budget, UniformBudget, prune_sequence, use_backend
+from asymvlm_kernels.dispatch import Unsupported
+from asymvlm_kernels.prefill.prune import known_length, scratch, two_launches
 from asymvlm_kernels.testing import DTYPES, literal_scores
+from asymvlm_kernels.unproven.cuda import library as cuda
+from asymvlm_kernels.unproven.cuda import prefill
 
 NAN, INF = float("nan"), float("inf")
 HALVES = DTYPES[1:]
@@ -23,8 +25,8 @@ any_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 pytestmark = pytest.mark.usefixtures("cuda_library")
 
 
-def select(case: Sequence, budget: Budget, capacity: int | None = None) -> fused.ScoreSelect:
-    encoded = fused.encode_budget(budget)
+def select(case: Sequence, budget: Budget, capacity: int | None = None) -> two_launches.ScoreSelect:
+    encoded = two_launches.encode_budget(budget)
     assert encoded is not None
     return prefill._score_select_cuda(*vars(case).values(), *encoded, capacity or case.embeds.shape[1])
 
@@ -43,12 +45,12 @@ def check(case: Sequence, budget: Budget, capacity: int | None = None) -> None:
         ids.bool(),
         (ids[..., None] * torch.tensor([1.0, 0.5], device=ids.device)).half(),
     ]
-    encoded = fused.encode_budget(budget)
+    encoded = two_launches.encode_budget(budget)
     assert encoded is not None
     for left in (True, False):
         rest = (carry, [-1, 5, True, 1.5], [False, True, False, False], most, left)
-        result = whole._prune_static_cuda(*vars(case).values(), *encoded, *rest)
-        wanted = whole._prune_static_reference(*vars(case).values(), *encoded, *rest)
+        result = prefill._prune_static_cuda(*vars(case).values(), *encoded, *rest)
+        wanted = known_length._prune_static_reference(*vars(case).values(), *encoded, *rest)
         names = ("scores", "gap", "counts", "lengths", "out", "index")
         for name, got, want in zip(names, result, wanted, strict=False):
             assert torch.equal(got.nan_to_num(7.5), want.nan_to_num(7.5)), name
@@ -125,7 +127,7 @@ def test_any_division_of_the_work_gives_the_same(kind, dtype, keys_in_shared, ch
         plan = division(case, keys_in_shared=keys_in_shared, **changes)
         results = [torch.empty_like(tensor) for tensor in expected]
         out, index = torch.empty(3, 120, 72, dtype=dtype), torch.empty(3, 120, dtype=torch.int64)
-        encoded = fused.encode_budget(BUDGETS[2])
+        encoded = two_launches.encode_budget(BUDGETS[2])
         assert encoded is not None
         tokens = tuple(vars(case).values())
         moved = (out.to(device), index.to(device))
@@ -133,7 +135,7 @@ def test_any_division_of_the_work_gives_the_same(kind, dtype, keys_in_shared, ch
         assert_same(tuple(results), expected)
         prefill.prune(tokens, (*results[:4], None, *moved), *encoded, 120, left=True, plan=plan)
     short = case.score_select(BUDGETS[2], reference=True, capacity=120)  # whose scores differ in the last bits
-    wanted = fused._gather_sequence_reference(case.embeds, short[4], short[3], [], [], [], 120, True)
+    wanted = two_launches._gather_sequence_reference(case.embeds, short[4], short[3], [], [], [], 120, True)
     assert torch.equal(moved[0], wanted[0])
     assert torch.equal(moved[1], wanted[1])
 
@@ -280,7 +282,7 @@ def test_more_blocks_than_fit_are_refused(device):
     plan = division(case, teams=blocks, items=blocks, groups=1, ring=1)
     results = [torch.empty_like(tensor) for tensor in select(case, UniformBudget(0.5))]
     arguments = (tuple(vars(case).values()), (*results, None, None), [500_000] * 3, [0.0, 0.0], 16 * blocks)
-    with pytest.raises(cuda.Unsupported, match="720, too many blocks in cooperative launch"):
+    with pytest.raises(Unsupported, match="720, too many blocks in cooperative launch"):
         prefill.prune(*arguments, plan=plan)
 
 
@@ -318,7 +320,7 @@ def test_ops_are_registered_well(cuda_library, monkeypatch, device):
     monkeypatch.undo()  # opcheck compares the storage of a result with that of its fake
     monkeypatch.setenv(cuda.ENVIRONMENT_VARIABLE, cuda_library)
     case = sequence(2, 20, 8, device=device)
-    ratios, numbers = fused.encode_budget(BUDGETS[2])  # type: ignore[misc]
+    ratios, numbers = two_launches.encode_budget(BUDGETS[2])  # type: ignore[misc]
     ids = torch.arange(40, device=device).view(2, 20)
     carry = ([ids, ids.expand(3, 2, 20)], [-1, 2.5], [False, True], 13, True)
     scores, counts = torch.randn(2, 20, device=device), torch.tensor([5, 9], device=device)

@@ -8,7 +8,8 @@ import threading
 import pytest
 import torch
 
-from asymvlm_kernels import BackendError, cuda, dispatch, importance_gap, use_backend
+from asymvlm_kernels import BackendError, dispatch, importance_gap, use_backend
+from asymvlm_kernels.unproven.cuda import library as cuda
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,7 @@ from asymvlm_kernels import (
     prune_sequence,
     use_backend,
 )
-from asymvlm_kernels.prefill import fused, scratch
+from asymvlm_kernels.prefill.prune import scratch, two_launches
 
 NAN, INF = float("nan"), float("inf")
 EVERY_BUDGET = (*BUDGETS, RelativeThresholdBudget(0.4))
@@ -205,7 +205,7 @@ def test_the_cuda_library_has_no_kernel_for_them(static, cuda_backend, device):
 def test_the_ops_take_them_well(backend, monkeypatch, device):
     monkeypatch.undo()  # opcheck compares the storage of a result with that of its fake
     case = sequence(2, 20, 8, device=device)
-    ratios, numbers = fused.encode_budget(BUDGETS[2])  # type: ignore[misc]
+    ratios, numbers = two_launches.encode_budget(BUDGETS[2])  # type: ignore[misc]
     ids = torch.arange(40, device=device).view(2, 20)
     tokens = (case.embeds, case.vision_mask, case.text_mask, case.protect, None, ratios, numbers)
     with use_backend(backend):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from naive import best, by_image, image_floors
 
-from asymvlm_kernels.prefill.groups import guaranteed_tokens
+from asymvlm_kernels.prefill.prune.groups import guaranteed_tokens
 
 
 def check(scores, mask, groups, millionths=None):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from asymvlm_kernels._triton import INTERPRETED, tl, triton
-from asymvlm_kernels.prefill.fold import multiply
+from asymvlm_kernels.device import multiply
 
 NAN, INF = float("nan"), float("inf")
 

@@ -8,9 +8,10 @@ from sequences import BUDGETS, assert_same, sequence
 
 from asymvlm_kernels import UniformBudget
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.prefill import fused, fused_keys, scratch
 from asymvlm_kernels.prefill.order import order_key
-from asymvlm_kernels.tuning.fused import RankConfig, rank_config
+from asymvlm_kernels.prefill.prune import scratch, two_launches
+from asymvlm_kernels.prefill.prune.keys import bin_of
+from asymvlm_kernels.tuning.prune import RankConfig, rank_config
 
 NAN, INF = float("nan"), float("inf")
 
@@ -18,14 +19,14 @@ NAN, INF = float("nan"), float("inf")
 @pytest.fixture
 def in_chunks(monkeypatch):
     """Rows of 128 places count as long, and a bin of more than 128 keys overflows."""
-    monkeypatch.setattr(fused, "rank_config", lambda S: RankConfig(128, chunked=True))
+    monkeypatch.setattr(two_launches, "rank_config", lambda S: RankConfig(128, chunked=True))
 
 
 @triton.jit
 def _bins_kernel(scores_ptr, bins_ptr, N, BLOCK: tl.constexpr):
     offs = tl.arange(0, BLOCK)
     keys = order_key(tl.load(scores_ptr + offs, mask=offs < N, other=0.0), offs < N)
-    tl.store(bins_ptr + offs, fused_keys.bin_of(keys), mask=offs < N)
+    tl.store(bins_ptr + offs, bin_of(keys), mask=offs < N)
 
 
 def bins_of(*scores: float, device) -> list[int]:
@@ -57,7 +58,7 @@ def test_long_rows_rank_as_short_ones(S, scale, budget, device, monkeypatch):
     assert case.weight is not None
     case.weight *= scale
     short = case.score_select(budget)
-    monkeypatch.setattr(fused, "rank_config", lambda S: RankConfig(128, chunked=True))
+    monkeypatch.setattr(two_launches, "rank_config", lambda S: RankConfig(128, chunked=True))
     assert_same(case.score_select(budget), short)
 
 

@@ -8,11 +8,11 @@ from sequences import BUDGETS, sequence
 
 from asymvlm_kernels import PrunedSequence, prune_sequence, use_backend
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.prefill import fused, one_launch, scratch
+from asymvlm_kernels.prefill.prune import scratch, two_launches
 from asymvlm_kernels.testing import DTYPES
-from asymvlm_kernels.tuning import paths
-from asymvlm_kernels.tuning.fused import RankConfig
-from asymvlm_kernels.tuning.paths import PrefillPath, use_path
+from asymvlm_kernels.tuning.prune import RankConfig
+from asymvlm_kernels.unproven import one_launch, paths
+from asymvlm_kernels.unproven.paths import PrefillPath, use_path
 
 
 def run(case, budget, launches: int, **options) -> PrunedSequence:
@@ -56,7 +56,7 @@ def test_many_small_samples_take_turns(device, monkeypatch):
 
 
 def test_long_rows_and_no_samples(device, monkeypatch):
-    monkeypatch.setattr(fused, "rank_config", lambda S: RankConfig(128, chunked=True))
+    monkeypatch.setattr(two_launches, "rank_config", lambda S: RankConfig(128, chunked=True))
     case = sequence(2, 300, 8, device=device)
     assert_same(run(case, BUDGETS[2], 1), run(case, BUDGETS[2], 2))
     for B, S in ((0, 5), (2, 0)):
@@ -100,7 +100,7 @@ def test_one_launch_is_one_launch(device, monkeypatch):
             launched.append(self.kernel)
             return self.kernel[grid]
 
-    for module in (fused, one_launch):
+    for module in (two_launches, one_launch):
         for name in ("_score_select_kernel", "_gather_sequence_kernel", "_prune_static_kernel"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, Counted(getattr(module, name)))
@@ -110,17 +110,24 @@ def test_one_launch_is_one_launch(device, monkeypatch):
     assert len(launched) == 3
 
 
-def test_two_launches_unless_measured_or_asked_for(monkeypatch, device):
-    cpu = torch.device("cpu")
-    assert paths.MEASURED == {}
-    assert paths.prefill_path(cpu) == PrefillPath(launches=2, overlap=False)
-    with use_path(PrefillPath(1, overlap=True)):
-        assert paths.prefill_path(cpu) == PrefillPath(1)  # nothing overlaps on a CPU
+@pytest.mark.parametrize("path", [PrefillPath(), PrefillPath(overlap=True), PrefillPath(1, overlap=True)], ids=str)
+def test_what_is_not_asked_for_stays(path, device):
+    names = set(paths.launchers_of(path))
+    assert names <= {"score_select", "gather_sequence", "prune_static"}
+    case = sequence(2, 40, 8, device=device)
+    scores = torch.zeros(2, 40, device=device)
+    masks = (case.embeds, case.vision_mask, case.text_mask)
+    with use_backend("triton"), use_path(path):  # no overlap on a CPU; given scores and no slot take two launches
+        for options in ({"static": True, "scores": scores}, {"scores": scores}, {"static": True, "capacity": 0}, {}):
+            with use_backend("reference"):
+                expected = prune_sequence(*masks, **options)
+            assert_same(prune_sequence(*masks, **options), expected)
+
+
+def test_a_path_is_one_that_there_is(monkeypatch):
     with pytest.raises(ValueError, match="launches must be 1 or 2, got 3"):
         PrefillPath(3)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some GPU")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    monkeypatch.setitem(paths.MEASURED, "some GPU", PrefillPath(1, overlap=True))
-    assert paths.prefill_path(torch.device("cuda", 0)) == PrefillPath(1)  # sm_80 cannot overlap launches
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert paths.prefill_path(torch.device("cuda", 0)) == PrefillPath(1, overlap=True)
+    assert not paths.can_overlap(torch.device("cpu"))
+    for capability in ((8, 0), (9, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert paths.can_overlap(torch.device("cuda", 0)) == (capability == (9, 0))

@@ -12,7 +12,6 @@ import torch
 import asymvlm_kernels as ak
 from asymvlm_kernels import use_backend
 from asymvlm_kernels._triton import INTERPRETED
-from asymvlm_kernels.prefill import relative  # noqa: F401, registers its op, which budgets import when they need it
 
 BACKENDS = ("reference", "triton")
 

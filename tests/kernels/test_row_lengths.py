@@ -9,7 +9,7 @@ import torch
 from cuda_library import library_path
 
 from asymvlm_kernels import importance_gap, prune_sequence, score_tokens, select_tokens, use_backend
-from asymvlm_kernels.tuning.paths import PrefillPath, use_path
+from asymvlm_kernels.unproven.paths import PrefillPath, use_path
 
 NAN, INF = float("nan"), float("inf")
 SCALES = (1e20, 1.0, 1e30, 1e36, 1e-12, 1e-20, 1.0, 1e-30, 1e-36, 1e-38, 0.0)

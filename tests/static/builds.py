@@ -85,14 +85,15 @@ class Build:
 
     @property
     def divisible(self) -> list[str]:
-        """Arguments known to be multiples of 16."""
-        names = self.kernel.arg_names
-        return [names[path[0]] for path, facts in self.attributes.items() if ["tt.divisibility", 16] in facts]
+        """Arguments known to be multiples of 16. An element of a tuple: its place after a dot."""
+        return [self._named(path) for path, facts in self.attributes.items() if ["tt.divisibility", 16] in facts]
 
     @property
     def constexprs(self) -> dict[str, Any]:
-        names = self.kernel.arg_names
-        return {names[path[0]]: value for path, value in self.constants.items()}
+        return {self._named(path): value for path, value in self.constants.items()}
+
+    def _named(self, path: tuple[int, ...]) -> str:
+        return ".".join([self.kernel.arg_names[path[0]], *map(str, path[1:])])
 
 
 def record(case: Case, arch: int) -> list[Build]:

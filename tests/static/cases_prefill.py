@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from unittest.mock import patch
 
 import torch
 from case import HALVES, Case, Kernel
 
-from asymvlm_kernels.prefill import fused, gather, one_launch, score, score_grad, select
-from asymvlm_kernels.tuning.paths import PrefillPath
+from asymvlm_kernels.prefill import gather, score, score_grad, select
+from asymvlm_kernels.prefill.prune import two_launches
+from asymvlm_kernels.unproven import one_launch
 
 Launch = functools.partial[object]
 KERNELS = {
@@ -66,7 +66,9 @@ def score_select_call(
 ) -> Launch:
     embeds, mask = torch.empty(B, S, D, dtype=dtype), torch.empty(B, S, dtype=torch.bool)
     extra = (None, None) if bare else (mask, torch.empty(D))
-    return functools.partial(fused._score_select_triton, embeds, mask, mask, *extra, [ratio] * 3, [0.0, ratio], S)
+    return functools.partial(
+        two_launches._score_select_triton, embeds, mask, mask, *extra, [ratio] * 3, [0.0, ratio], S
+    )
 
 
 def select_given_call(S: int) -> Launch:
@@ -79,7 +81,7 @@ def gather_sequence_call(S: int, D: int, dtype: torch.dtype, *, B: int = 1, K: i
     ids, flags = torch.empty(B, S, dtype=torch.int64), torch.empty(B, S, dtype=torch.bool)
     carry = [torch.empty(3, B, S, dtype=torch.int64), ids, flags][:carries]
     arguments = (order, lengths, carry, [0, -100, 0][:carries], [True, False, False][:carries], K, True)
-    return functools.partial(fused._gather_sequence_triton, torch.empty(B, S, D, dtype=dtype), *arguments)
+    return functools.partial(two_launches._gather_sequence_triton, torch.empty(B, S, D, dtype=dtype), *arguments)
 
 
 def one_launch_call(S: int, D: int, dtype: torch.dtype, *, B: int = 1, K: int = 1655, carries: int = 3) -> Launch:
@@ -88,11 +90,6 @@ def one_launch_call(S: int, D: int, dtype: torch.dtype, *, B: int = 1, K: int = 
     _, _, carry, pads, stacked, *_ = gather_sequence_call(S, 8, dtype, B=B, carries=carries).args[1:]
     arguments = ([500_000] * 3, [0.0, 0.5], carry, pads, stacked, K, True)
     return functools.partial(one_launch.prune_in_one_launch, tokens, *arguments)
-
-
-def overlapped(call: Launch) -> None:
-    with patch.object(fused, "prefill_path", lambda device: PrefillPath(overlap=True)):
-        call()
 
 
 def cases() -> Iterator[Case]:
@@ -128,7 +125,7 @@ def cases() -> Iterator[Case]:
     yield Case("one launch long", one_launch_call(60000, 3584, bf16, carries=1), bf16, wide=True)
     overlap = {"score": score_select_call(2530, 3072, bf16), "copy": gather_sequence_call(2530, 3072, bf16)}
     for name, call in overlap.items():
-        yield Case(f"fused {name} overlapped", functools.partial(overlapped, call), bf16, oldest=90, wide=True)
+        yield Case(f"fused {name} overlapped", functools.partial(call, overlap=True), bf16, oldest=90, wide=True)
     for N in (256, 2500, 16384, 65536):
         yield Case(f"gap {N}", gap_call(N))
         yield Case(f"select {N}", select_call(N))

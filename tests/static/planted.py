@@ -20,7 +20,8 @@ import triton.language as tl
 from builds import Build, record
 from triton import jit
 
-from asymvlm_kernels.prefill import fused_product, score_tile
+from asymvlm_kernels.prefill import score_tile
+from asymvlm_kernels.prefill.prune import product
 
 LAUNCHES = {
     "score bfloat16 wide": "_score_tokens_kernel",
@@ -53,7 +54,7 @@ def planted() -> Iterator[tuple[str, Build, ModuleType | None]]:
     for case in LAUNCHES:
         yield "divisibility", replace(healthy(case, 90), attributes={}), None
     yield "upcast", healthy("score bfloat16 wide", 90), score_tile
-    yield "upcast", healthy("fused score bfloat16 wide", 80), fused_product
+    yield "upcast", healthy("fused score bfloat16 wide", 80), product
     yield "width", with_block(healthy("score bfloat16 wide", 80), "BLOCK_D", 256), None
     yield "width", with_block(healthy("fused score bfloat16 wide", 80), "BLOCK_D", 64), None
     yield "width", with_block(healthy("gather bfloat16 wide", 80), "BLOCK_D", 4096 * 4), None

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from asymvlm_kernels import build, cuda
+from asymvlm_kernels import build
+from asymvlm_kernels.unproven.cuda import library as cuda
 
 CLUSTERS, BULK = {"sm_90a", "sm_100"}, {"sm_90a", "sm_100", "sm_120"}
 ARCHITECTURES = {f"sm_{arch}" for arch in build.ARCHITECTURES}

@@ -9,8 +9,9 @@ import pytest
 import torch
 from compiled import run
 
+from asymvlm_kernels.prefill.prune.tokens import Scratch, Tokens
 from asymvlm_kernels.prefill.reference import EPSILON
-from asymvlm_kernels.tuning import fused
+from asymvlm_kernels.tuning import prune
 from asymvlm_kernels.tuning.prefill import fold_config, gather_config, score_config, select_config
 
 
@@ -23,7 +24,7 @@ def calls() -> dict[str, Any]:
 def test_score_tokens(calls):
     fold, score = calls["score"]
     launch = score_config(torch.bfloat16, 8, 90)
-    constants = {"EPSILON": EPSILON, "D": 3072, "WIDTH": 3072, "VECTOR": 8, "SPLIT": True}
+    constants = {"EPSILON": EPSILON, "D": 3072, "WIDTH": 3072, "VECTOR": 8, "HIGH_LOW": True}
     assert fold["constants"] == {**constants, "BLOCK_D": fold_config(3072).block_d, "stride_td": 1, "stride_w": 1}
     tile = {"BLOCK_N": launch.block_n, "BLOCK_L": launch.block_l, "BLOCK_D": launch.block_d}
     absent = {"best_ptr": None, "norm_ptr": None}  # what the gradient needs costs other calls nothing
@@ -59,17 +60,19 @@ def test_select_tokens_and_importance_gap(calls):
 
 def test_the_two_launches_of_prune_sequence(calls):
     (score,), (gather,) = calls["score_select"], calls["gather_sequence"]
-    launch = fused.score_select_config(3072, torch.bfloat16, 8, 90)
-    tile = {"BLOCK_N": launch.block_n, "BLOCK_L": launch.block_l, "BLOCK_D": launch.block_d, "SPLITS": launch.splits}
-    wide = {"EPSILON": EPSILON, "D": 3072, "VECTOR": 8, "SPLIT": True, "LIFT": False}
+    launch = prune.score_select_config(3072, torch.bfloat16, 8, 90)
+    tile = {"BLOCK_N": launch.block_n, "BLOCK_L": launch.block_l, "BLOCK_D": launch.block_d, "PARTS": launch.parts}
+    wide = {"EPSILON": EPSILON, "D": 3072, "VECTOR": 8, "HIGH_LOW": True, "LIFT": False}
     rank = {"BLOCK_S": 4096, "BLOCK_K": 64 * launch.num_warps, "LONG": False, "OVERLAP": False}
     strides = dict.fromkeys(("stride_ed", "stride_w", "stride_vs", "stride_ts", "stride_ps"), 1)
     assert score["constants"] == {**tile, **wide, **rank, **strides}
-    assert {"embeds_ptr", "weight_ptr", "parts_ptr", "stride_es"} <= set(score["divisible"])
+    pointers = {f"tokens.{Tokens._fields.index(name)}" for name in ("embeds", "weight")}
+    assert {*pointers, f"scratch.{Scratch._fields.index('parts')}", "stride_es"} <= set(score["divisible"])
     assert not {"S", "capacity", "ratio_0", "number_0"} & set(score["divisible"])
     assert gather["constants"]["VECTOR"] == 8
     assert {"embeds_ptr", "out_ptr", "stride_es"} <= set(gather["divisible"])
-    assert not {"S", "K", "B", "carry_strides_b"} & set(gather["divisible"])
+    assert not {"S", "K", "B"} & set(gather["divisible"])
+    assert not any(name.startswith("carry_strides_b") for name in gather["divisible"])
 
 
 PREFILL = ("score", "gather", "select", "gap", "score_select", "gather_sequence")

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import torch
 
-from asymvlm_kernels import cuda
 from asymvlm_kernels._triton import HAS_TRITON, INTERPRETED
 from asymvlm_kernels.decode.address_table import address_tables
 from asymvlm_kernels.decode.attend import Result, _attend_slots_triton, delegate_long
-from asymvlm_kernels.dispatch import define_cuda
+from asymvlm_kernels.dispatch import Unsupported
+from asymvlm_kernels.unproven.cuda import library as cuda
 
 
 def merge_parts_cuda(
@@ -49,7 +49,7 @@ _attend = delegate_long(functools.partial(_attend_slots_triton, merge=merge_part
 def _attend_slots_cuda(q: torch.Tensor, *rest: object) -> Result:
     """The first launch is Triton's, the second the library's."""
     if not HAS_TRITON or (q.device.type == "cpu" and not INTERPRETED):
-        raise cuda.Unsupported("its first launch is a Triton kernel, and Triton cannot run here")
+        raise Unsupported("its first launch is a Triton kernel, and Triton cannot run here")
     return _attend(q, *rest)
 
 
@@ -70,5 +70,7 @@ def _move_slots_cuda(source: torch.Tensor, target: torch.Tensor, tensors: Sequen
         cuda.check(library, "asymvlm_move_slots", code)
 
 
-define_cuda("attend_slots", _attend_slots_cuda)
-define_cuda("move_slots_", _move_slots_cuda)
+LAUNCHERS = {
+    "attend_slots": _attend_slots_cuda,
+    "move_slots_": _move_slots_cuda,
+}

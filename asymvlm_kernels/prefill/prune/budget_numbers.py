@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
-from asymvlm_kernels.budget import Budget, LinearBudget, ScoreBudget, ThresholdBudget, UniformBudget, to_millionths
+from asymvlm_kernels.budget import Budget, LinearBudget, ScoreBudget, ThresholdBudget, UniformBudget
+from asymvlm_kernels.millionths import to_millionths
 
 
 def encode_budget(budget: Budget | ScoreBudget) -> tuple[list[int], list[float]] | None:

@@ -15,17 +15,18 @@ import torch
 from asymvlm_kernels._checks import WORDS
 from asymvlm_kernels._triton import triton
 from asymvlm_kernels.dispatch import define_op
-from asymvlm_kernels.prefill import fused_reference, reference
-from asymvlm_kernels.prefill.fused_budget import encode_budget, number_bits
-from asymvlm_kernels.prefill.fused_gather import _gather_sequence_kernel, encoded
-from asymvlm_kernels.prefill.fused_given import select_given
-from asymvlm_kernels.prefill.fused_reference import GatherSequence, ScoreSelect
-from asymvlm_kernels.prefill.fused_score import _score_select_kernel
+from asymvlm_kernels.prefill import reference
 from asymvlm_kernels.prefill.gather import _bits
-from asymvlm_kernels.prefill.scratch import Scratch, scratch_of
-from asymvlm_kernels.tuning.fused import gather_sequence_config, rank_config, score_select_config
-from asymvlm_kernels.tuning.paths import prefill_path
+from asymvlm_kernels.prefill.prune import specification
+from asymvlm_kernels.prefill.prune.budget_numbers import encode_budget, number_bits
+from asymvlm_kernels.prefill.prune.gather_item import _gather_sequence_kernel, encoded
+from asymvlm_kernels.prefill.prune.given_scores import select_given
+from asymvlm_kernels.prefill.prune.score_item import _score_select_kernel
+from asymvlm_kernels.prefill.prune.scratch import scratch_of
+from asymvlm_kernels.prefill.prune.specification import GatherSequence, ScoreSelect
+from asymvlm_kernels.prefill.prune.tokens import Kept, Tokens
 from asymvlm_kernels.tuning.prefill import GatherConfig, architecture, row_vector
+from asymvlm_kernels.tuning.prune import gather_sequence_config, rank_config, score_select_config
 
 LONGEST = 65536  # places of a sequence
 MOST_CARRIES = 8
@@ -41,8 +42,8 @@ __all__ = [
     "score_select",
 ]
 
-_score_select_reference = fused_reference.score_select
-_gather_sequence_reference = fused_reference.gather_sequence
+_score_select_reference = specification.score_select
+_gather_sequence_reference = specification.gather_sequence
 
 
 def _score_select_triton(
@@ -55,6 +56,8 @@ def _score_select_triton(
     numbers: Sequence[float],
     capacity: int,
     given: torch.Tensor | None = None,
+    *,
+    overlap: bool = False,
 ) -> ScoreSelect:
     B, S, D = embeds.shape
     outputs = _score_select_fake(embeds, vision_mask, text_mask, protect, weight, ratios, numbers, capacity)
@@ -65,8 +68,7 @@ def _score_select_triton(
         return outputs
     tokens = (embeds, vision_mask, text_mask, protect, weight)
     arguments, constants, tiles = score_launch(tokens, outputs, ratios, numbers, capacity)
-    overlap = prefill_path(embeds.device).overlap
-    _score_select_kernel[(tiles * constants["SPLITS"], B)](*arguments, **constants, OVERLAP=overlap)
+    _score_select_kernel[(tiles * constants["PARTS"], B)](*arguments, **constants, OVERLAP=overlap)
     return outputs
 
 
@@ -86,19 +88,10 @@ def score_launch(
     vector = row_vector(embeds)
     config = score_select_config(D, embeds.dtype, vector, architecture(embeds.device))
     rank = rank_config(S)
-    scratch: Scratch = scratch_of(B, S, config, rank, embeds.device)
     arguments = [
-        embeds,
-        weight,
-        vision_mask,
-        text_mask,
-        protect,
-        *outputs,
-        scratch.parts,
-        scratch.keys,
-        scratch.squares,
-        scratch.lists,
-        scratch.counters,
+        Tokens(*tokens),
+        Kept(*outputs),
+        scratch_of(B, S, config, rank, embeds.device),
         *embeds.stride(),
         0 if weight is None else weight.stride(0),
         *vision_mask.stride(),
@@ -116,9 +109,9 @@ def score_launch(
         "BLOCK_N": config.block_n,
         "BLOCK_L": config.block_l,
         "BLOCK_D": config.block_d,
-        "SPLITS": config.splits,
+        "PARTS": config.parts,
         "VECTOR": vector,
-        "SPLIT": embeds.dtype != torch.float32,
+        "HIGH_LOW": embeds.dtype != torch.float32,
         "LIFT": embeds.dtype == torch.float16,
         "BLOCK_S": rank.block_s,
         "BLOCK_K": 64 * config.num_warps,  # 2 places a thread: with 8 the scan spills
@@ -157,6 +150,8 @@ def _gather_sequence_triton(
     stacked: Sequence[bool],
     capacity: int,
     left: bool,
+    *,
+    overlap: bool = False,
 ) -> GatherSequence:
     outputs = _gather_sequence_fake(embeds, order, lengths, carry, pads, stacked, capacity, left)
     B, _, D = embeds.shape
@@ -166,7 +161,6 @@ def _gather_sequence_triton(
     arguments, constants, items = gather_launch(
         embeds, order, lengths, carry, pads, stacked, capacity, left, outputs, config
     )
-    overlap = prefill_path(embeds.device).overlap
     pdl = {"launch_pdl": True} if overlap else {}
     _gather_sequence_kernel[(B * items,)](*arguments, **constants, OVERLAP=overlap, num_warps=config.num_warps, **pdl)
     return outputs
@@ -253,14 +247,14 @@ score_select = define_op(
     "score_select(Tensor embeds, Tensor vision_mask, Tensor text_mask, Tensor? protect, Tensor? weight, "
     "SymInt[] ratios, float[] numbers, SymInt capacity, Tensor? given=None) -> "
     "(Tensor scores, Tensor gap, Tensor counts, Tensor lengths, Tensor order)",
-    reference=fused_reference.score_select,
+    reference=specification.score_select,
     triton=_score_select_triton,
     fake=_score_select_fake,
 )
 gather_sequence = define_op(
     "gather_sequence(Tensor embeds, Tensor order, Tensor lengths, Tensor[] carry, Scalar[] pads, bool[] stacked, "
     "SymInt capacity, bool left) -> (Tensor out, Tensor index, Tensor[] carried)",
-    reference=fused_reference.gather_sequence,
+    reference=specification.gather_sequence,
     triton=_gather_sequence_triton,
     fake=_gather_sequence_fake,
 )

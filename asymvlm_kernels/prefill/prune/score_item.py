@@ -8,12 +8,12 @@ whoever comes last.
 from __future__ import annotations
 
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.prefill.fused_keys import BINS, bin_of
-from asymvlm_kernels.prefill.fused_parts import add_parts, score_part
-from asymvlm_kernels.prefill.fused_select import select_sample
-from asymvlm_kernels.prefill.fused_text import list_text, roles_of
 from asymvlm_kernels.prefill.lifted import score_again
 from asymvlm_kernels.prefill.order import order_key
+from asymvlm_kernels.prefill.prune.keys import BINS, bin_of
+from asymvlm_kernels.prefill.prune.parts import add_parts, score_part
+from asymvlm_kernels.prefill.prune.roles import list_text, roles_of
+from asymvlm_kernels.prefill.prune.select_item import select_sample
 
 NOT_SPECIALIZED = ["stride_eb", "stride_vb", "stride_tb", "stride_pb", "S", "capacity", "linear"]
 NOT_SPECIALIZED += [f"ratio_{number}" for number in range(3)] + [f"number_{number}" for number in range(5)]
@@ -23,23 +23,11 @@ NOT_SPECIALIZED += [f"ratio_{number}" for number in range(3)] + [f"number_{numbe
 def score_item(
     pid_b,
     tile,
-    split,
+    part,
     tiles,
-    embeds_ptr,
-    weight_ptr,
-    vision_mask_ptr,
-    text_mask_ptr,
-    protect_ptr,
-    scores_ptr,
-    gap_ptr,
-    counts_ptr,
-    lengths_ptr,
-    order_ptr,
-    parts_ptr,
-    keys_ptr,
-    squares_ptr,
-    lists_ptr,
-    counters_ptr,
+    tokens,
+    kept,
+    scratch,
     strides,
     S,
     capacity,
@@ -49,9 +37,9 @@ def score_item(
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    SPLITS: tl.constexpr,
+    PARTS: tl.constexpr,
     VECTOR: tl.constexpr,
-    SPLIT: tl.constexpr,
+    HIGH_LOW: tl.constexpr,
     LIFT: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -59,48 +47,50 @@ def score_item(
 ):
     """One part of one tile of one sample; the last part closes the tile, the last tile ranks the sample.
 
-    Returns whether the sample was ranked. ``strides``: of the embeddings, the weight and the three masks.
+    Returns whether the sample was ranked. ``tokens``, ``kept`` and ``scratch`` are named pointers (see `tokens`);
+    ``strides``: of the embeddings, the weight and the three masks.
     """
     stride_eb, stride_es, stride_ed, stride_w, stride_vb, stride_vs, stride_tb, stride_ts, stride_pb, stride_ps = (
         strides
     )
-    KEY_STEP: tl.constexpr = SPLITS * BLOCK_N * BLOCK_L
+    KEY_STEP: tl.constexpr = PARTS * BLOCK_N * BLOCK_L
     COUNTERS: tl.constexpr = BINS if LONG else 0
-    embeds_ptr += tl.multiple_of(pid_b * stride_eb, VECTOR)
-    vision_mask_ptr += pid_b * stride_vb
-    text_mask_ptr += pid_b * stride_tb
-    order_ptr += pid_b * S  # holds the places of the text until the sample is ranked
-    parts_ptr += (pid_b * tiles + tile) * KEY_STEP
-    keys_ptr += pid_b * tiles * KEY_STEP  # where the parts of a tile began
-    squares_ptr += pid_b * (SPLITS * BLOCK_L)
-    counters_ptr += pid_b * (COUNTERS + tiles + 1)  # bins, one for each tile, the last for the sample
+    embeds_ptr = tokens.embeds + tl.multiple_of(pid_b * stride_eb, VECTOR)
+    vision_mask_ptr = tokens.vision_mask + pid_b * stride_vb
+    text_mask_ptr = tokens.text_mask + pid_b * stride_tb
+    protect_ptr = None
+    if tokens.protect is not None:
+        protect_ptr = tokens.protect + pid_b * stride_pb
+    order_ptr = kept.order + pid_b * S  # holds the places of the text until the sample is ranked
+    parts_ptr = scratch.parts + (pid_b * tiles + tile) * KEY_STEP
+    keys_ptr = scratch.keys + pid_b * tiles * KEY_STEP  # where the parts of a tile began
+    squares_ptr = scratch.squares + pid_b * (PARTS * BLOCK_L)
+    counters_ptr = scratch.counters + pid_b * (COUNTERS + tiles + 1)  # bins, one a tile, the last for the sample
     tiles_ptr = counters_ptr + COUNTERS
 
     offs_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
     mask_n = offs_n < S
-    if protect_ptr is not None:
-        protect_ptr += pid_b * stride_pb
     real_n, must_stay, rank = roles_of(
         vision_mask_ptr, text_mask_ptr, protect_ptr, offs_n, stride_vs, stride_ts, stride_ps, S
     )
     has_rows = tl.max(real_n.to(tl.int32), 0) > 0
     length = tl.zeros((), tl.int32)
-    if has_rows | (split == 0):  # the others never arrive, so they might still be writing when the sample is ranked
+    if has_rows | (part == 0):  # the others never arrive, so they might still be writing when the sample is ranked
         length = list_text(vision_mask_ptr, text_mask_ptr, order_ptr, stride_vs, stride_ts, S)
 
     score = tl.full((BLOCK_N,), float("-inf"), tl.float32)
-    finishes = split == 0  # where there is nothing to score, the first part closes the tile
+    finishes = part == 0  # where there is nothing to score, the first part closes the tile
     if has_rows & (length > 0):
         score_part(
             embeds_ptr,
-            weight_ptr,
+            tokens.weight,
             order_ptr,
-            parts_ptr + split * (BLOCK_N * BLOCK_L),
+            parts_ptr + part * (BLOCK_N * BLOCK_L),
             squares_ptr,
             offs_n,
             real_n,
             length,
-            split,
+            part,
             stride_es,
             stride_ed,
             stride_w,
@@ -109,16 +99,16 @@ def score_item(
             BLOCK_N,
             BLOCK_L,
             BLOCK_D,
-            SPLITS,
+            PARTS,
             VECTOR,
-            SPLIT,
+            HIGH_LOW,
             LIFT,
         )
         tl.debug_barrier()  # all threads have written before one of them says so
-        finishes = tl.atomic_add(tiles_ptr + tile, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
+        finishes = tl.atomic_add(tiles_ptr + tile, 1, sem="acq_rel", scope="gpu") == PARTS - 1
         if finishes:
             tl.store(tiles_ptr + tile, 0)
-            score, square, odd = add_parts(parts_ptr, squares_ptr, length, EPSILON, BLOCK_N, BLOCK_L, SPLITS)
+            score, square, odd = add_parts(parts_ptr, squares_ptr, length, EPSILON, BLOCK_N, BLOCK_L, PARTS)
             if not LIFT:
                 score = score_again(
                     score,
@@ -127,7 +117,7 @@ def score_item(
                     real_n,
                     offs_n,
                     embeds_ptr,
-                    weight_ptr,
+                    tokens.weight,
                     order_ptr,
                     length,
                     stride_es,
@@ -142,7 +132,7 @@ def score_item(
 
     ranks = tile < 0
     if finishes:
-        tl.store(scores_ptr + pid_b * S + offs_n, score, mask=mask_n)
+        tl.store(kept.scores + pid_b * S + offs_n, score, mask=mask_n)
         key = tl.where(must_stay, rank, order_key(score, real_n)).to(tl.uint32)
         tl.store(keys_ptr + tile * KEY_STEP + tl.arange(0, BLOCK_N), key.to(tl.int32, bitcast=True))
         if LONG:
@@ -153,12 +143,12 @@ def score_item(
             tl.store(tiles_ptr + tiles, 0)
             select_sample(
                 keys_ptr,
-                lists_ptr + pid_b * BLOCK_S,
+                scratch.lists + pid_b * BLOCK_S,
                 counters_ptr,
                 order_ptr,
-                gap_ptr + pid_b,
-                counts_ptr + pid_b,
-                lengths_ptr + pid_b,
+                kept.gap + pid_b,
+                kept.counts + pid_b,
+                kept.lengths + pid_b,
                 length > 0,
                 budget,
                 S,
@@ -174,21 +164,9 @@ def score_item(
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)  # a new length or budget compiles nothing new
 def _score_select_kernel(
-    embeds_ptr,
-    weight_ptr,
-    vision_mask_ptr,
-    text_mask_ptr,
-    protect_ptr,
-    scores_ptr,
-    gap_ptr,
-    counts_ptr,
-    lengths_ptr,
-    order_ptr,
-    parts_ptr,
-    keys_ptr,
-    squares_ptr,
-    lists_ptr,
-    counters_ptr,
+    tokens,
+    kept,
+    scratch,
     stride_eb,
     stride_es,
     stride_ed,
@@ -215,9 +193,9 @@ def _score_select_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    SPLITS: tl.constexpr,
+    PARTS: tl.constexpr,
     VECTOR: tl.constexpr,
-    SPLIT: tl.constexpr,
+    HIGH_LOW: tl.constexpr,
     LIFT: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -228,24 +206,12 @@ def _score_select_kernel(
         tl.extra.cuda.gdc_launch_dependents()  # the copy may be launched; it waits for the end of this grid
     score_item(
         tl.program_id(1).to(tl.int64),
-        tl.program_id(0) // SPLITS,
-        tl.program_id(0) % SPLITS,
-        tl.num_programs(0) // SPLITS,
-        embeds_ptr,
-        weight_ptr,
-        vision_mask_ptr,
-        text_mask_ptr,
-        protect_ptr,
-        scores_ptr,
-        gap_ptr,
-        counts_ptr,
-        lengths_ptr,
-        order_ptr,
-        parts_ptr,
-        keys_ptr,
-        squares_ptr,
-        lists_ptr,
-        counters_ptr,
+        tl.program_id(0) // PARTS,
+        tl.program_id(0) % PARTS,
+        tl.num_programs(0) // PARTS,
+        tokens,
+        kept,
+        scratch,
         (stride_eb, stride_es, stride_ed, stride_w, stride_vb, stride_vs, stride_tb, stride_ts, stride_pb, stride_ps),
         S,
         capacity,
@@ -255,9 +221,9 @@ def _score_select_kernel(
         BLOCK_N,
         BLOCK_L,
         BLOCK_D,
-        SPLITS,
+        PARTS,
         VECTOR,
-        SPLIT,
+        HIGH_LOW,
         LIFT,
         BLOCK_S,
         BLOCK_K,

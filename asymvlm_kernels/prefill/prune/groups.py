@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import torch
 
-from asymvlm_kernels.budget import MILLION
-from asymvlm_kernels.prefill.reference import order_key, rank_scores
+from asymvlm_kernels.millionths import MILLION
+from asymvlm_kernels.prefill.reference import rank_scores
+from asymvlm_kernels.ranking import order_key
 
 MINIMUM_TOKENS = 8  # an image keeps at least max(8, N_image // 16) tokens, or all it has
 MINIMUM_SHARE = 16

@@ -10,13 +10,13 @@ from sequences import BUDGETS, sequence
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from asymvlm_kernels import PrunedSequence, UniformBudget, prune_sequence, use_backend
-from asymvlm_kernels.prefill import fused, whole
+from asymvlm_kernels.prefill.prune import known_length, two_launches
 from asymvlm_kernels.testing import DTYPES
 
 LAUNCHERS = {
-    "score_select": fused._score_select_triton,
-    "gather_sequence": fused._gather_sequence_triton,
-    "prune_static": whole._prune_static_triton,
+    "score_select": two_launches._score_select_triton,
+    "gather_sequence": two_launches._gather_sequence_triton,
+    "prune_static": known_length._prune_static_triton,
 }
 FREE = {"empty", "new_empty", "empty_like", "view", "split", "split_with_sizes", "permute", "as_strided"}
 
@@ -136,9 +136,9 @@ def test_two_launches_and_no_synchronisation(static, monkeypatch, device):
     inputs = (case.embeds, case.vision_mask, case.text_mask, case.weight, UniformBudget(0.5))
     with use_backend("triton"):
         prune_sequence(*inputs, **options)  # allocates the counters, which stay
-        kernels = [Counted(fused._score_select_kernel), Counted(fused._gather_sequence_kernel)]
-        monkeypatch.setattr(fused, "_score_select_kernel", kernels[0])
-        monkeypatch.setattr(fused, "_gather_sequence_kernel", kernels[1])
+        kernels = [Counted(two_launches._score_select_kernel), Counted(two_launches._gather_sequence_kernel)]
+        monkeypatch.setattr(two_launches, "_score_select_kernel", kernels[0])
+        monkeypatch.setattr(two_launches, "_gather_sequence_kernel", kernels[1])
         copies = []
         tolist = torch.Tensor.tolist
         monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: copies.append(tensor.shape) or tolist(tensor))
@@ -152,10 +152,10 @@ def test_two_launches_and_no_synchronisation(static, monkeypatch, device):
 def test_ops_are_registered_well(backend, monkeypatch, device):
     monkeypatch.undo()  # opcheck compares the storage of a result with that of its fake
     case = sequence(2, 20, 8, device=device)
-    ratios, numbers = fused.encode_budget(BUDGETS[2])  # type: ignore[misc]
+    ratios, numbers = two_launches.encode_budget(BUDGETS[2])  # type: ignore[misc]
     ids = torch.arange(40, device=device).view(2, 20)
     with use_backend(backend):
-        *_, lengths, order = fused.score_select(*vars(case).values(), ratios, numbers, 20)
+        *_, lengths, order = two_launches.score_select(*vars(case).values(), ratios, numbers, 20)
         carry = ([ids, ids.expand(3, 2, 20)], [-1, 2.5], [False, True], 13, True)
         torch.library.opcheck(torch.ops.asymvlm.score_select, (*vars(case).values(), ratios, numbers, 20))
         torch.library.opcheck(torch.ops.asymvlm.gather_sequence, (case.embeds, order, lengths, *carry))

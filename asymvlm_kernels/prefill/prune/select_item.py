@@ -6,8 +6,10 @@ selection of ``kept + K`` serves the whole sequence, and a capacity below the ke
 
 from __future__ import annotations
 
-from asymvlm_kernels._triton import INTERPRETED, tl, triton
-from asymvlm_kernels.prefill.fused_keys import (
+from asymvlm_kernels._triton import tl, triton
+from asymvlm_kernels.device import multiply_f64
+from asymvlm_kernels.prefill.order import keep_best, key_score, kth_key, kth_keys
+from asymvlm_kernels.prefill.prune.keys import (
     BINS,
     PROTECTED,
     cut_key_long,
@@ -15,20 +17,6 @@ from asymvlm_kernels.prefill.fused_keys import (
     quartile_keys_long,
     take_histogram,
 )
-from asymvlm_kernels.prefill.order import keep_best, key_score, kth_key, kth_keys
-
-if INTERPRETED:
-
-    @triton.jit
-    def multiply_f64(a, b):
-        return a * b
-
-else:
-
-    @triton.jit
-    def multiply_f64(a, b):
-        """A product that no compiler fuses with the sum behind it: PyTorch rounds twice."""
-        return tl.inline_asm_elementwise("mul.rn.f64 $0, $1, $2;", "=d,d,d", [a, b], tl.float64, is_pure=True, pack=1)
 
 
 @triton.jit

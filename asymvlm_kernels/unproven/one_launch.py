@@ -15,7 +15,10 @@ from typing import Any
 import torch
 
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.prefill.fused import (
+from asymvlm_kernels.prefill.prune.gather_item import gather_item
+from asymvlm_kernels.prefill.prune.score_item import NOT_SPECIALIZED, score_item
+from asymvlm_kernels.prefill.prune.scratch import zeroed_counters
+from asymvlm_kernels.prefill.prune.two_launches import (
     GatherSequence,
     ScoreSelect,
     _gather_sequence_fake,
@@ -24,11 +27,8 @@ from asymvlm_kernels.prefill.fused import (
     nothing_selected,
     score_launch,
 )
-from asymvlm_kernels.prefill.fused_gather import gather_item
-from asymvlm_kernels.prefill.fused_score import NOT_SPECIALIZED, score_item
-from asymvlm_kernels.prefill.scratch import zeroed_counters
-from asymvlm_kernels.tuning.fused import one_launch_config
 from asymvlm_kernels.tuning.prefill import row_vector
+from asymvlm_kernels.tuning.prune import one_launch_config
 
 PROGRAMS_AHEAD = 264  # two for each of 132 processors score before a copy waits for them
 
@@ -64,21 +64,9 @@ def leave(tickets_ptr, ranked_ptr, B):
 
 @triton.jit(do_not_specialize=[*NOT_SPECIALIZED, "K", "B", "items", "ahead"])  # a new length compiles nothing new
 def _prune_static_kernel(
-    embeds_ptr,
-    weight_ptr,
-    vision_mask_ptr,
-    text_mask_ptr,
-    protect_ptr,
-    scores_ptr,
-    gap_ptr,
-    counts_ptr,
-    lengths_ptr,
-    order_ptr,
-    parts_ptr,
-    keys_ptr,
-    squares_ptr,
-    lists_ptr,
-    counters_ptr,
+    tokens,
+    kept,
+    scratch,
     stride_eb,
     stride_es,
     stride_ed,
@@ -119,9 +107,9 @@ def _prune_static_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    SPLITS: tl.constexpr,
+    PARTS: tl.constexpr,
     VECTOR: tl.constexpr,
-    SPLIT: tl.constexpr,
+    HIGH_LOW: tl.constexpr,
     LIFT: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -135,28 +123,16 @@ def _prune_static_kernel(
 ):
     ranked_ptr = tickets_ptr + 2  # a flag for each sample
     tiles = tl.cdiv(S, BLOCK_N)
-    scores, pid_b, piece = take_ticket(tickets_ptr, B, tiles * SPLITS, items, ahead)
+    scores, pid_b, piece = take_ticket(tickets_ptr, B, tiles * PARTS, items, ahead)
     if scores:
         ranks = score_item(
             pid_b,
-            piece // SPLITS,
-            piece % SPLITS,
+            piece // PARTS,
+            piece % PARTS,
             tiles,
-            embeds_ptr,
-            weight_ptr,
-            vision_mask_ptr,
-            text_mask_ptr,
-            protect_ptr,
-            scores_ptr,
-            gap_ptr,
-            counts_ptr,
-            lengths_ptr,
-            order_ptr,
-            parts_ptr,
-            keys_ptr,
-            squares_ptr,
-            lists_ptr,
-            counters_ptr,
+            tokens,
+            kept,
+            scratch,
             (
                 stride_eb,
                 stride_es,
@@ -177,9 +153,9 @@ def _prune_static_kernel(
             BLOCK_N,
             BLOCK_L,
             BLOCK_D,
-            SPLITS,
+            PARTS,
             VECTOR,
-            SPLIT,
+            HIGH_LOW,
             LIFT,
             BLOCK_S,
             BLOCK_K,
@@ -196,8 +172,8 @@ def _prune_static_kernel(
             pid_b,
             piece,
             words_ptr,
-            order_ptr,
-            lengths_ptr,
+            kept.order,
+            kept.lengths,
             out_ptr,
             index_ptr,
             carry_ptrs,
@@ -246,7 +222,7 @@ def prune_in_one_launch(
         embeds, order, lengths, carry, pads, stacked, capacity, left, moved, config
     )
     words, _, _, out, index, carries, carries_out, _, _, _, *carry_numbers, _, _, K = gather_arguments
-    pieces = tiles * constants["SPLITS"]
+    pieces = tiles * constants["PARTS"]
     ahead = min(triton.cdiv(PROGRAMS_AHEAD, pieces), B)
     _prune_static_kernel[(B * (pieces + items),)](
         *score_arguments,

@@ -8,12 +8,17 @@ from collections.abc import Sequence
 
 import torch
 
-from asymvlm_kernels import cuda
 from asymvlm_kernels._checks import WORDS
-from asymvlm_kernels.dispatch import define_cuda
-from asymvlm_kernels.prefill.fused import ScoreSelect, _score_select_fake, _score_select_reference
+from asymvlm_kernels.dispatch import Unsupported
 from asymvlm_kernels.prefill.gather import _bits
-from asymvlm_kernels.prefill.scratch import zeroed_counters
+from asymvlm_kernels.prefill.prune.known_length import (
+    PruneStatic,
+    _prune_static_fake,
+    _prune_static_reference,
+)
+from asymvlm_kernels.prefill.prune.scratch import zeroed_counters
+from asymvlm_kernels.prefill.prune.two_launches import ScoreSelect, _score_select_fake, _score_select_reference
+from asymvlm_kernels.unproven.cuda import library as cuda
 
 _plans: dict[tuple[object, ...], cuda.Plan] = {}
 MOST_PLANS = 256
@@ -43,7 +48,7 @@ def _select(
 ) -> None:
     B, N = scores.shape
     if N > cuda.LONGEST:
-        raise cuda.Unsupported(f"a row of {N} scores, at most {cuda.LONGEST} wanted")
+        raise Unsupported(f"a row of {N} scores, at most {cuda.LONGEST} wanted")
     scores = scores.contiguous()
     mask = None if mask is None else mask.contiguous()
     library = cuda.library()
@@ -86,7 +91,7 @@ def _score_select_cuda(
 def refuse_given(given: torch.Tensor | None) -> None:
     """The library has no kernel for scores of the caller's own."""
     if given is not None:
-        raise cuda.Unsupported("it scores vision tokens itself, and scores were given")
+        raise Unsupported("it scores vision tokens itself, and scores were given")
 
 
 def prune(
@@ -114,7 +119,7 @@ def prune(
     scores, gap, counts, lengths, order, out, index = results
     B, S, D = embeds.shape
     if S > cuda.LONGEST or D > cuda.WIDEST:
-        raise cuda.Unsupported(f"{S} tokens of width {D}, at most {cuda.LONGEST} of {cuda.WIDEST} wanted")
+        raise Unsupported(f"{S} tokens of width {D}, at most {cuda.LONGEST} of {cuda.WIDEST} wanted")
     library = cuda.library()
     wide = [ctypes.c_float(number).value for number in numbers] if ratios else list(numbers)  # a gap is fp32
     call = cuda.Prune(
@@ -178,6 +183,39 @@ def carry_words(tensor: torch.Tensor, stacked: bool) -> torch.Tensor:
     return word.reshape(*word.shape[:2], math.prod(word.shape[2:]))
 
 
-define_cuda("select_tokens", _select_tokens_cuda)
-define_cuda("importance_gap", _importance_gap_cuda)
-define_cuda("score_select", _score_select_cuda)
+def _prune_static_cuda(
+    embeds: torch.Tensor,
+    vision_mask: torch.Tensor,
+    text_mask: torch.Tensor,
+    protect: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    ratios: Sequence[int],
+    numbers: Sequence[float],
+    carry: Sequence[torch.Tensor],
+    pads: Sequence[float],
+    stacked: Sequence[bool],
+    capacity: int,
+    left: bool,
+    given: torch.Tensor | None = None,
+) -> PruneStatic:
+    tokens = (embeds, vision_mask, text_mask, protect, weight)
+    refuse_given(given)
+    if embeds.numel() == 0:
+        return _prune_static_reference(*tokens, ratios, numbers, carry, pads, stacked, capacity, left)
+    outputs = _prune_static_fake(*tokens, ratios, numbers, carry, pads, stacked, capacity, left)
+    *results, out, index, outs = outputs
+    words = [carry_words(tensor, is_stacked) for tensor, is_stacked in zip(carry, stacked, strict=True)]
+    carries = [
+        carry_of(word, result, is_stacked, pad, result.dtype)
+        for word, result, is_stacked, pad in zip(words, outs, stacked, pads)
+    ]
+    prune(tokens, (*results, None, out, index), ratios, numbers, capacity, left, carries)
+    return outputs
+
+
+LAUNCHERS = {
+    "select_tokens": _select_tokens_cuda,
+    "importance_gap": _importance_gap_cuda,
+    "score_select": _score_select_cuda,
+    "prune_static": _prune_static_cuda,
+}

@@ -6,7 +6,7 @@ Every program finds that for itself, so that nobody waits.
 from __future__ import annotations
 
 from asymvlm_kernels._triton import constant, tl, triton
-from asymvlm_kernels.prefill.fused_keys import PROTECTED, TEXT
+from asymvlm_kernels.prefill.prune.keys import PROTECTED, TEXT
 
 MASK_CHUNK = constant(4096)  # mask bytes that one program reads at once
 

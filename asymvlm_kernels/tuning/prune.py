@@ -19,7 +19,7 @@ WARP_GROUPS = (90, 100, 103)  # matrix products read both operands from shared m
 
 @dataclass(frozen=True)
 class ScoreSelectConfig:
-    """One program scores ``block_n`` rows over one of ``splits`` parts of the width, ``block_d`` columns a step.
+    """One program scores ``block_n`` rows over one of ``parts`` parts of the width, ``block_d`` columns a step.
 
     ``block_l`` text rows at a time. A row with more text is split over its text instead.
     """
@@ -27,7 +27,7 @@ class ScoreSelectConfig:
     block_n: int
     block_l: int
     block_d: int
-    splits: int
+    parts: int
     num_warps: int
     num_stages: int
 

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from asymvlm_kernels._triton import triton
-from asymvlm_kernels.tuning.fused import RankConfig, ScoreSelectConfig
+from asymvlm_kernels.prefill.prune.tokens import Scratch
+from asymvlm_kernels.tuning.prune import RankConfig, ScoreSelectConfig
 
 BINS = 2048  # of the histogram of a long row
 
 _counters: dict[tuple[torch.device, int, str], torch.Tensor] = {}
 
 
-@dataclass(frozen=True)
-class Scratch:
-    """Pieces of one allocation, and counters that are zero and that each kernel leaves zero again."""
-
-    parts: torch.Tensor  # fp32, B x tiles x splits x block_n x block_l partial products
-    keys: torch.Tensor  # int32, the same memory: rank keys take the place of products that are read
-    squares: torch.Tensor  # fp32, B x splits x block_l partial ||t||^2
-    lists: torch.Tensor  # int32, B x block_s keys of a bin, for long rows
-    counters: torch.Tensor  # int32, B x (bins of a long row, one a tile, one for the sample)
-
-
 def scratch_of(B: int, S: int, config: ScoreSelectConfig, rank: RankConfig, device: torch.device) -> Scratch:
     tiles = triton.cdiv(S, config.block_n)
     lists = B * rank.block_s if rank.chunked else 0
-    sizes = [B * tiles * config.splits * config.block_n * config.block_l, B * config.splits * config.block_l, lists]
+    sizes = [B * tiles * config.parts * config.block_n * config.block_l, B * config.parts * config.block_l, lists]
     parts, squares, keys = torch.empty(sum(sizes), dtype=torch.float32, device=device).split(sizes)
     counters = zeroed_counters(device, B * (tiles + 1 + BINS * rank.chunked))
     return Scratch(parts, parts.view(torch.int32), squares, keys.view(torch.int32), counters)

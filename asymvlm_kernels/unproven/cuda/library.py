@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from asymvlm_kernels.dispatch import Unsupported
+
 ENVIRONMENT_VARIABLE = "ASYMVLM_CUDA_LIBRARY"
 INTERFACE = 1  # ASYMVLM_INTERFACE in csrc/asymvlm.h
 TOO_LARGE = 720  # cudaErrorCooperativeLaunchTooLarge: the blocks do not fit on the device all at once
@@ -23,10 +25,6 @@ LONGEST, WIDEST, MOST_CARRIES = 65536, 8192, 8
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 Pointer, Int, Long = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
-
-
-class Unsupported(RuntimeError):
-    """The library cannot serve this call, told before anything ran."""
 
 
 class CudaLibraryError(RuntimeError):

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from sequences import BUDGETS, assert_same, sequence
 
 from asymvlm_kernels import UniformBudget
-from asymvlm_kernels.prefill import scratch
+from asymvlm_kernels.prefill.prune import scratch
 from asymvlm_kernels.testing import DTYPES, literal_scores
-from asymvlm_kernels.tuning import fused as tuning
+from asymvlm_kernels.tuning import prune as tuning
 
 NAN, INF = float("nan"), float("inf")
 any_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)

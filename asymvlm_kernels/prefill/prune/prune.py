@@ -1,10 +1,9 @@
-"""Score, gap, budget, select and gather, fused into one call: the sequence a decoder gets instead of the full one.
+"""Drop the least important vision tokens of a prompt: score, gap, budget, selection and gather as one call.
 
-Two registered ops do it in two launches (see `fused`), or one where the length is known (see `whole`). Several images
-with floors of their own, and budgets that are not this package's, go step by step through the public ops.
-
-One selection serves the whole sequence: every token that must stay gets the score +inf, every prunable vision token its
-own, and the best ``kept text + K`` of the row, in ascending order, are the shortened sequence.
+`prune_sequence` checks its arguments and picks one of three registered ops. A result of known length is `prune_static`
+(see `known_length`); else `score_select` says which places are kept and `gather_sequence` moves them (`two_launches`).
+Several images with floors of their own, scores that spread, budgets that are not this package's and rows beyond
+``LONGEST`` take the ops that `score_select` is made of, one after the other (`specification.select_places`).
 """
 
 from __future__ import annotations
@@ -25,15 +24,25 @@ from asymvlm_kernels._checks import (
     check_shape,
 )
 from asymvlm_kernels.budget import Budget, ScoreBudget, as_budget
-from asymvlm_kernels.prefill.fused import LONGEST, MOST_CARRIES, encode_budget, gather_sequence, score_select
-from asymvlm_kernels.prefill.gather import gather_rows
+from asymvlm_kernels.prefill.gather import _gather_rows, gather_rows
+from asymvlm_kernels.prefill.prune.known_length import prune_static
+from asymvlm_kernels.prefill.prune.specification import Steps, longest, select_places
+from asymvlm_kernels.prefill.prune.two_launches import (
+    LONGEST,
+    MOST_CARRIES,
+    encode_budget,
+    gather_sequence,
+    score_select,
+)
+from asymvlm_kernels.prefill.score import _score_tokens
+from asymvlm_kernels.prefill.select import _importance_gap, _select_tokens
 from asymvlm_kernels.prefill.spread import Spread
-from asymvlm_kernels.prefill.step_by_step import longest, step_by_step
-from asymvlm_kernels.prefill.whole import prune_static
 
 PADDING_SIDES = ("left", "right")
 MOST_ROWS = 65535  # of a batch: the second axis of a grid
 MOST_NUMBERS = 64  # of a token in a tensor that the gather of the embeddings moves along
+
+REGISTERED = Steps(_gather_rows, _score_tokens, _importance_gap, _select_tokens, longest)
 
 
 @dataclass(frozen=True)
@@ -113,36 +122,35 @@ def prune_sequence(
     _check(embeds, weight, scores, masks, groups, per_image, carry, pads, padding_side)
     if capacity is not None and (capacity < 0 or not static):
         raise ValueError(f"capacity must be 0 or more and goes with static=True, got {capacity} and static={static}")
-    B, S, _ = embeds.shape
     spreading = None if spread is None or lines is None else (spread, lines)
     if spread is not None and lines is None:
         raise ValueError("spread needs lines, got None")
-    most = S if capacity is None else capacity
-    encoded = (
-        encode_budget(budget) if groups is None and spreading is None and S <= LONGEST and B <= MOST_ROWS else None
+    most = embeds.shape[1] if capacity is None else capacity
+    encoded = None if groups is not None or spreading is not None else _encoded(budget, embeds)
+    narrow = [name for name, tensor in carry.items() if _is_narrow(tensor, embeds)][:MOST_CARRIES]
+    moving = (
+        [carry[name] for name in narrow],
+        alike([pads.get(name, 0) for name in narrow]),
+        [_is_stacked(carry[name], embeds) for name in narrow],
     )
-    if encoded is None:
-        ranked, gap, counts, lengths, index, rows = step_by_step(
-            *(embeds, vision_mask, text_mask, protect, weight, scores, budget, groups, per_image),
-            *(spreading, static, most, padding_side),
-        )
-        narrow, moved = [], []
+    tokens = (embeds, vision_mask, text_mask, protect, weight)
+    left = padding_side == "left"
+    if static and encoded is not None:
+        results = prune_static(*tokens, *encoded, *moving, most, left, scores)
+        ranked, gap, counts, lengths, rows, index, moved = results
     else:
-        narrow = [name for name, tensor in carry.items() if _is_narrow(tensor, embeds)][:MOST_CARRIES]
-        moving = (
-            [carry[name] for name in narrow],
-            alike([pads.get(name, 0) for name in narrow]),
-            [_is_stacked(carry[name], embeds) for name in narrow],
-        )
-        tokens = (embeds, vision_mask, text_mask, protect, weight)
-        left = padding_side == "left"
-        if static:
-            results = prune_static(*tokens, *encoded, *moving, most, left, scores)
-            ranked, gap, counts, lengths, rows, index, moved = results
-        else:
+        if encoded is not None:
             ranked, gap, counts, lengths, order = score_select(*tokens, *encoded, most, scores)
-            most = longest(lengths)
-            rows, index, moved = gather_sequence(embeds, order, lengths, *moving, most, left)
+        else:
+            ranked, gap, counts, lengths, order = select_places(
+                *(REGISTERED, tokens, scores, budget, most),
+                groups=groups,
+                per_image=per_image,
+                spreading=spreading,
+                static=static,
+            )
+        most = most if static else longest(lengths)
+        rows, index, moved = gather_sequence(embeds, order, lengths, *moving, most, left)
     done = dict(zip(narrow, moved, strict=True))
     return PrunedSequence(
         embeds=rows,
@@ -165,6 +173,12 @@ def alike(pads: list[float]) -> list[float]:
     if all(isinstance(pad, int) for pad in pads):
         return [int(pad) for pad in pads] or [0]
     return [float(pad) for pad in pads] if all(float(pad) == pad or pad != pad for pad in pads) else pads
+
+
+def _encoded(budget: Budget | ScoreBudget, embeds: torch.Tensor) -> tuple[list[int], list[float]] | None:
+    """The budget as `score_select` takes it; None where it is not one of ours, or the batch is beyond a launch."""
+    B, S, _ = embeds.shape
+    return encode_budget(budget) if S <= LONGEST and B <= MOST_ROWS else None
 
 
 def _is_stacked(tensor: torch.Tensor, like: torch.Tensor) -> bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.prefill.fused_product import best_of, better_of, norm_of, product_tile
 from asymvlm_kernels.prefill.lifted import needs_lift
+from asymvlm_kernels.prefill.prune.product import best_of, better_of, norm_of, product_tile
 
 
 @triton.jit
-def split_by_width(length, BLOCK_L: tl.constexpr):
-    """Whether the parts of a tile share its width: the text then fits one block and leaves the last column free."""
-    return (length < BLOCK_L).to(tl.int32)  # else they take turns at the blocks of text
+def parts_by_width(length, BLOCK_L: tl.constexpr):
+    """Whether the parts of a tile share its width; else they take turns at the blocks of text.
+
+    They do where the text fits one block with a column to spare, which then holds ``||v||^2``.
+    """
+    return (length < BLOCK_L).to(tl.int32)
 
 
 @triton.jit
@@ -23,7 +26,7 @@ def score_part(
     offs_n,
     real_n,
     length,
-    split,
+    part,
     stride_es,
     stride_ed,
     stride_w,
@@ -32,19 +35,19 @@ def score_part(
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    SPLITS: tl.constexpr,
+    PARTS: tl.constexpr,
     VECTOR: tl.constexpr,
-    SPLIT: tl.constexpr,
+    HIGH_LOW: tl.constexpr,
     LIFT: tl.constexpr,
 ):
     """One part of one tile into scratch: products with ``||v||^2`` in the last column, or the best of its text,
     ``||v||^2``, and whether fp32 can square all of that text."""
-    PART_D: tl.constexpr = ((D + BLOCK_D - 1) // BLOCK_D + SPLITS - 1) // SPLITS * BLOCK_D
-    by_width = split_by_width(length, BLOCK_L)
-    first_d = split * PART_D * by_width
+    PART_D: tl.constexpr = ((D + BLOCK_D - 1) // BLOCK_D + PARTS - 1) // PARTS * BLOCK_D
+    by_width = parts_by_width(length, BLOCK_L)
+    first_d = part * PART_D * by_width
     last_d = tl.where(by_width != 0, tl.minimum(first_d + PART_D, D), D)
-    first_l = split * BLOCK_L * (1 - by_width)
-    step_l = tl.where(by_width != 0, BLOCK_L, SPLITS * BLOCK_L)
+    first_l = part * BLOCK_L * (1 - by_width)
+    step_l = tl.where(by_width != 0, BLOCK_L, PARTS * BLOCK_L)
     offs_l = tl.arange(0, BLOCK_L)  # [BLOCK_L]
     own = tl.arange(0, BLOCK_N)  # [BLOCK_N]
     row_n = tl.multiple_of(offs_n.to(tl.int64) * stride_es, VECTOR)  # int64: S * D may pass 2**31
@@ -69,13 +72,13 @@ def score_part(
             BLOCK_N,
             BLOCK_L,
             BLOCK_D,
-            SPLIT,
+            HIGH_LOW,
             LIFT,
         )
         if by_width != 0:
             similarity = tl.where((offs_l == BLOCK_L - 1)[None, :], square_n[:, None], similarity)
             tl.store(part_ptr + own[:, None] * BLOCK_L + offs_l[None, :], similarity)
-            tl.store(squares_ptr + split * BLOCK_L + offs_l, square_l)  # every tile writes the same
+            tl.store(squares_ptr + part * BLOCK_L + offs_l, square_l)  # every tile writes the same
         else:
             best = better_of(best, best_of(similarity, square_l, real_l, EPSILON))
             odd |= (real_l & needs_lift(square_l)).to(tl.int32)
@@ -93,7 +96,7 @@ def add_parts(
     EPSILON: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
-    SPLITS: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     """Scores of one tile from its parts, in a fixed order: the same bits whoever came last.
 
@@ -103,11 +106,11 @@ def add_parts(
     offs_l = tl.arange(0, BLOCK_L)  # [BLOCK_L]
     own = tl.arange(0, BLOCK_N)  # [BLOCK_N]
     best = tl.full((BLOCK_N,), float("-inf"), tl.float32)
-    if split_by_width(length, BLOCK_L) != 0:
+    if parts_by_width(length, BLOCK_L) != 0:
         pair = own[:, None] * BLOCK_L + offs_l[None, :]
         total = tl.load(parts_ptr + pair, cache_modifier=".cg")
         square_l = tl.load(squares_ptr + offs_l, cache_modifier=".cg")
-        for part in tl.static_range(1, SPLITS):
+        for part in tl.static_range(1, PARTS):
             total += tl.load(parts_ptr + part * SLOT + pair, cache_modifier=".cg")
             square_l += tl.load(squares_ptr + part * BLOCK_L + offs_l, cache_modifier=".cg")
         square_n = tl.sum(tl.where((offs_l == BLOCK_L - 1)[None, :], total, 0.0), 1)
@@ -116,7 +119,7 @@ def add_parts(
     else:  # a part without a block of text left -inf; the first has one, hence the norms
         square_n = tl.load(parts_ptr + BLOCK_N + own, cache_modifier=".cg")
         odd_text = length < 0
-        for part in tl.static_range(0, SPLITS):
+        for part in tl.static_range(0, PARTS):
             best = better_of(best, tl.load(parts_ptr + part * SLOT + own, cache_modifier=".cg"))
             odd_text = odd_text | (tl.load(parts_ptr + part * SLOT + 2 * BLOCK_N, cache_modifier=".cg") > 0)
     return tl.div_rn(best, norm_of(square_n, EPSILON)), square_n, odd_text

@@ -10,14 +10,15 @@ from collections.abc import Sequence
 import torch
 
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.prefill.fused_budget import number_bits
-from asymvlm_kernels.prefill.fused_keys import bin_of
-from asymvlm_kernels.prefill.fused_select import select_sample
-from asymvlm_kernels.prefill.fused_text import roles_of
 from asymvlm_kernels.prefill.order import order_key
+from asymvlm_kernels.prefill.prune.budget_numbers import number_bits
+from asymvlm_kernels.prefill.prune.keys import bin_of
+from asymvlm_kernels.prefill.prune.roles import roles_of
+from asymvlm_kernels.prefill.prune.scratch import BINS, zeroed_counters
+from asymvlm_kernels.prefill.prune.select_item import select_sample
+from asymvlm_kernels.prefill.prune.tokens import Kept
 from asymvlm_kernels.prefill.reference import SECOND_HIGHEST
-from asymvlm_kernels.prefill.scratch import BINS, zeroed_counters
-from asymvlm_kernels.tuning.fused import GIVEN_WARPS, rank_config
+from asymvlm_kernels.tuning.prune import GIVEN_WARPS, rank_config
 
 NOT_SPECIALIZED = ["stride_gb", "stride_vb", "stride_tb", "stride_pb", "S", "capacity", "linear"]
 NOT_SPECIALIZED += [f"ratio_{number}" for number in range(3)] + [f"number_{number}" for number in range(5)]
@@ -29,11 +30,7 @@ def _select_given_kernel(
     vision_mask_ptr,
     text_mask_ptr,
     protect_ptr,
-    scores_ptr,
-    gap_ptr,
-    counts_ptr,
-    lengths_ptr,
-    order_ptr,
+    kept,
     keys_ptr,
     lists_ptr,
     counters_ptr,
@@ -78,7 +75,7 @@ def _select_given_kernel(
         )
         score = tl.load(given_ptr + offs_s.to(tl.int64) * stride_gs, mask=prunable, other=float("-inf"))
         score = tl.where(score > HIGHEST, HIGHEST, score)  # a comparison keeps NaN, a minimum drops it
-        tl.store(scores_ptr + pid_b * S + offs_s, score, mask=mask_s)
+        tl.store(kept.scores + pid_b * S + offs_s, score, mask=mask_s)
         key = tl.where(must_stay, rank, order_key(score, prunable)).to(tl.uint32)
         tl.store(keys_ptr + offs_s, key.to(tl.int32, bitcast=True), mask=mask_s)
         if LONG:
@@ -88,10 +85,10 @@ def _select_given_kernel(
         keys_ptr,
         lists_ptr + pid_b * BLOCK_S,
         counters_ptr,
-        order_ptr + pid_b * S,
-        gap_ptr + pid_b,
-        counts_ptr + pid_b,
-        lengths_ptr + pid_b,
+        kept.order + pid_b * S,
+        kept.gap + pid_b,
+        kept.counts + pid_b,
+        kept.lengths + pid_b,
         S > 0,  # given scores need no text: the budget holds for every sample
         (linear, ratio_0, ratio_1, ratio_2, number_0, number_1, number_2, number_3, number_4),
         S,
@@ -120,7 +117,7 @@ def select_given(
     _select_given_kernel[(B,)](
         given,
         *masks,
-        *outputs,
+        Kept(*outputs),
         keys,
         lists,
         zeroed_counters(given.device, B * BINS * rank.chunked),

@@ -7,7 +7,8 @@ divides the finished product.
 from __future__ import annotations
 
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.prefill.fold import lift_exponent, multiply, power_of_two
+from asymvlm_kernels.device import multiply
+from asymvlm_kernels.prefill.fold import lift_exponent, power_of_two
 
 
 @triton.jit
@@ -26,7 +27,7 @@ def product_tile(
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    SPLIT: tl.constexpr,
+    HIGH_LOW: tl.constexpr,
     LIFT: tl.constexpr,
 ):
     """Products of rows and weighted text over the columns from ``first_d`` to ``last_d``, and both squared norms."""
@@ -46,7 +47,7 @@ def product_tile(
         if LIFT:  # in fp16 `low` would underflow: each step lifts each text row by a power of two
             lift = lift_exponent(tl.max(tl.abs(text), 1))
             text *= power_of_two(lift)[:, None]
-        if SPLIT:
+        if HIGH_LOW:
             high = text.to(vision.dtype)
             low = tl.where(tl.abs(text) == float("inf"), 0.0, text - high.to(tl.float32)).to(vision.dtype)
             if LIFT:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from asymvlm_kernels.prefill import fused
+from asymvlm_kernels.prefill.prune import two_launches
 
 DTYPES = (torch.bool, torch.int16, torch.float32, torch.int64, torch.bfloat16, torch.float64, torch.int32, torch.uint8)
 
@@ -41,7 +41,9 @@ def test_moves_every_tensor(B, S, D, dtype, left, device):
     pads = [True, -3, float("nan"), -100, 1.5, -0.0, 7, 200]
     for capacity in (S, int(lengths.max()), S + 5):
         arguments = (embeds, order, lengths, carry, pads, [False] * 8, capacity, left)
-        assert_same(fused._gather_sequence_triton(*arguments), fused._gather_sequence_reference(*arguments))
+        assert_same(
+            two_launches._gather_sequence_triton(*arguments), two_launches._gather_sequence_reference(*arguments)
+        )
 
 
 def test_shapes_of_carried_tensors(device):
@@ -57,11 +59,11 @@ def test_shapes_of_carried_tensors(device):
     ]
     stacked = [True] + [False] * 5
     arguments = (embeds, order, lengths, carry, [0, 1, 2, 3, 4, 5], stacked, S, True)
-    assert_same(fused._gather_sequence_triton(*arguments), fused._gather_sequence_reference(*arguments))
+    assert_same(two_launches._gather_sequence_triton(*arguments), two_launches._gather_sequence_reference(*arguments))
 
 
 def test_strided_embeddings_and_no_carry(device):
     _, order, lengths = case(2, 20, 16, torch.float32, device)
     embeds = torch.randn(2, 41, 33, device=device)[:, 1::2, 1::2]
     arguments = (embeds, order, lengths, [], [], [], 20, False)
-    assert_same(fused._gather_sequence_triton(*arguments), fused._gather_sequence_reference(*arguments))
+    assert_same(two_launches._gather_sequence_triton(*arguments), two_launches._gather_sequence_reference(*arguments))

@@ -1,0 +1,39 @@
+"""What the kernels of `prune_sequence` read and write, as named groups: each is one argument of a kernel.
+
+On the host the fields are tensors, in a kernel pointers. Strides and lengths stay arguments of their own, because
+Triton compiles anew for the values of integers in a tuple.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Tokens(NamedTuple):
+    """A batch of prompts before it is shortened. The last two may be None."""
+
+    embeds: Any  # (B, S, D)
+    vision_mask: Any  # (B, S) bool, as the other masks
+    text_mask: Any
+    protect: Any
+    weight: Any  # (D,) fp32
+
+
+class Kept(NamedTuple):
+    """What `score_select` answers."""
+
+    scores: Any  # (B, S) fp32, -inf outside the prunable vision tokens
+    gap: Any  # (B,) fp32
+    counts: Any  # (B,) int32, K
+    lengths: Any  # (B,) int32
+    order: Any  # (B, S) int32, the kept places, ascending, padded with -1
+
+
+class Scratch(NamedTuple):
+    """Pieces of one allocation, and counters that are zero and that each kernel leaves zero again."""
+
+    parts: Any  # fp32, B x tiles x parts x block_n x block_l partial products
+    keys: Any  # int32, the same memory: rank keys take the place of products that are read
+    squares: Any  # fp32, B x parts x block_l partial ||t||^2
+    lists: Any  # int32, B x block_s keys of a bin, for long rows
+    counters: Any  # int32, B x (bins of a long row, one a tile, one for the sample)
