@@ -10,7 +10,7 @@ import torch
 from checks import GREEDY, assert_close, uniform
 from evicted_reference import Masked
 from masked_reference import masked_greedy, select
-from test_text_eviction import ATOL, windowed
+from windowed import ATOL, windowed
 
 import asymvlm
 from asymvlm import AutoStrategy, TextEviction, TurnEviction

@@ -11,8 +11,8 @@ import torch
 from checks import GREEDY, assert_close, uniform
 from evicted_reference import Masked
 from masked_reference import merged_embeddings, select
-from test_text_eviction import ATOL, windowed
 from tiny import BEGIN_IMAGE, END_IMAGE, FAMILIES
+from windowed import ATOL, windowed
 
 import asymvlm
 from asymvlm import TextEviction, TurnEviction

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 
 import pytest
 import tiny
@@ -11,19 +10,13 @@ import torch
 from checks import GREEDY, assert_close, uniform
 from evicted_reference import Masked
 from masked_reference import select
+from windowed import ATOL, windowed
 
 import asymvlm
 from asymvlm import TextEviction
 
 FAMILIES = ("llava", "gemma3", "phi3_v", "qwen2_5_vl")
-ATOL = 1e-4
 STATIC = {"cache_implementation": "static"}
-
-
-@functools.cache
-def windowed(family: str):
-    """Gemma 3 with windows that the answers leave."""
-    return tiny.build(family, **({"sliding_window": 20} if family == "gemma3" else {}))
 
 
 def check(family, policy: dict, steps: int, batch="left_padded", vision=None, **options):

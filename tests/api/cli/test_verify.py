@@ -26,7 +26,7 @@ from asymvlm_cli import main
 __all__ = ["checkpoint", "fewer_steps", "llava", "page"]  # fixtures
 
 FAMILIES = ("llava", "gemma3", "qwen2_5_vl", "phi3_v", "qwen3_vl")
-SHIPPED = Path(__file__).parents[2] / "bench" / "tinyvlm" / "checkpoint"
+SHIPPED = Path(__file__).parents[3] / "bench" / "tinyvlm" / "checkpoint"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

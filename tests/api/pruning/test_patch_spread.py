@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import dataclasses
 
 import pytest
+import tiny
 import torch
 from transformers import AutoModelForImageTextToText
 
 import asymvlm
-from asymvlm.prompt.shorten import _lines
+from asymvlm.models import adapter_for
+from asymvlm.prompt.shorten import prune_prompt
 from asymvlm.tokens.images import image_cells
 from bench.quality.scorers import model_inputs
 from bench.tinyvlm.evaluate import exact_match, features, make_samples
@@ -33,9 +35,11 @@ def test_lines_follow_the_grids_of_every_kind() -> None:
 
 
 def test_a_model_without_known_grids_is_refused() -> None:
-    adapter = SimpleNamespace(token_ids=lambda model: {}, grids_of=lambda model, inputs: {}, model_type="nameless")
-    with pytest.raises(ValueError, match="nameless"):
-        _lines(None, adapter, {}, None, 0)  # type: ignore[arg-type]
+    model = tiny.build("llava")
+    adapter = dataclasses.replace(adapter_for(model), grids=lambda model, inputs: {}, model_type="nameless")
+    vision = asymvlm.VisionPruning(spread=asymvlm.Spread())
+    with pytest.raises(ValueError, match="spread.*need the grid of an image's tokens, which the nameless adapter"):
+        prune_prompt(model, adapter, vision, tiny.make_batch("llava", "single"), generating=False)
     with pytest.raises(ValueError, match="spread must be"):
         asymvlm.VisionPruning(spread=4)  # type: ignore[arg-type]
 

@@ -18,7 +18,7 @@ import asymvlm
 from asymvlm import models
 from asymvlm.models import table
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_every_family_is_tested_and_in_the_table():

@@ -1,6 +1,6 @@
 """One of several processes that train a scorer on a tiny model: `test_training_ranks.py` starts them.
 
-python tests/api/train_on_a_rank.py RANK WORLD FOLDER
+python tests/api/training/train_on_a_rank.py RANK WORLD FOLDER
 """
 
 from __future__ import annotations

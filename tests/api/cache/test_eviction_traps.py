@@ -10,12 +10,12 @@ import tiny
 import torch
 from checks import GREEDY, assert_close, uniform
 from evicted_reference import Masked
+from loops import decode, positions_of, steps
 from masked_reference import select
-from test_manual_loops import decode, positions_of, steps
-from test_text_eviction import ATOL, windowed
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import eager_mask, flash_attention_mask
+from windowed import ATOL, windowed
 
 import asymvlm
 import asymvlm.cache.masks as masks

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 
 @pytest.mark.slow
 def test_two_ranks_train_one_weight(tmp_path):
-    paths = [str(HERE), str(HERE.parents[1]), str(HERE.parents[1] / "python_api")]
+    paths = [str(HERE.parents[2] / folder) for folder in ("", "python_api", "tests/api", "tests/api/support")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     script = str(HERE / "train_on_a_rank.py")
     started = [

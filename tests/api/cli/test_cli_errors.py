@@ -211,7 +211,7 @@ def test_a_bug_keeps_its_traceback(page: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("verbose", [False, True])
 @pytest.mark.slow
 def test_a_process_ends_with_code_2_and_one_line(verbose: bool, tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     arguments = ["--verbose"] * verbose + [
         "run",
         "--model",

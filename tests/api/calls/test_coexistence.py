@@ -10,8 +10,8 @@ import torch
 from checks import assert_kept_logits, uniform
 from evicted_reference import Masked
 from masked_reference import masked_forward, masked_greedy, select
-from test_text_eviction import windowed
 from tiny import make_batch
+from windowed import windowed
 
 import asymvlm
 

@@ -10,7 +10,7 @@ import torch
 from checks import GREEDY
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_text_eviction import windowed
+from windowed import windowed
 
 import asymvlm
 import asymvlm.cache.growing as slots

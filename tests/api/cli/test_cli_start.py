@@ -22,7 +22,7 @@ from asymvlm_cli import commands, main
 __all__ = ["checkpoint", "page"]  # fixtures
 
 HEAVY = {"torch", "transformers", "asymvlm", "asymvlm_kernels", "PIL", "numpy"}
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def started(*arguments: str) -> tuple[int, str, set[str]]:

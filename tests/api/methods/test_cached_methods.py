@@ -14,11 +14,11 @@ import tiny
 import torch
 from checks import GREEDY, assert_close
 from evicted_reference import NAME, NEVER, Masked
-from test_text_eviction import windowed
 from tiny import text_layers
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
+from windowed import windowed
 
 import asymvlm
 from asymvlm import EvictionCache, TextEviction, VisionPruning

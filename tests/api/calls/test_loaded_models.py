@@ -158,7 +158,7 @@ def test_quantised_linears(family, model, by):
 def test_ranks_of_a_tensor_parallel_model_keep_the_same_tokens(tmp_path: Path):
     """Two ranks with gloo; the script checks itself."""
     script = Path(__file__).parent / "tensor_parallel.py"
-    roots = [str(Path(__file__).parents[2] / folder) for folder in ("", "python_api", "tests/api")]
+    roots = [str(Path(__file__).parents[3] / folder) for folder in ("", "python_api", "tests/api", "tests/api/support")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(roots), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, tmp_path]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

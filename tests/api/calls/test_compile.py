@@ -8,10 +8,10 @@ import pytest
 import torch
 from checks import GREEDY, assert_close, uniform
 from evicted_reference import Masked
-from test_text_eviction import windowed
 from tiny import make_batch
 from torch._dynamo.utils import counters
 from transformers import CompileConfig
+from windowed import windowed
 
 import asymvlm
 
