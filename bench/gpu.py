@@ -37,9 +37,6 @@ API_TESTS = (  # the quick ones that say most
     "tests/api/pruning/test_pruned_equals_masked.py",
     "tests/api/calls/test_prune_inputs.py",
 )
-    "tests/api/pruning/test_pruned_equals_masked.py",
-    "tests/api/calls/test_prune_inputs.py",
-)  # the quick ones that say most
 SANITIZER = ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")
 UNSUPPORTED = "Device not supported"  # how the sanitizer refuses some virtual machines
 # glibc hands fresh pages back after every large tensor; their faults would be most of a CPU measurement, and vary

@@ -38,7 +38,7 @@ def test_a_model_without_known_grids_is_refused() -> None:
     model = tiny.build("llava")
     adapter = dataclasses.replace(adapter_for(model), grids=lambda model, inputs: {}, model_type="nameless")
     vision = asymvlm.VisionPruning(spread=asymvlm.Spread())
-    with pytest.raises(ValueError, match="spread.*need the grid of an image's tokens, which the nameless adapter"):
+    with pytest.raises(ValueError, match=r"spread.*need the grid of an image's tokens, which the nameless adapter"):
         prune_prompt(model, adapter, vision, tiny.make_batch("llava", "single"), generating=False)
     with pytest.raises(ValueError, match="spread must be"):
         asymvlm.VisionPruning(spread=4)  # type: ignore[arg-type]
