@@ -1,4 +1,4 @@
-"""The quality bench measures the library: its selections, its evictions and its calibration are the library's own."""
+"""The quality bench measures the library: its selections and its calibration are the library's own."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ import asymvlm
 from asymvlm import VisionPruning
 from asymvlm_kernels import RelativeThresholdBudget, UniformBudget
 from bench.quality import __main__ as command
-from bench.quality import eviction
 from bench.quality.answers import answers
 from bench.quality.beyond import Centred
 from bench.quality.budgets import answered, batches, even_counts
-from bench.quality.eviction import Chooser, evict_answers, evict_tokens, last_answer, make_talks, transcribe
 from bench.quality.scorers import SCORERS, load_model, model_inputs, portable
 from bench.quality.study import CONTROLS, FULL, Study, key, uniform
 from bench.tinyvlm.evaluate import Samples, exact_match, features, make_samples
@@ -149,53 +147,6 @@ def test_model_inputs_are_the_processors(samples: Samples) -> None:
     labels = inputs["labels"] >= 0
     assert torch.equal(inputs["labels"][labels], inputs["input_ids"][labels])
     assert (inputs["input_ids"][labels] == EOS).sum() == 2
-
-
-@pytest.mark.parametrize("layers", ["last", "all"])
-def test_simulated_eviction_decides_as_the_librarys(model: Any, layers: str) -> None:
-    samples = make_samples("validation", 3, seed=3, mix={"read": 1.0}, entries=(5, 5))
-    policy = asymvlm.TextEviction(threshold=12, retention=0.5, recent=2, layers=layers)
-    chooser = Chooser("attention" if layers == "last" else "attention of all layers", recent=2)
-    ours, evicted = transcribe(model, samples, features(model, samples), policy, chooser)
-    inputs = model_inputs(samples, range(3), answers=False)
-    with asymvlm.patch(model, text=policy) as handle:
-        output = model.generate(**inputs, max_new_tokens=ours.shape[1], do_sample=False, eos_token_id=None)
-        assert handle.last.eviction.evicted == evicted.tolist()
-        assert min(evicted) >= 12
-    assert torch.equal(output[:, inputs["input_ids"].shape[1] :], ours)
-    full, none = transcribe(model, samples, features(model, samples), None, chooser)
-    assert not torch.equal(full, ours), "eviction of half of twelve tokens shows"
-    assert not none.any()
-    for other in (Chooser("random", protected=False), Chooser("oldest first", protected=False)):
-        assert torch.equal(transcribe(model, samples, features(model, samples), policy, other)[1], evicted)
-
-
-def test_controls_give_up_as_many_tokens(model: Any) -> None:
-    talks = make_talks(model, 12)
-    answers = evict_answers(model, talks, 0.5)
-    counts = answers.sum(1)
-    inside = talks.answer & (talks.turn < eviction.EARLIER) & (talks.text != EOS)
-    assert (answers <= inside).all()
-    assert (inside.sum(1) - counts <= inside.sum(1) // 2).all()
-    assert not (answers & (talks.turn == eviction.EARLIER - 1)).any(), "the last answer stays"
-    for how in eviction.CONTROLS:
-        dropped = evict_tokens(talks, counts, how)
-        assert torch.equal(dropped.sum(1), counts), how
-        assert not dropped[:, 0].any()
-        assert not (dropped[:, 1 + NUM_VISION :] & (talks.turn == eviction.EARLIER)).any()
-        if how.endswith("answer tokens"):
-            assert (dropped[:, 1 + NUM_VISION :] <= inside).all()
-    sinks = evict_tokens(talks, counts, "oldest of all")
-    assert sinks.float().argmax(1).tolist() == [eviction.SINKS] * 12
-
-
-def test_only_the_last_turn_misses_what_was_dropped(model: Any) -> None:
-    talks = make_talks(model, 16)
-    nothing = torch.zeros(16, 1 + NUM_VISION + talks.text.shape[1], dtype=torch.bool)
-    everything = nothing.clone()
-    everything[:, 1 : 1 + NUM_VISION] = True
-    assert last_answer(model, talks, nothing).mean() > 0.6
-    assert last_answer(model, talks, everything).mean() < 0.5
 
 
 def test_committed_scorers_belong_to_the_checkpoint(model: Any) -> None:
