@@ -22,9 +22,10 @@ from asymvlm.settings.scorer import Scorer
 from bench import environment, results
 from bench.quality.beyond import beyond
 from bench.quality.budgets import adaptive, gaps
-from bench.quality.eviction import conversations, transcript_samples, transcripts
+from bench.quality.conversations import conversations
 from bench.quality.scorers import PRESETS, RECIPES, SCORERS, load_model
 from bench.quality.study import Study, uniform
+from bench.quality.transcripts import transcript_samples, transcripts
 from bench.tinyvlm.evaluate import make_samples
 from bench.tinyvlm.model import CHECKPOINT
 

@@ -1,39 +1,38 @@
 """Ideas beyond the paper, measured against the paper's scorer where there is most to win: keep 0.25 and 0.15.
 
 Every variant is one change. Learned ones were trained on the same pages with `train_scorer`; the others only treat the
-scores differently. What was chosen by looking (reach and share of the spreading) was chosen on validation pages.
+scores differently: spread hands them on, since a token next to one that matters matters too: the digits of a value do
+not resemble the key that is asked for. What was chosen by looking (reach and share of the spreading) was chosen on
+validation pages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 
-from asymvlm_kernels import Spread, UniformBudget
-from bench.quality.selection import kept_tokens, similarity
+from asymvlm import VisionPruning
+from asymvlm.methods import AsymVLM, BeforeMethod, VisionPrompt
+from asymvlm_kernels import Spread, UniformBudget, score_tokens
 from bench.quality.study import Study, key
-from bench.tinyvlm.pages import GRID
 
 RATIOS = (0.5, 0.25, 0.15)
 SPREAD = Spread(reach=4, share=0.7)
-Change = Callable[[torch.Tensor], torch.Tensor]
 
 
-def lines(count: int) -> torch.Tensor:
-    """``(count, 144)``: the line of cells that each vision token belongs to."""
-    return torch.arange(GRID).repeat_interleave(GRID).expand(count, -1)
-
-
-def spread(scores: torch.Tensor) -> torch.Tensor:
-    """A token next to one that matters matters too: the digits of a value do not resemble the key that is asked for."""
-    return SPREAD.apply(scores, lines(len(scores)))
-
-
-def centred(study: Study) -> torch.Tensor:
+class Centred(BeforeMethod):
     """Cosine after the page's mean vision token is taken off: what all tokens share says nothing."""
-    return similarity(study.model, study.samples, study.vision - study.vision.mean(1, keepdim=True))
+
+    name: ClassVar[str] = "centred"
+    needs_text: ClassVar[bool] = True
+
+    def scores(self, prompt: VisionPrompt) -> torch.Tensor:
+        vision = prompt.tokens.prunable[..., None]
+        mean = (prompt.embeds * vision).sum(1, keepdim=True) / vision.sum(1, keepdim=True)
+        own = prompt.embeds - mean
+        return score_tokens(own, prompt.embeds, vision_mask=prompt.tokens.prunable, text_mask=prompt.text)
 
 
 def beyond(
@@ -43,22 +42,22 @@ def beyond(
     ratios: Sequence[float] = RATIOS,
 ) -> dict[str, Any]:
     """Rates of every variant and its paired difference to the method ``baseline`` of the study."""
-    scores: dict[str, list[torch.Tensor]] = {
-        name: [similarity(study.model, study.samples, study.vision, weight) for weight in weights]
-        for name, weights in learned.items()
+    plain: dict[str, list[BeforeMethod]] = {
+        name: [AsymVLM(weight) for weight in many] for name, many in learned.items()
     }
-    for name in ("cosine", *study.weights):
-        scores[f"{name}, spread along lines"] = [spread(run) for run in study.scores(name)]
-    scores["cosine, centred"] = [centred(study)]
+    spread = {f"{name}, spread along lines": study.runs(name) for name in ("cosine", *study.weights)}
+    variants = plain | spread | {"cosine, centred": [Centred()]}
     for ratio in ratios:
         study.uniform(baseline, ratio)
-        for name, runs in scores.items():
-            study.measure(key(name, ratio), [kept_tokens(run, UniformBudget(ratio)) for run in runs])
+        for name, methods in variants.items():
+            budget, how = UniformBudget(ratio), SPREAD if name in spread else None
+            runs = [VisionPruning(method=method, budget=budget, spread=how) for method in methods]
+            study.measure(key(name, ratio), runs)
     return {
         "baseline": baseline,
         "spread": {"reach": SPREAD.reach, "share": SPREAD.share},
-        "rates": {name: {f"{ratio:g}": study.summary(key(name, ratio)) for ratio in ratios} for name in scores},
-        "paired": [study.compare(key(name, ratio), key(baseline, ratio)) for name in scores for ratio in ratios],
+        "rates": {name: {f"{ratio:g}": study.summary(key(name, ratio)) for ratio in ratios} for name in variants},
+        "paired": [study.compare(key(name, ratio), key(baseline, ratio)) for name in variants for ratio in ratios],
     }
 
 

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from asymvlm import VisionPruning
 from asymvlm.calibration import calibrate_budget
 from asymvlm.settings.budget_file import budget_to_dict
 from asymvlm.settings.scorer import Scorer
-from asymvlm_kernels import importance_gap
-from asymvlm_kernels.budget import budget_counts
+from asymvlm_kernels import UniformBudget
+from bench.quality.answers import answers
 from bench.quality.scorers import model_inputs
-from bench.quality.selection import kept_counts, similarity
 from bench.quality.statistics import paired, rate, record
 from bench.quality.study import Study
 from bench.tinyvlm.evaluate import ROWS, Samples, make_samples
@@ -72,7 +72,6 @@ def adaptive(
     """Every method at every average, for each scorer; ``cache`` keeps the measurements of the calibration."""
     calibration = batches(make_samples("calibration", samples))
     result: dict[str, Any] = {"calibration_samples": samples, "averages": {}}
-    scores = [similarity(study.model, study.samples, study.vision, scorer.weight) for scorer in scorers]
     for average in averages:
         rows: dict[str, Any] = {}
         for method, name in METHODS.items():
@@ -93,14 +92,14 @@ def adaptive(
                 for number, scorer in enumerate(scorers)
             ]
             ours, even, kept = [], [], []
-            for one, calibrated in zip(scores, chosen, strict=True):
-                mask = torch.ones_like(one, dtype=torch.bool)
-                counts = budget_counts(calibrated.budget, one, importance_gap(one), mask)
-                equal = even_counts(int(counts.sum()), len(counts))
-                kept.append(float(counts.double().mean()) / NUM_VISION)
-                ours.append(kept_counts(one, counts))
-                even.append(kept_counts(one, equal))
-            right, uniform = study.measure(f"{name}/{average:g}", ours), study.measure(f"uniform/{average:g}", even)
+            for scorer, calibrated in zip(scorers, chosen, strict=True):
+                policy = VisionPruning(scorer, calibrated.budget)
+                adapted = answers(study.model, study.samples, policy)
+                equal = even_counts(int(adapted.counts.sum()), len(study.samples))
+                kept.append(float(adapted.counts.double().mean()) / NUM_VISION)
+                ours.append(adapted.right.numpy())
+                even.append(answers(study.model, study.samples, policy, counts=equal).right.numpy())
+            right, uniform = np.stack(ours), np.stack(even)
             rows[name] = {
                 "kept": round(float(np.mean(kept)), 4),
                 **record(rate(right)),
@@ -118,8 +117,8 @@ def adaptive(
 
 def gaps(study: Study, weight: torch.Tensor | None) -> list[float]:
     """Importance gaps of the samples, for the histogram; None means cosine similarity."""
-    values = importance_gap(similarity(study.model, study.samples, study.vision, weight))
-    return [round(value, 4) for value in values.tolist()]
+    found = answers(study.model, study.samples, VisionPruning(weight, UniformBudget(0.5)))
+    return [round(value, 4) for value in found.gaps.tolist()]
 
 
 __all__ = ["AVERAGES", "METHODS", "adaptive", "answered", "batches", "even_counts", "gaps"]

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from asymvlm import VisionPruning
 from asymvlm.app.session import InputError
 from asymvlm.cli import console
 from asymvlm.settings.scorer import Scorer
-from asymvlm_kernels import UniformBudget, importance_gap
+from asymvlm_kernels import UniformBudget
 from bench import results
 from bench.quality.__main__ import OURS, RESULTS
+from bench.quality.answers import answers
 from bench.quality.scorers import SCORERS, load_model
-from bench.quality.selection import kept_tokens, similarity
 from bench.quality.tables import FIRST
-from bench.tinyvlm.evaluate import features, make_samples
+from bench.tinyvlm.evaluate import make_samples
 from bench.tinyvlm.model import CHECKPOINT, NUM_VISION
 from bench.tinyvlm.pages import GRID, SIDE
 
@@ -63,27 +64,24 @@ def heatmaps(model: Any, scorer: Scorer, count: int = 200) -> Figure:
     from matplotlib.figure import Figure
 
     samples = make_samples("test", count, seed=SEED)
-    vision = features(model, samples)
-    scores = {
-        "cosine": similarity(model, samples, vision),
-        OURS: similarity(model, samples, vision, scorer.weight),
+    pruned = {
+        name: answers(model, samples, VisionPruning(weight, UniformBudget(0.5)))
+        for name, weight in {"cosine": None, OURS: scorer.weight}.items()
     }
-    gaps = importance_gap(scores[OURS])
-    chosen = gaps.argsort()[[count // 50, count // 2, -count // 50]].tolist()
+    chosen = pruned[OURS].gaps.argsort()[[count // 50, count // 2, -count // 50]].tolist()
     figure = Figure(figsize=(10, 10), layout="constrained")
     for panels, number in zip(figure.subplots(len(chosen), 3), chosen, strict=True):
         page = samples.pages.pixels[number]
         panels[0].imshow(page, cmap="gray", vmin=0, vmax=255)
         panels[0].set_title(f"“{samples.turns[number].question}”", fontsize=9)
-        for axes, (name, values) in zip(panels[1:], scores.items(), strict=True):
-            row = values[number]
-            kept = kept_tokens(row[None], UniformBudget(0.5))[0].view(GRID, GRID).numpy()
+        for axes, (name, found) in zip(panels[1:], pruned.items(), strict=True):
+            kept = found.kept[number].view(GRID, GRID).numpy()
             axes.imshow(page, cmap="gray", vmin=0, vmax=255)
-            heat = row.view(GRID, GRID).numpy()
+            heat = found.scores[number].view(GRID, GRID).numpy()
             axes.imshow(heat, cmap="YlOrRd", alpha=0.6, extent=(-0.5, SIDE - 0.5, SIDE - 0.5, -0.5))
             veil = np.ma.masked_where(kept, np.ones_like(heat))
             axes.imshow(veil, cmap="gray", vmin=0, vmax=1.2, alpha=0.75, extent=(-0.5, SIDE - 0.5, SIDE - 0.5, -0.5))
-            axes.set_title(f"{name}, gap {float(importance_gap(row[None])):.3f}", fontsize=9)
+            axes.set_title(f"{name}, gap {found.gaps[number]:.3f}", fontsize=9)
         for axes in panels:
             axes.set(xticks=[], yticks=[])
     return figure

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from asymvlm import VisionPruning
+from asymvlm.methods import AsymVLM, BeforeMethod, RandomTokens, Spiral, Stride
 from asymvlm_kernels import UniformBudget
-from bench.quality.selection import CONTROLS, control_scores, kept_tokens, similarity
+from bench.quality.answers import answers
 from bench.quality.statistics import paired, rate, record
-from bench.tinyvlm.evaluate import Samples, exact_match, features
+from bench.tinyvlm.evaluate import Samples
 
 RATIOS = (0.75, 0.65, 0.5, 0.35, 0.25, 0.15)
 FULL = "full"
+CONTROLS = ("random", "stride", "spiral")  # they see neither page nor question
 
 
 @dataclass
@@ -33,33 +36,30 @@ class Study:
     right: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.vision = features(self.model, self.samples)
-        self.right[FULL] = exact_match(self.model, self.samples, self.vision).numpy()[None]
+        self.measure(FULL, [VisionPruning(budget=UniformBudget(1.0))])
 
     @property
     def methods(self) -> tuple[str, ...]:
         return (*CONTROLS, "cosine", *self.weights)
 
-    def scores(self, method: str) -> list[torch.Tensor]:
-        """``(B, 144)`` of every run of ``method``."""
+    def runs(self, method: str) -> list[BeforeMethod]:
+        """The library's method behind every run of ``method``."""
         if method in self.weights:
-            return [similarity(self.model, self.samples, self.vision, weight) for weight in self.weights[method]]
-        if method == "cosine":
-            return [similarity(self.model, self.samples, self.vision)]
-        seeds = range(self.seeds if method == "random" else 1)
-        return [control_scores(method, len(self.samples), seed=seed) for seed in seeds]
+            return [AsymVLM(weight) for weight in self.weights[method]]
+        if method == "random":
+            return [RandomTokens(seed) for seed in range(self.seeds)]
+        return [{"cosine": AsymVLM, "stride": Stride, "spiral": Spiral}[method]()]
 
-    def measure(self, name: str, kept: Sequence[torch.Tensor]) -> np.ndarray:
-        """Right answers under ``name``, with the ``(B, 144)`` tokens that each run keeps."""
-        runs = [exact_match(self.model, self.samples, self.vision, mask).numpy() for mask in kept]
-        self.right[name] = np.stack(runs)
+    def measure(self, name: str, runs: Sequence[VisionPruning]) -> np.ndarray:
+        """Right answers under ``name``, of a model that is patched with the settings of each run."""
+        self.right[name] = np.stack([answers(self.model, self.samples, run).right.numpy() for run in runs])
         return self.right[name]
 
     def uniform(self, method: str, ratio: float) -> np.ndarray:
         """Right answers of a method at a keep ratio, measured once."""
         name = key(method, ratio)
         if name not in self.right:
-            self.measure(name, [kept_tokens(scores, UniformBudget(ratio)) for scores in self.scores(method)])
+            self.measure(name, [VisionPruning(method=run, budget=UniformBudget(ratio)) for run in self.runs(method)])
         return self.right[name]
 
     def summary(self, name: str) -> dict[str, Any]:
@@ -96,4 +96,4 @@ def uniform(study: Study, ratios: Sequence[float] = RATIOS) -> dict[str, Any]:
     }
 
 
-__all__ = ["FULL", "RATIOS", "Study", "key", "uniform"]
+__all__ = ["CONTROLS", "FULL", "RATIOS", "Study", "key", "uniform"]

@@ -1,4 +1,4 @@
-"""The quality bench measures the library: its selections, its evictions and its calibration are the library's own."""
+"""The quality bench measures the library: its selections and its calibration are the library's own."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import asymvlm
+from asymvlm import VisionPruning
 from asymvlm_kernels import RelativeThresholdBudget, UniformBudget
 from bench.quality import __main__ as command
-from bench.quality import eviction
-from bench.quality.budgets import answered, batches
-from bench.quality.eviction import Chooser, evict_answers, evict_tokens, last_answer, make_talks, transcribe
+from bench.quality.answers import answers
+from bench.quality.beyond import Centred
+from bench.quality.budgets import answered, batches, even_counts
 from bench.quality.scorers import SCORERS, load_model, model_inputs, portable
-from bench.quality.selection import kept_tokens, similarity
-from bench.quality.study import FULL, Study, key, uniform
+from bench.quality.study import CONTROLS, FULL, Study, key, uniform
 from bench.tinyvlm.evaluate import Samples, exact_match, features, make_samples
 from bench.tinyvlm.glyphs import BOS, EOS, IMAGE
 from bench.tinyvlm.model import CHECKPOINT, NUM_VISION
@@ -39,17 +39,61 @@ def scorer() -> asymvlm.Scorer:
     return asymvlm.Scorer.from_pretrained(SCORERS / "default-0")
 
 
-def test_bench_keeps_what_the_patched_model_keeps(model: Any, samples: Samples, scorer: asymvlm.Scorer) -> None:
+def similarity(model: Any, samples: Samples, weight: torch.Tensor | None = None, centred: bool = False) -> torch.Tensor:
+    """``(B, 144)``, a row and a text token at a time: the best weighted cosine to begin-of-text and the question."""
     vision = features(model, samples)
-    inputs = model_inputs(samples, range(len(samples)), answers=False)
-    for weight in (None, scorer.weight):
-        kept = kept_tokens(similarity(model, samples, vision, weight), UniformBudget(0.35))
-        policy = asymvlm.VisionPruning(weight, UniformBudget(0.35))
-        with asymvlm.patch(model, vision=policy) as handle, torch.inference_mode():
-            model(**inputs)
-            index = handle.last.index
-        own = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool).scatter_(1, index.clamp_min(0), True)
-        assert torch.equal(own[:, 1 : 1 + NUM_VISION], kept)
+    vision = vision - vision.mean(1, keepdim=True) if centred else vision
+    weight = torch.ones(vision.shape[-1]) if weight is None else weight
+    embed, rows = model.get_input_embeddings().weight.detach(), []
+    for row, text in enumerate(samples.text):
+        words = embed[[BOS, *text[samples.question[row]].tolist()]]
+        each = [vision[row] @ (weight * word) / vision[row].norm(dim=-1) / word.norm() for word in words]
+        rows.append(torch.stack(each).amax(0))
+    return torch.stack(rows)
+
+
+def best(scores: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """``(B, 144)`` bool: the ``counts`` highest of each row."""
+    kept = torch.zeros(scores.shape, dtype=torch.bool)
+    for row, count in enumerate(counts):
+        kept[row, scores[row].topk(count).indices] = True
+    return kept
+
+
+def test_patched_model_keeps_and_answers_as_a_mask_says(model: Any, samples: Samples, scorer: asymvlm.Scorer) -> None:
+    for method, wanted in {
+        asymvlm.methods.AsymVLM(): similarity(model, samples),
+        asymvlm.methods.AsymVLM(scorer.weight): similarity(model, samples, scorer.weight),
+        Centred(): similarity(model, samples, centred=True),
+    }.items():
+        found = answers(model, samples, VisionPruning(method=method, budget=UniformBudget(0.35)))
+        kept = best(wanted, [50] * len(samples))
+        assert torch.allclose(found.scores, wanted, atol=1e-5)
+        assert torch.equal(found.kept, kept)
+        assert torch.equal(found.right, exact_match(model, samples, keep=kept))
+
+
+def test_rows_keep_the_counts_they_are_given(model: Any, samples: Samples) -> None:
+    counts = even_counts(1001, len(samples))
+    found = answers(model, samples, VisionPruning(), counts=counts)
+    assert torch.equal(found.counts, counts)
+    assert torch.equal(found.kept, best(similarity(model, samples), counts.tolist()))
+
+
+def test_controls_keep_what_their_names_say(model: Any, samples: Samples) -> None:
+    study = Study(model, samples, {})
+    half = {
+        name: [answers(model, samples, VisionPruning(method=run)).kept for run in study.runs(name)] for name in CONTROLS
+    }
+    assert [len(half[name]) for name in CONTROLS] == [study.seeds, 1, 1]
+    gaps = half["stride"][0][0].nonzero()[:, 0].diff()
+    assert gaps.max() <= 3, "stride leaves no hole"
+    centre = half["spiral"][0][0].view(12, 12)
+    assert centre[2:10, 2:10].all(), "spiral keeps the centre"
+    assert not centre[0].any()
+    first, second = half["random"][:2]
+    assert not torch.equal(first, second), "another seed"
+    assert not torch.equal(first[0], first[1]), "another row"
 
 
 def test_study_counts_the_patched_models_own_answers(model: Any, samples: Samples, scorer: asymvlm.Scorer) -> None:
@@ -90,16 +134,10 @@ def test_batches_of_one_length_give_the_same_answers(model: Any, samples: Sample
             with asymvlm.patch(model, vision=policy):
                 pruned += sum(answered(model, part))
     assert right == exact_match(model, samples).sum()
-    kept = _relative(model, samples)
+    scores = similarity(model, samples)
+    low, high = (scores.sort().values[:, share * (NUM_VISION - 1) // 100, None] for share in (5, 98))
+    kept = scores > low + 0.4 * (high - low)
     assert pruned == exact_match(model, samples, keep=kept).sum()
-
-
-def _relative(model: Any, samples: Samples) -> torch.Tensor:
-    from bench.quality.selection import kept_counts
-
-    scores = similarity(model, samples, features(model, samples))
-    counts = RelativeThresholdBudget(0.4).counts(scores, torch.ones_like(scores, dtype=torch.bool))
-    return kept_counts(scores, counts)
 
 
 def test_model_inputs_are_the_processors(samples: Samples) -> None:
@@ -109,53 +147,6 @@ def test_model_inputs_are_the_processors(samples: Samples) -> None:
     labels = inputs["labels"] >= 0
     assert torch.equal(inputs["labels"][labels], inputs["input_ids"][labels])
     assert (inputs["input_ids"][labels] == EOS).sum() == 2
-
-
-@pytest.mark.parametrize("layers", ["last", "all"])
-def test_simulated_eviction_decides_as_the_librarys(model: Any, layers: str) -> None:
-    samples = make_samples("validation", 3, seed=3, mix={"read": 1.0}, entries=(5, 5))
-    policy = asymvlm.TextEviction(threshold=12, retention=0.5, recent=2, layers=layers)
-    chooser = Chooser("attention" if layers == "last" else "attention of all layers", recent=2)
-    ours, evicted = transcribe(model, samples, features(model, samples), policy, chooser)
-    inputs = model_inputs(samples, range(3), answers=False)
-    with asymvlm.patch(model, text=policy) as handle:
-        output = model.generate(**inputs, max_new_tokens=ours.shape[1], do_sample=False, eos_token_id=None)
-        assert handle.last.eviction.evicted == evicted.tolist()
-        assert min(evicted) >= 12
-    assert torch.equal(output[:, inputs["input_ids"].shape[1] :], ours)
-    full, none = transcribe(model, samples, features(model, samples), None, chooser)
-    assert not torch.equal(full, ours), "eviction of half of twelve tokens shows"
-    assert not none.any()
-    for other in (Chooser("random", protected=False), Chooser("oldest first", protected=False)):
-        assert torch.equal(transcribe(model, samples, features(model, samples), policy, other)[1], evicted)
-
-
-def test_controls_give_up_as_many_tokens(model: Any) -> None:
-    talks = make_talks(model, 12)
-    answers = evict_answers(model, talks, 0.5)
-    counts = answers.sum(1)
-    inside = talks.answer & (talks.turn < eviction.EARLIER) & (talks.text != EOS)
-    assert (answers <= inside).all()
-    assert (inside.sum(1) - counts <= inside.sum(1) // 2).all()
-    assert not (answers & (talks.turn == eviction.EARLIER - 1)).any(), "the last answer stays"
-    for how in eviction.CONTROLS:
-        dropped = evict_tokens(talks, counts, how)
-        assert torch.equal(dropped.sum(1), counts), how
-        assert not dropped[:, 0].any()
-        assert not (dropped[:, 1 + NUM_VISION :] & (talks.turn == eviction.EARLIER)).any()
-        if how.endswith("answer tokens"):
-            assert (dropped[:, 1 + NUM_VISION :] <= inside).all()
-    sinks = evict_tokens(talks, counts, "oldest of all")
-    assert sinks.float().argmax(1).tolist() == [eviction.SINKS] * 12
-
-
-def test_only_the_last_turn_misses_what_was_dropped(model: Any) -> None:
-    talks = make_talks(model, 16)
-    nothing = torch.zeros(16, 1 + NUM_VISION + talks.text.shape[1], dtype=torch.bool)
-    everything = nothing.clone()
-    everything[:, 1 : 1 + NUM_VISION] = True
-    assert last_answer(model, talks, nothing).mean() > 0.6
-    assert last_answer(model, talks, everything).mean() < 0.5
 
 
 def test_committed_scorers_belong_to_the_checkpoint(model: Any) -> None:

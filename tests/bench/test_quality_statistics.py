@@ -8,12 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from bench import plot
 from bench.quality import tables
 from bench.quality.budgets import even_counts
-from bench.quality.selection import CONTROLS, control_scores, kept_counts
 from bench.quality.statistics import mcnemar, paired, rate, record
 
 
@@ -49,19 +47,6 @@ def test_even_counts_add_up_and_are_even() -> None:
     assert int(counts.sum()) == 4321
     assert set(counts.tolist()) == {43, 44}
     assert int(counts[:50].sum()) in (2160, 2161), "the larger ones are spread out"
-
-
-def test_controls_keep_what_their_names_say() -> None:
-    half = {name: kept_counts(control_scores(name, 2), torch.tensor([72, 72]))[0] for name in CONTROLS}
-    gaps = half["stride"].nonzero()[:, 0].diff()
-    assert gaps.max() <= 3, "stride leaves no hole"
-    assert half["spiral"].view(12, 12)[2:10, 2:10].all(), "spiral keeps the centre"
-    assert not half["spiral"].view(12, 12)[0].any()
-    drawn = control_scores("random", 2)
-    assert torch.equal(drawn, control_scores("random", 2))
-    assert not torch.equal(drawn[0], drawn[1])
-    with pytest.raises(ValueError, match="control must be one of"):
-        control_scores("centre", 1)
 
 
 def measured(mean: float) -> dict:
