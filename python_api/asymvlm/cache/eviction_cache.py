@@ -138,6 +138,17 @@ class EvictionCache(Cache):
         for table in self.tables:
             table.evict_columns(drop)
 
+    def tell_apart(self, embeds: torch.Tensor, real: torch.Tensor | None) -> None:
+        """Mix the merged embeddings of a prompt ``(B, S, D)`` into the rows' numbers: images differ, ids may not.
+
+        What is mixed is rounded far more coarsely than two batches differ.
+        """
+        sizes = embeds.detach().double().abs().mean(-1)
+        weights = torch.ones_like(sizes) if real is None else real.to(sizes)
+        level = ((sizes * weights).sum(1) / weights.sum(1).clamp_min(1)).log2().nan_to_num(0, 0, 0) * 1000
+        mine = level.round().long().cpu() * 0x27D4EB2F
+        self.samples = mine if self.samples is None else self.samples + mine
+
     def counters(self) -> dict[str, Any]:
         """Lengths, and tokens held and evicted by row, of the layer and head with the most."""
         found = [table.counters() for table in self.tables]

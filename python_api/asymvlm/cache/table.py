@@ -35,6 +35,7 @@ class Table(ABC):
     static: ClassVar[bool]  # fixed shapes, nothing on the host
     slot_pos: torch.Tensor
     evictable: torch.Tensor
+    generated: Any  # tokens of a row, evicted ones included: a number, or a () int64 tensor
 
     def __init__(self, capacity: int | None, heads: int = 1) -> None:
         self.capacity = capacity or 0

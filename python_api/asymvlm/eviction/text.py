@@ -102,6 +102,8 @@ class TextEvictor:
         if self.turns is not None and self.owner.enabled and cache.dialogue.vision is not None:
             embeds = tokens if tokens.ndim == 3 else _shape_of(tokens, module)
             self.turns.before_prompt(self.owner.model, cache, embeds, queries)
+        if fresh and self.method is not None and self.method.needs_samples and tokens.ndim == 3:
+            cache.tell_apart(tokens, real)
         cache.begin(rows, queries, tokens.device, real)
         remapped = table.remapped and not fresh
         own: dict[int, Any] = {}
@@ -181,6 +183,7 @@ class TextEvictor:
                 columns=table.slots_in_use(),
                 newest=table.column,
                 attention=attention,
+                generated=table.generated,
                 samples=None if samples is None else table.by_line(samples.to(table.slot_pos.device)),
                 layer=number,
             )

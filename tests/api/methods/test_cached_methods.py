@@ -289,3 +289,14 @@ def test_what_cannot_be_is_told():
         cache = EvictionCache(plain.config)
         with pytest.raises(ValueError, match="of scope 'head' needs an EvictionCache of that scope"):
             handle.model.generate(**inputs, max_new_tokens=8, past_key_values=cache)
+
+
+def test_random_eviction_tells_images_apart():
+    plain, inputs = windowed("llava"), tiny.make_batch("llava", "single")
+    other = {**inputs, "pixel_values": inputs["pixel_values"].flip(-1) * 1.5}
+    held = []
+    for call in (inputs, inputs, other):
+        with asymvlm.patch(copy.deepcopy(plain), text=TextEviction(**POLICY, method="random eviction")) as handle:
+            cache = handle.model.generate(**call, **GREEDY, max_new_tokens=STEPS).past_key_values
+        held.append(held_by_line(cache)[0])
+    assert held[0] == held[1] != held[2]

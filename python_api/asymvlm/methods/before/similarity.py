@@ -1,6 +1,6 @@
 """AsymVLM: a vision token matters as much as the text token that it resembles most.
 
-score(v) = max over text t of cosine(w * v, w * t), with a learned weight w, or ones for plain cosine similarity.
+score(v) = max over text t of sum_d w_d v_d t_d with v and t normalised; w is learned, or ones for cosine similarity.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ class CachedTokens:
     attention: (
         torch.Tensor | None
     )  # (lines, slots) fp32: its attention, mean of the line's heads; None where ``needs_attention`` is False
-    samples: torch.Tensor | None  # (lines,) int64: a number made from the row's prompt, if ``needs_samples``
+    generated: int | torch.Tensor  # tokens of each row so far, evicted ones included
+    samples: torch.Tensor | None  # (lines,) int64: a number made from the row's prompt and images, if ``needs_samples``
     layer: int | None  # number of the layer; None where one choice serves all
 
 

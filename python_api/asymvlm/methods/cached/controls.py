@@ -27,7 +27,7 @@ class OldestFirst(CachedMethod):
 
 @dataclass(frozen=True)
 class RandomEviction(CachedMethod):
-    """Others at every step, by the seed, the row's prompt and how far back a token lies."""
+    """Others at every step, by the seed, the row's prompt and images, the step and how far back a token lies."""
 
     name: ClassVar[str] = "random eviction"
     needs_attention: ClassVar[bool] = False
@@ -39,7 +39,7 @@ class RandomEviction(CachedMethod):
 
     def scores(self, tokens: CachedTokens) -> torch.Tensor:
         age = tokens.newest[:, None] - tokens.columns  # padding in front does not count
-        mixed = age * 0x9E3779B1 + self.seed * 0x85EBCA77
+        mixed = age * 0x9E3779B1 + self.seed * 0x85EBCA77 + tokens.generated * 0xC2B2AE35
         if tokens.samples is not None:
             mixed = mixed + tokens.samples[:, None]
         for shift in (15, 13, 16):  # each round spreads every bit over the others
