@@ -29,7 +29,8 @@ import asymvlm  # noqa: E402
 from asymvlm import TextEviction  # noqa: E402
 from asymvlm.cache.growing import GrowingTable  # noqa: E402
 from asymvlm.hf.arguments import cache_of  # noqa: E402
-from bench import environment, results, vlm  # noqa: E402
+from bench import vlm  # noqa: E402
+from bench.harness import environment, results  # noqa: E402
 
 SIZES = {
     "tiny": vlm.SIZES["tiny"],

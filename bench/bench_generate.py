@@ -29,7 +29,8 @@ import asymvlm.prompt.shorten  # noqa: E402
 from asymvlm.hf.arguments import cache_of  # noqa: E402
 from asymvlm.hf.merge import merge_embeddings  # noqa: E402
 from asymvlm.prompt import choosing, shorten  # noqa: E402
-from bench import environment, results, vlm  # noqa: E402
+from bench import vlm  # noqa: E402
+from bench.harness import environment, results  # noqa: E402
 
 RATIOS = (1.0, 0.75, 0.5, 0.25)
 NEW_TOKENS = 32

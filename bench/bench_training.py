@@ -22,8 +22,9 @@ import torch  # noqa: E402
 from asymvlm.training import TrainingSettings  # noqa: E402
 from asymvlm.training.passes import FrozenModel, MergedBatch  # noqa: E402
 from asymvlm.training.scoring import row_losses  # noqa: E402
-from bench import environment, results, vlm  # noqa: E402
+from bench import vlm  # noqa: E402
 from bench.bench_generate import peak_memory, timed  # noqa: E402
+from bench.harness import environment, results  # noqa: E402
 
 VARIANTS = {
     "masks": ("mask", False),

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench import environment, results
-from bench.cases import CASES
-from bench.decode_cases import DECODE_CASES
+from bench.harness import environment, results
+from bench.harness.timing import copy_ceiling
 from bench.measure import make_sets, measure
-from bench.timing import copy_ceiling
+from bench.ops.decode.cases import DECODE_CASES
+from bench.ops.prefill.cases import CASES
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SECONDS = {"cpu": 0.3, "cuda": 0.05}  # a round of one variant

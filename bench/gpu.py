@@ -31,7 +31,8 @@ import torch  # noqa: E402
 
 from asymvlm_kernels.build import nvcc  # noqa: E402
 from asymvlm_kernels.unproven.cuda.library import find  # noqa: E402
-from bench import check_cuda, environment, results, tables  # noqa: E402
+from bench.harness import environment, results, tables  # noqa: E402
+from bench.ops.cuda import check as check_cuda  # noqa: E402
 
 API_TESTS = (  # the quick ones that say most
     "tests/api/pruning/test_pruned_equals_masked.py",
@@ -69,7 +70,7 @@ def sanitizer(options: argparse.Namespace, file: Path, limit: int) -> list[str]:
         raise Skip("no CUDA device")
     if tool is None:
         raise Skip("compute-sanitizer is not installed")
-    exercise = [sys.executable, "-m", "bench.exercise", "--device", "cuda"]
+    exercise = [sys.executable, "-m", "bench.harness.exercise", "--device", "cuda"]
     return [*no_cache, tool, "--tool", "memcheck", "--error-exitcode", "9", *exercise]
 
 
@@ -108,7 +109,7 @@ def cuda(options: argparse.Namespace, file: Path, limit: int) -> list[str]:
         raise Skip("no CUDA device")
     if find() is None and not check_cuda.CARRIED.exists() and nvcc() is None:
         raise Skip("no CUDA library (ASYMVLM_CUDA_LIBRARY, build/) and no nvcc to build it")
-    command = [sys.executable, "-m", "bench.check_cuda", "--file", str(file)]
+    command = [sys.executable, "-m", "bench.ops.cuda.check", "--file", str(file)]
     return [*command, *["--smoke"] * options.smoke]
 
 

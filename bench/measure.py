@@ -17,12 +17,14 @@ from typing import Any
 
 import torch
 
-from bench import decode_floors, environment, floors, results
-from bench.cases import CASES, Case, Inputs, Variant, WrongAnswer
-from bench.decode_cases import DECODE_CASES
-from bench.decode_shapes import decode_shapes_for
-from bench.shapes import FIRST, shapes_for
-from bench.timing import CapturedCalls, copy_ceiling, cpu_rounds, cuda_rounds, interleave, set_count
+from bench.harness import environment, results
+from bench.harness.timing import CapturedCalls, copy_ceiling, cpu_rounds, cuda_rounds, interleave, set_count
+from bench.ops.decode import floors as decode_floors
+from bench.ops.decode.cases import DECODE_CASES
+from bench.ops.decode.shapes import decode_shapes_for
+from bench.ops.prefill import floors
+from bench.ops.prefill.cases import CASES, Case, Inputs, Variant, WrongAnswer
+from bench.ops.prefill.shapes import FIRST, shapes_for
 
 # what a phase measures, at which sizes, and those of a GPU that are measured in fp32 too
 PHASES: dict[str, tuple[dict[str, Any], Callable[..., tuple[Any, ...]], tuple[Any, ...]]] = {
@@ -173,7 +175,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="skip what this source has measured already")
     parser.add_argument("--phase", choices=tuple(PHASES), default="prefill")
     parser.add_argument("--op", nargs="+", choices=(*CASES, *DECODE_CASES), help="of the phase; all by default")
-    parser.add_argument("--shape", nargs="+", default=[], help="names from bench/shapes.py; all by default")
+    parser.add_argument("--shape", nargs="+", default=[], help="names from bench/ops/prefill/shapes.py; all by default")
     parser.add_argument("--dtype", nargs="+", choices=tuple(DTYPES), default=list(DTYPES))
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
     parser.add_argument("--compiled", choices=("with", "without", "only"), default="with", help="the compiled peers")

@@ -15,8 +15,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "python_api")]
 
-from bench import results, tables  # noqa: E402
-from bench.floors import OPS  # noqa: E402
+from bench.harness import results, tables  # noqa: E402
+from bench.ops.prefill.floors import OPS  # noqa: E402
 from bench.quality import tables as quality  # noqa: E402
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "measurements.md")

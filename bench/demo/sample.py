@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from asymvlm.app.session import InputError
-from bench import results
+from bench.harness import results
 from bench.quality.scorers import RECIPES, SCORERS
 from bench.tinyvlm.evaluate import make_samples
 

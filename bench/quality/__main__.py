@@ -19,7 +19,7 @@ import typer
 from asymvlm.app.session import InputError
 from asymvlm.cli import console
 from asymvlm.settings.scorer import Scorer
-from bench import environment, results
+from bench.harness import environment, results
 from bench.quality.beyond import beyond
 from bench.quality.budgets import adaptive, gaps
 from bench.quality.conversations import conversations

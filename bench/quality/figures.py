@@ -18,7 +18,7 @@ from asymvlm.app.session import InputError
 from asymvlm.cli import console
 from asymvlm.settings.scorer import Scorer
 from asymvlm_kernels import UniformBudget
-from bench import results
+from bench.harness import results
 from bench.quality.__main__ import OURS, RESULTS
 from bench.quality.answers import answers
 from bench.quality.scorers import SCORERS, load_model

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench import results
-from bench.tables import markdown
+from bench.harness import results
+from bench.harness.tables import markdown
 
 HEADLINE = ("0.65", "0.5", "0.25", "0.15")
 FIRST = "seed-0"  # the committed checkpoint; the other files are of models trained with other seeds

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from bench import bench_generate, tables, vlm
+from bench import bench_generate, vlm
+from bench.harness import tables
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench import measure, plot, results
+from bench import measure, plot
+from bench.harness import results
 
 README = "# Title\n<!-- bench:prefill-cpu -->\n{}<!-- /bench -->\nbench:prefill-cpu stays <!-- a comment -->\n"
 

@@ -1,4 +1,4 @@
-"""bench/check_cuda.py in the emulator: its steps run, a failing one fails it, and without a library it is skipped."""
+"""bench/ops/cuda/check.py in the emulator: its steps run, a failing one fails it, without a library it is skipped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 
 from asymvlm_kernels import build
 from asymvlm_kernels.unproven.cuda import library as cuda
-from bench import check_cuda, gpu
+from bench import gpu
+from bench.ops.cuda import check as check_cuda
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="here the part itself runs")
 
@@ -62,4 +63,4 @@ def test_without_a_library_and_a_compiler_the_part_is_skipped(monkeypatch, tmp_p
     with pytest.raises(gpu.Skip, match="no CUDA library"):
         gpu.cuda(options, tmp_path / "x.json", 100)
     (tmp_path / "none.so").write_bytes(b"")
-    assert gpu.cuda(options, tmp_path / "x.json", 100)[2:4] == ["bench.check_cuda", "--file"]
+    assert gpu.cuda(options, tmp_path / "x.json", 100)[2:4] == ["bench.ops.cuda.check", "--file"]

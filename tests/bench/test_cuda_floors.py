@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import cuda_floors
-from bench.floors import ASSUMED, Device, floor_us
-from bench.shapes import BATCHES, SINGLES, Shape
+from bench.ops.cuda import floors as cuda_floors
+from bench.ops.prefill.floors import ASSUMED, Device, floor_us
+from bench.ops.prefill.shapes import BATCHES, SINGLES, Shape
 
 DECISIONS = (Path(__file__).parents[2] / "docs" / "decisions" / "kernels-cuda.md").read_text()
 H100 = ASSUMED["h100"]

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from bench import tables
-from bench.cases import Variant, WrongAnswer
-from bench.decode_cases import DECODE_CASES
-from bench.decode_floors import DECODE_OPS, decode_traffic, parts, predicted_decode_us, scores_on_top
-from bench.decode_shapes import BATCH, SINGLES, SMOKE, DecodeShape
-from bench.floors import ASSUMED
+from bench.harness import tables
+from bench.harness.results import load
 from bench.measure import main, measure
-from bench.results import load
+from bench.ops.decode.cases import DECODE_CASES
+from bench.ops.decode.floors import DECODE_OPS, decode_traffic, parts, predicted_decode_us, scores_on_top
+from bench.ops.decode.shapes import BATCH, SINGLES, SMOKE, DecodeShape
+from bench.ops.prefill.cases import Variant, WrongAnswer
+from bench.ops.prefill.floors import ASSUMED
 
 BY_NAME = {shape.name: shape for shape in SINGLES}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.floors import (
+from bench.ops.prefill.floors import (
     ASSUMED,
     OPS,
     Device,
@@ -14,7 +14,7 @@ from bench.floors import (
     traffic,
     two_read_floor_us,
 )
-from bench.shapes import BATCHES, SINGLES, SMOKE, Shape
+from bench.ops.prefill.shapes import BATCHES, SINGLES, SMOKE, Shape
 
 BY_NAME = {shape.name: shape for shape in SINGLES + BATCHES}
 ROUND = Device("round numbers", copy_gbs=1000.0, launch_us=3.0)  # 1 MB is 1 us

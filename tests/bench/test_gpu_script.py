@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import exercise, gpu
-from bench.cases import CASES
+from bench import gpu
+from bench.harness import exercise
+from bench.ops.prefill.cases import CASES
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench import results
-from bench.cases import CASES, Case, Variant, WrongAnswer, prepare
+from bench.harness import results
+from bench.harness.timing import interleave, set_count
 from bench.measure import choose, main, make_sets, measure
-from bench.shapes import SMOKE
-from bench.timing import interleave, set_count
+from bench.ops.prefill.cases import CASES, Case, Variant, WrongAnswer, prepare
+from bench.ops.prefill.shapes import SMOKE
 
 SHAPE = SMOKE[1]
 

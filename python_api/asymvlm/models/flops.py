@@ -1,4 +1,4 @@
-"""Floating-point work by the paper's formula, and bytes as the cache holds them (method: accounting)."""
+"""Floating-point work by the formula of the paper (section 4, efficiency), and bytes as the cache holds them."""
 
 from __future__ import annotations
 

@@ -16,10 +16,10 @@ from asymvlm.settings.scorer import Scorer
 from asymvlm.settings.weights import fp32_weight
 from asymvlm.tokens.user_turns import UserTurns
 from asymvlm_kernels import Budget, ScoreBudget, Spread, UniformBudget
+from asymvlm_kernels.millionths import MILLION
 
 logger = logging.getLogger(__name__)
 POSITIONS = ("keep", "compact")
-MILLION = 1_000_000  # ratios are carried in millionths, so that floor(r * count) is exact
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bench.conftest import DEVICE
-from bench.decode_cases import LONGEST
-from bench.decode_shapes import DecodeShape, decode_shapes_for
+from bench.ops.decode.cases import LONGEST
+from bench.ops.decode.shapes import DecodeShape, decode_shapes_for
 
 Compare = Callable[[str, Any, torch.dtype], None]
 SHAPES = pytest.mark.parametrize("shape", decode_shapes_for(DEVICE), ids=lambda shape: shape.name)

@@ -7,8 +7,8 @@ replaced by what a profiler shows.
 
 from __future__ import annotations
 
-from bench.floors import COUNT, INDEX, SCORE, Device
-from bench.shapes import Shape
+from bench.ops.prefill.floors import COUNT, INDEX, SCORE, Device
+from bench.ops.prefill.shapes import Shape
 
 MEMORY_US = 0.6  # first byte from device memory
 L2_US = 0.3  # a number that another block wrote

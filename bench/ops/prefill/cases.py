@@ -12,8 +12,8 @@ import asymvlm_kernels as ak
 from asymvlm_kernels.prefill import reference
 from asymvlm_kernels.unproven.cuda import library as cuda
 from asymvlm_kernels.unproven.paths import PrefillPath, use_path
-from bench import peers
-from bench.shapes import COMPILED, SMOKE, Shape
+from bench.ops.prefill import peers
+from bench.ops.prefill.shapes import COMPILED, SMOKE, Shape
 
 Inputs = tuple[Any, ...]
 PATHS = {"ours one launch": PrefillPath(launches=1), "ours overlapped": PrefillPath(overlap=True)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bench.shapes import Shape
+from bench.ops.prefill.shapes import Shape
 
 OPS = ("score_tokens", "select_tokens", "gather_rows", "prune_sequence")
 LAUNCHES = {"score_tokens": 2, "select_tokens": 1, "gather_rows": 1, "prune_sequence": 2}  # kernels of the design

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench.conftest import DEVICE
-from bench.shapes import Shape, shapes_for
+from bench.ops.prefill.shapes import Shape, shapes_for
 
 Compare = Callable[[str, Shape, torch.dtype], None]
 SHAPES = pytest.mark.parametrize("shape", shapes_for(DEVICE), ids=lambda shape: shape.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench import results
+from bench.harness import results
 
 Cases = dict[str, dict[str, Any]]
 CLOCKS = {

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 
 from asymvlm_kernels.tuning.decode import attend_config, split_slots
-from bench.decode_shapes import BATCH, SINGLES, DecodeShape
-from bench.floors import ASSUMED, Device, Traffic
-from bench.tables import markdown
+from bench.harness.tables import markdown
+from bench.ops.decode.shapes import BATCH, SINGLES, DecodeShape
+from bench.ops.prefill.floors import ASSUMED, Device, Traffic
 
 DECODE_OPS = ("attend", "attend_scores", "move_slots")
 LAUNCHES = {"attend": 2, "attend_scores": 2, "move_slots": 1}

@@ -10,9 +10,9 @@ import torch
 
 import asymvlm_kernels as ak
 from asymvlm_kernels.decode import reference
-from bench import decode_peers as peers
-from bench.cases import Case, Inputs, Variant, WrongAnswer
-from bench.decode_shapes import FLEX, DecodeShape
+from bench.ops.decode import peers
+from bench.ops.decode.shapes import FLEX, DecodeShape
+from bench.ops.prefill.cases import Case, Inputs, Variant, WrongAnswer
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-2}  # of the largest value
 LONGEST = 16384  # slots of all samples of a hole-fill: 6.4 GB of K and V in Gemma 3 12B

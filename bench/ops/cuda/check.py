@@ -1,4 +1,4 @@
-"""What the optional CUDA library has to show on a GPU: ``python -m bench.check_cuda --file results.json``.
+"""What the optional CUDA library has to show on a GPU: ``python -m bench.ops.cuda.check --file results.json``.
 
 Tests against the reference, compute-sanitizer (memcheck, racecheck, synccheck), then times beside Triton's. The library
 is the one that ``ASYMVLM_CUDA_LIBRARY`` names, ``build/libasymvlm_cuda.so`` of this checkout (for machines without
@@ -18,7 +18,7 @@ from pathlib import Path
 from asymvlm_kernels import build
 from asymvlm_kernels.unproven.cuda import library as cuda
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 CARRIED = ROOT / "build" / build.NAME
 TESTS = ("tests/kernels/test_cuda_prune.py", "tests/kernels/test_cuda_decode.py", "tests/kernels/test_cuda_gpu.py")
 MATRIX = tuple(f"tests/kernels/test_{op}.py" for op in ("prune_sequence", "select_tokens", "importance_gap"))
@@ -57,7 +57,7 @@ def main(args: list[str] | None = None) -> int:
     if run([*pytest, *(TESTS[-1:] if options.smoke else [*TESTS, *MATRIX])], variables)[0]:
         return 1
     tool = sanitizer() if options.device == "cuda" else None
-    exercise = [python, "-m", "bench.exercise", "--device", options.device, "--backend", "cuda"]
+    exercise = [python, "-m", "bench.harness.exercise", "--device", options.device, "--backend", "cuda"]
     shown = [check_with(tool, name, exercise, variables) for name in TOOLS] if tool else []
     if not tool and run(exercise, variables)[0]:
         return 1

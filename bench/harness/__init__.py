@@ -1,0 +1,1 @@
+"""What every benchmark needs: timing in turns, the record of the machine, stored results, tables."""

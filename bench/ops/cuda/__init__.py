@@ -1,0 +1,1 @@
+"""The CUDA library: its check on a GPU, and floors."""

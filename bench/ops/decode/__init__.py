@@ -1,0 +1,1 @@
+"""Operations once per generated token, on the K/V cache."""
