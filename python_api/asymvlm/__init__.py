@@ -8,15 +8,15 @@ handle.remove()                   # as if nothing had been
 
 from __future__ import annotations
 
-from asymvlm.app.conversation import Conversation, Reply
 from asymvlm.cache.eviction_cache import CacheStats, EvictionCache
+from asymvlm.cache.report import EvictionReport
 from asymvlm.calibration import Calibration, calibrate_budget
 from asymvlm.hf.versions import UntestedVersionWarning
 from asymvlm.models import supported_models
 from asymvlm.old_names import install as _install_old_names
 from asymvlm.patch import PatchHandle, patch
+from asymvlm.patched.conversation import Conversation, Reply
 from asymvlm.prompt.shorten import prune_inputs
-from asymvlm.report.eviction import EvictionReport
 from asymvlm.report.pruning import PruningReport
 from asymvlm.settings.policies import TextEviction, TurnEviction, VisionPruning
 from asymvlm.settings.scorer import Scorer

@@ -1,1 +1,1 @@
-"""Applications of the library, for the command line and for people at a keyboard: loading, sessions, dialogues."""
+"""What people at a keyboard and files of theirs need: loading, sessions, samples, metrics."""

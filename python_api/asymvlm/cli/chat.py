@@ -16,12 +16,12 @@ from rich.text import Text
 from transformers.generation.streamers import BaseStreamer
 
 import asymvlm
-from asymvlm.app.conversation import Conversation, Reply
 from asymvlm.app.loading import open_image
 from asymvlm.app.session import InputError, Session
 from asymvlm.cache.eviction_cache import CacheStats
 from asymvlm.cli import console, options, tables
 from asymvlm.files.json_files import first_line
+from asymvlm.patched.conversation import Conversation, Reply
 from asymvlm.settings.budget_file import budget_to_dict
 
 HELP = "/image FILE shows an image with your next question, /stats the cache, /quit ends (so does end of input)"

@@ -11,7 +11,7 @@ from rich.table import Table
 from asymvlm.app.session import FirstToken
 
 if TYPE_CHECKING:
-    from asymvlm.report.eviction import EvictionReport
+    from asymvlm.cache.report import EvictionReport
     from asymvlm.report.pruning import PruningReport
 
 

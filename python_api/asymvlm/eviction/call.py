@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from asymvlm.cache.eviction_cache import EvictionCache
+from asymvlm.cache.report import EvictionReport
 from asymvlm.hf.arguments import CACHE, EMBEDS, IDS, MASK, USE_CACHE
 from asymvlm.hf.context import Frame
 from asymvlm.hf.errors import MechanismError
 from asymvlm.hf.generation import infer_attention_mask, setting
 from asymvlm.models.adapter import Adapter
-from asymvlm.report.eviction import EvictionReport
 from asymvlm.settings.policies import TextEviction
 
 STATIC = ("static", "hybrid", "sliding_window", "hybrid_chunked")  # names transformers gave its static caches

@@ -1,1 +1,1 @@
-"""A patched model: its doors, a call in flight, the handle."""
+"""A patched model: its doors, a call in flight, the handle, and a dialogue with it."""

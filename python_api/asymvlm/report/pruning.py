@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from asymvlm.cache.report import EvictionReport
 from asymvlm.hf.windows import sliding_window
 from asymvlm.models.adapter import Adapter, Grid, Inputs
 from asymvlm.models.flops import cache_bytes, decoder_flops, unpruned_cache_bytes
 from asymvlm.prompt.columns import spread_out
 from asymvlm.prompt.selection import Selection
-from asymvlm.report.eviction import EvictionReport
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.settings.strategy import Choice
 from asymvlm_kernels import Budget, ScoreBudget, ThresholdBudget

@@ -14,16 +14,14 @@ ROOT = Path(asymvlm.__file__).parent
 FLOORS = [
     {"files", "models", "old_names"},
     {"hf"},
-    {"tokens"},
+    {"tokens", "app"},
     {"methods"},
     {"settings"},
     {"prompt", "cache", "training"},
-    {"report"},
-    {"eviction", "inside"},
+    {"report", "eviction", "inside"},
     {"patched"},
     {"patch"},
-    {"calibration", "app"},
-    {"verification"},
+    {"calibration", "verification"},
     {"asymvlm"},  # __init__.py
     {"cli", "__main__"},
 ]

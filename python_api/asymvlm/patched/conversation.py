@@ -17,7 +17,7 @@ from asymvlm.files.pictures import as_page
 from asymvlm.hf.arguments import IDS, MASK, cache_of
 from asymvlm.hf.generation import generate_callee, setting
 from asymvlm.models import adapter_for
-from asymvlm.patch import HANDLE, PatchHandle
+from asymvlm.patched.handle import HANDLE, PatchHandle
 from asymvlm.report.pruning import PruningReport
 
 if TYPE_CHECKING:
