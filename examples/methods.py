@@ -44,6 +44,8 @@ content = [{"type": "image", "image": Image.open("examples/page.png")}, {"type":
 options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
 inputs = processor.apply_chat_template([{"role": "user", "content": content}], **options)
 
+whole = model.generate(**inputs, max_new_tokens=16)
+print("all tokens:", processor.decode(whole[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 for method in (Unusual(), None, "random", "stride", "spiral"):
     text = asymvlm.TextEviction(threshold=8, retention=0.5, method=Fading())
     vision = asymvlm.VisionPruning(method=method, budget=asymvlm.UniformBudget(0.5))

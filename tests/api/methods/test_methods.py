@@ -121,7 +121,7 @@ def scores_of(method: str, model, inputs: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("family", ["llava", "gemma3"], indirect=True)
 @pytest.mark.parametrize("method", ["stride", "spiral"])
-def test_controls_go_by_place(family, plain, model, method):
+def test_pruning_by_a_method_equals_masking(family, plain, model, method):
     inputs = make_batch(family, "single")
     with torch.no_grad(), asymvlm.patch(model, vision=uniform(0.5, method=method)) as handle:
         found = model(**inputs).logits

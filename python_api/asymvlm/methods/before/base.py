@@ -20,19 +20,30 @@ class VisionPrompt:
     """A batch of merged prompts, B rows of S columns, before layer 0. Tensors are on the model's device.
 
     A method reads it and changes nothing in it. Rows are padded; what is real is in ``tokens``.
+
+    Attributes:
+        tokens: roles, each ``(B, S)``: ``.prunable`` marks the tokens to choose among; ``.vision``, ``.text``,
+            ``.real`` (no padding), ``.last`` (each row's last real token) are bool, ``.ids`` are the input ids.
+        embeds: ``(B, S, D)``, the model's dtype: vision features and embeddings of text.
+        text: ``(B, S)`` bool: the text that counts, by the setting ``text=``.
+        images: ``(B, S)`` int64: number of the image that a vision token belongs to, -1 elsewhere. Numbers go on from
+            row to row: two tokens of a row are of one image if they are equal.
+        grids: (rows, columns) of each row's images in reading order; None where unknown.
     """
 
-    tokens: Tokens  # roles: `.prunable` marks the tokens to choose among, `.vision`, `.text`, `.real`, `.ids`
-    embeds: torch.Tensor  # (B, S, D), the model's dtype: vision features and embeddings of text
-    text: torch.Tensor  # (B, S) bool: the text that counts, by the setting ``text=``
-    images: torch.Tensor  # (B, S) int64: number of the image that a vision token belongs to, -1 elsewhere
-    grids: list[list[Grid]] | None  # (rows, columns) of each row's images in reading order; None where unknown
+    tokens: Tokens
+    embeds: torch.Tensor
+    text: torch.Tensor
+    images: torch.Tensor
+    grids: list[list[Grid]] | None
     make_cells: Callable[[], Cells] = field(repr=False)
     make_features: Callable[[], torch.Tensor] = field(repr=False)
 
     @cached_property
     def cells(self) -> Cells:
-        """Where each vision token lies in its image's grid.
+        """Where each vision token lies in its image's grid: ``.row``, ``.column``, ``.height``, ``.width``, ``.line``.
+
+        Each ``(B, S)`` int64, -1 outside of grids; ``line`` is distinct for all lines of all images of the batch.
 
         Raises:
             ValueError: for a family whose grids are not known.

@@ -13,12 +13,19 @@ from asymvlm.tokens.roles import Tokens
 
 @dataclass(frozen=True, eq=False)
 class LayerTokens:
-    """A batch of prompts between two layers of the decoder, B rows of S columns: those that are still there."""
+    """A batch of prompts between two layers of the decoder, B rows of S columns: those that are still there.
 
-    tokens: Tokens  # roles; `.prunable` marks the tokens to choose among
-    hidden: torch.Tensor  # (B, S, D): what the next layer would read
-    attention: torch.Tensor  # (B, S) fp32: attention of the layer before, mean over its heads and the scoring rows
-    layer: int  # number of the next layer
+    Attributes:
+        tokens: roles, each ``(B, S)``; ``.prunable`` marks the tokens to choose among.
+        hidden: ``(B, S, D)``: what the next layer would read.
+        attention: ``(B, S)`` fp32: attention of the layer before, the mean over its heads and the scoring rows.
+        layer: number of the next layer.
+    """
+
+    tokens: Tokens
+    hidden: torch.Tensor
+    attention: torch.Tensor
+    layer: int
 
 
 class InsideMethod(ABC):
