@@ -47,8 +47,8 @@ def find_method(method: Any, *moments: type[Any]) -> Any:
     if isinstance(found, type) and issubclass(found, moments):
         found = found()
     if not isinstance(found, moments):
-        wanted = " or ".join(f"a {moment.__name__}" for moment in moments)
-        raise TypeError(f"method must be {wanted}, or the name of one, got {method!r}")
+        wanted = " or ".join(moment.__name__ for moment in moments)
+        raise TypeError(f"method must be of {wanted}, or the name of one, got {method!r}")
     return found
 
 

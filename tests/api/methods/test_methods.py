@@ -244,7 +244,7 @@ class Wrong(BeforeMethod):
 def test_wrong_methods_are_told(family, model):
     with pytest.raises(ValueError, match=r"no method is called 'nothing'; known: .*asymvlm.*spiral"):
         VisionPruning(method="nothing")
-    with pytest.raises(TypeError, match="method must be a BeforeMethod or the name of one, got 3"):
+    with pytest.raises(TypeError, match="method must be of BeforeMethod or InsideMethod, or the name of one, got 3"):
         VisionPruning(method=3)
     with pytest.raises(ValueError, match="scorer is that of the method 'asymvlm'"):
         VisionPruning(method="random", scorer=torch.ones(32))
