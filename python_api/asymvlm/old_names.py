@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 import types
 import warnings
@@ -62,8 +63,9 @@ def handed_on(old: str, new: str) -> Callable[[str], Any]:
     """A module's ``__getattr__`` that looks in another module, and warns once a place that asks."""
 
     def find(name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(f"module {old!r} has no attribute {name!r}")
+        folder = "__path__" in vars(sys.modules[old])
+        if name.startswith("__") or (folder and importlib.util.find_spec(f"{old}.{name}") is not None):
+            raise AttributeError(f"module {old!r} has no attribute {name!r}")  # a module of the folder is imported next
         module = importlib.import_module(new)
         if not hasattr(module, name):
             raise AttributeError(f"module {old!r} has no attribute {name!r}")

@@ -63,6 +63,15 @@ def kind_of(policy: TextEviction | None) -> dict[str, Any]:
     return {} if policy is None else {"scope": policy.scored_by.scope, "sinks": policy.scored_by.sinks}
 
 
+def check_scope(cache: EvictionCache, policy: TextEviction | None) -> None:
+    """Raise a ValueError if a cache cannot hold what the policy's method wants to keep."""
+    if policy is not None and cache.scope != policy.scored_by.scope:
+        raise ValueError(
+            f"method {policy.scored_by.name!r} needs EvictionCache(config, scope={policy.scored_by.scope!r}), "
+            f"got one of scope {cache.scope!r}"
+        )
+
+
 def prepare(
     model: nn.Module, adapter: Adapter, policy: TextEviction | None, call: Mapping[str, Any], evicts: bool = True
 ) -> dict[str, Any]:
@@ -97,8 +106,7 @@ def prepare(
     elif isinstance(cache, EvictionCache):
         if cache.is_static and cache.table.rows and adapter.brings_vision(call):
             raise NotImplementedError("new images on a static cache with text eviction are not supported")
-        if method is not None and cache.scope != method.scope:
-            raise ValueError(f"method {method.name!r} of scope {method.scope!r} needs an EvictionCache of that scope")
+        check_scope(cache, policy)
     else:
         raise NotImplementedError(
             f"text eviction needs its own cache, got a {type(cache).__name__}: leave the cache out, or pass "

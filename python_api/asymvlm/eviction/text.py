@@ -12,7 +12,7 @@ from torch import nn
 from asymvlm.cache.eviction_cache import EvictionCache
 from asymvlm.cache.layers import SlotLayer
 from asymvlm.cache.masks import FULL, layer_masks, real_tokens, slot_masks
-from asymvlm.eviction.call import MECHANISM, EvictingCall, kind_of, prepare, rows_of
+from asymvlm.eviction.call import MECHANISM, EvictingCall, check_scope, kind_of, prepare, rows_of
 from asymvlm.eviction.turns import TurnEvictor
 from asymvlm.hf import attention as capture
 from asymvlm.hf.arguments import CACHE, MASK, USE_CACHE, tokens_of
@@ -90,6 +90,7 @@ class TextEvictor:
             raise MechanismError(MECHANISM, f"a step came with another cache, {type(cache).__name__}, than the call's")
         if not isinstance(cache, EvictionCache):
             return None
+        check_scope(cache, self.policy)
         tokens = tokens_of(arguments)
         rows, queries = tokens.shape[:2]
         mask, table = arguments.get(MASK), cache.table

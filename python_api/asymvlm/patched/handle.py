@@ -21,13 +21,12 @@ from asymvlm.eviction.turns import TurnEvictor
 from asymvlm.hf.arguments import CACHE, EMBEDS, IDS, MASK, POSITIONS, bind, cache_of, past_length
 from asymvlm.hf.callers import CRITERIA, PROCESSORS, ListMaker, OriginalIds
 from asymvlm.hf.context import entered, innermost
-from asymvlm.hf.decoder import decoder_of
 from asymvlm.hf.doors import check_free
 from asymvlm.hf.generation import StaticLength, generate_callee, infer_attention_mask
 from asymvlm.hf.instance import Replaced
-from asymvlm.inside.pruner import InsidePruner
 from asymvlm.models import adapter_for
 from asymvlm.models.adapter import ENCODED
+from asymvlm.patched.between_layers import make_pruner
 from asymvlm.patched.checks import check_call
 from asymvlm.patched.forward import Forwards
 from asymvlm.patched.in_flight import Call
@@ -73,7 +72,7 @@ class PatchHandle:
         vision.check_model(model)
         check_free(self.adapter.text_of(model))
         self.model = model
-        self.vision = vision
+        self._vision, self._inside = vision, vision.inside
         self.text = text
         self.turns = turns
         self.strategy = strategy
@@ -88,12 +87,8 @@ class PatchHandle:
             turn_evictor = None if turns is None else TurnEvictor(self.adapter, turns)
             # it refuses decoders that it does not know, so it goes before anything of ours is on the model
             self._evictor = TextEvictor(self, self.adapter.text_of(model), text_config, text, turn_evictor)
-        inside = None
-        if vision.inside is not None:
-            if self._evictor is not None or strategy is not None:
-                raise NotImplementedError(f"{vision.method!r} works inside the decoder, not beside text eviction")
-            inside = InsidePruner(model, self.adapter, decoder_of(model), vision.inside)
-        self._forwards = Forwards(self, self._evictor, inside)
+        beside = self._evictor is not None or strategy is not None
+        self._forwards = Forwards(self, self._evictor, make_pruner(model, self.adapter, vision, beside=beside))
         self._generate = Replaced(model, "generate", _Generate(self))
         self._replaced = [self._generate, Replaced(model, HANDLE, self)]
         for method in (PROCESSORS, CRITERIA):
@@ -104,6 +99,18 @@ class PatchHandle:
         settings = {"vision": self.vision, "text": self.text, "turns": self.turns}
         parts = [f"{name}={value!r}" for name, value in settings.items() if value is not None]
         return f"<asymvlm patch of {type(self.model).__name__}{removed}: {', '.join(parts)}>"
+
+    @property
+    def vision(self) -> VisionPruning:
+        return self._vision
+
+    @vision.setter
+    def vision(self, vision: VisionPruning) -> None:
+        if vision.inside != self._inside:
+            raise ValueError(
+                f"a patch is made for its method inside the decoder, {self._inside!r}: patch anew for {vision.inside!r}"
+            )
+        self._vision = vision
 
     @property
     def last(self) -> PruningReport | None:

@@ -28,7 +28,7 @@ class Marked:
         return ((scores > 0) & mask).sum(-1).to(torch.int32)
 
 
-def shorten(
+def choose_and_gather(
     adapter: Adapter,
     policy: VisionPruning,
     prompt: VisionPrompt,

@@ -18,7 +18,7 @@ from asymvlm.hf.tower import TowerOutputs, tower_outputs
 from asymvlm.methods import BeforeMethod
 from asymvlm.models import adapter_for
 from asymvlm.models.adapter import Adapter, Inputs
-from asymvlm.prompt.choosing import shorten
+from asymvlm.prompt.choosing import choose_and_gather
 from asymvlm.prompt.deepstack import DeepStack, prune_deepstack
 from asymvlm.prompt.padding import check_last_columns, padding_side
 from asymvlm.prompt.reading import read_prompt
@@ -106,7 +106,7 @@ def prune_prompt(
     per_token = {name: inputs[name][:, first:] for name in adapter.per_token if inputs.get(name) is not None}
     check_last_columns(inputs, prunable)
     labelled = inputs.get("labels") is not None and not inputs.get("logits_to_keep")
-    pruned = shorten(
+    pruned = choose_and_gather(
         adapter,
         policy,
         prompt,

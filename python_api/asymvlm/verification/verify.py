@@ -67,6 +67,8 @@ def verify(
         raise ValueError(f"steps must be a whole number of at least 2, got {steps!r}")
     vision = VisionPruning() if vision is None else vision
     vision.check_model(model)
+    if vision.inside is not None:
+        raise NotImplementedError(f"{vision.method!r} works inside the decoder, which verify does not know")
     if inputs is None:
         inputs = samples.made_for(model, adapter) if processor is None else samples.made_by(processor, model)
     tell = progress or (lambda words: None)

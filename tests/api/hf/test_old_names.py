@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 
 import pytest
 
@@ -23,6 +25,11 @@ def test_names_of_a_module_that_became_a_folder_are_found_in_it(name):
     module, _, name = name.partition(".")
     with pytest.warns(DeprecationWarning, match="moved to"):
         assert getattr(importlib.import_module(f"asymvlm.{module}"), name).__name__ == name
+
+
+def test_a_module_of_the_folder_is_not_taken_for_a_name_in_it():
+    code = "from asymvlm.prompt import shorten; assert shorten.__name__ == 'asymvlm.prompt.shorten'"
+    subprocess.run([sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", code], check=True)
 
 
 def test_what_nobody_has_is_an_error():

@@ -287,8 +287,11 @@ def test_what_cannot_be_is_told():
         with pytest.raises(NotImplementedError, match="a static cache holds the same tokens in every layer"):
             handle.model.generate(**inputs, max_new_tokens=8, cache_implementation="static")
         cache = EvictionCache(plain.config)
-        with pytest.raises(ValueError, match="of scope 'head' needs an EvictionCache of that scope"):
+        told = r"needs EvictionCache\(config, scope='head'\), got one of scope 'decoder'"
+        with pytest.raises(ValueError, match=told):
             handle.model.generate(**inputs, max_new_tokens=8, past_key_values=cache)
+        with torch.no_grad(), pytest.raises(ValueError, match=told):  # in a loop of the caller's own too
+            handle.model(**inputs, past_key_values=cache)
 
 
 def test_random_eviction_tells_images_apart():

@@ -238,12 +238,14 @@ def test_what_it_does_not_know_is_refused():
         asymvlm.patch(tiny.build("gemma3", sliding_window=20), vision=vision)
     with pytest.raises(NotImplementedError, match=r"works inside the decoder: use asymvlm\.patch"):
         asymvlm.prune_inputs(model, vision, **inputs)
-    with asymvlm.patch(model, vision=vision):
+    with asymvlm.patch(model, vision=vision) as handle:
         for options, reason in (
             ({"num_beams": 2}, "do not work with beams"),
             ({"cache_implementation": "static"}, "on a cache that grows"),
         ):
             with pytest.raises(NotImplementedError, match=reason):
                 model.generate(**inputs, max_new_tokens=3, do_sample=False, **options)
+        with pytest.raises(ValueError, match="a patch is made for its method inside the decoder"):
+            handle.vision = VisionPruning()
         with pytest.raises(NotImplementedError, match="without labels"):
             model(**inputs, labels=inputs["input_ids"])
