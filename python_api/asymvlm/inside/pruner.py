@@ -24,7 +24,7 @@ from asymvlm.hf.pruned_cache import hold
 from asymvlm.hf.windows import sliding_window
 from asymvlm.inside.state import InsideState, inside_state
 from asymvlm.methods.inside.base import InsideMethod, LayerTokens
-from asymvlm.models.adapter import Adapter
+from asymvlm.models.adapter import Adapter, Grid
 from asymvlm.prompt.selection import Selection
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.tokens.images import grids_by_row, image_numbers
@@ -43,6 +43,7 @@ class Prefill(Frame):
     tokens: Tokens  # of those that are left
     index: torch.Tensor  # (B, S') int64: their columns, -1 = padding
     images: torch.Tensor | None  # (B, S) image number, where a row has several
+    grids: list[list[Grid]] | None = None  # of each row's images
     stages: dict[int, torch.Tensor] = field(default_factory=dict)  # first layer -> (B, S') real
     places: torch.Tensor | None = None  # (B, S') columns of the positions that the layers are called with
     block: torch.Tensor | None = None  # (B, 1, S', S') bool: what may see what, as far as the model's own mask says
@@ -97,8 +98,8 @@ class InsidePruner:
         tokens = Tokens.read(self.model, self.adapter, ids, mask, inputs, embeds)
         names, grids = self.adapter.token_ids(self.model), self.adapter.grids_of(self.model, inputs)
         numbers = image_numbers(self.adapter.unify(ids), tokens.vision, tokens.separators, names, grids)
-        self.grids = grids_by_row(numbers, ids, names, grids)
-        several = policy.per_image or self.grids is None or any(len(row) > self.adapter.views for row in self.grids)
+        by_row = grids_by_row(numbers, ids, names, grids)
+        several = policy.per_image or by_row is None or any(len(row) > self.adapter.views for row in by_row)
         index = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
         prefill = Prefill(
             policy=policy,
@@ -106,6 +107,7 @@ class InsidePruner:
             tokens=tokens,
             index=index.masked_fill(~tokens.real, -1),
             images=numbers // self.adapter.views if several else None,
+            grids=by_row,
         )
         push(prefill)
         self._ask(self.method.layers[0], prefill)
@@ -116,6 +118,8 @@ class InsidePruner:
         tokens = prefill.tokens
         rows = self.method.rows(tokens) & tokens.real
         most = int(rows.sum(1).max())
+        if most == 0:
+            raise ValueError(f"the rows of {self.method!r} mark no token of the batch, whose attention is to score")
         places = (~rows).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
         queries = places.masked_fill(~rows.gather(1, places), -1)
         columns = torch.arange(rows.shape[1], dtype=torch.int32, device=rows.device).expand(rows.shape)
@@ -147,7 +151,7 @@ class InsidePruner:
             index=prefill.index,
             has_text=torch.ones_like(whole.real[:, 0]),
             columns_before=whole.ids.shape[1],
-            image_grids=self.grids,
+            image_grids=prefill.grids,
         )
 
     # -- layers ------------------------------------------------------------------------------------------------------

@@ -28,10 +28,13 @@ def make_pruner(model: nn.Module, adapter: Adapter, vision: VisionPruning, *, be
 
 def enter_inside(pruner: InsidePruner, call: Call | None, arguments: dict[str, Any]) -> None:
     """The decoder begins a prompt to prune, or a step behind one."""
-    if call is None or call.inside is None:
-        pruner.begin_later(arguments)
-    else:
+    if call is not None and call.inside is not None:
         pruner.before_decoder(*call.inside, arguments)
+    elif pruner.begin_later(arguments) is None and call is not None and call.report is not None and call.report.stages:
+        raise NotImplementedError(
+            "a step came without the cache of the pruned prompt (use_cache=False, or LongRoPE beyond its switch), which "
+            "methods inside the decoder need"
+        )
 
 
 def leave_inside(
