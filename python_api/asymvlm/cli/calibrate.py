@@ -7,10 +7,10 @@ from typing import Any
 
 from rich.table import Table
 
-import asymvlm
 from asymvlm.app.metrics import METRICS
 from asymvlm.app.samples import Prompts
 from asymvlm.app.session import InputError
+from asymvlm.calibration import Calibration, calibrate_budget
 from asymvlm.cli import console, data, options
 
 FLAGS = {"average": "--average", "minimum": "--minimum", "maximum": "--maximum", "method": "--method"}
@@ -55,7 +55,7 @@ def calibrate(
             return METRICS[metric](session.generate(inputs, max_new_tokens).text, sample["answers"])
 
         try:
-            result = asymvlm.calibrate_budget(
+            result = calibrate_budget(
                 session.model,
                 options.vouched(learned, session, any_model),
                 Prompts(session, questions),
@@ -92,7 +92,7 @@ def calibrate(
         _show(result, metric, folder)
 
 
-def _show(result: asymvlm.Calibration, metric: str, folder: Path) -> None:
+def _show(result: Calibration, metric: str, folder: Path) -> None:
     table = Table(title=f"{result.samples} samples, judged by {metric}", title_justify="left")
     for name in ("budget", "kept on average", metric):
         table.add_column(name, justify="left" if name == "budget" else "right")

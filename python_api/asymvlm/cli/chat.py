@@ -15,12 +15,12 @@ from rich.table import Table
 from rich.text import Text
 from transformers.generation.streamers import BaseStreamer
 
-import asymvlm
 from asymvlm.app.loading import open_image
 from asymvlm.app.session import InputError, Session
 from asymvlm.cache.eviction_cache import CacheStats
 from asymvlm.cli import console, options, tables
 from asymvlm.files.json_files import first_line
+from asymvlm.patch import patch
 from asymvlm.patched.conversation import Conversation, Reply
 from asymvlm.settings.budget_file import budget_to_dict
 
@@ -60,7 +60,7 @@ def chat(
         session = console.open_session(model, **loading)
         try:
             vision = options.vision_settings(session, learned, any_model, chosen, scored)
-            handle = asymvlm.patch(session.model, vision=vision, text=text, turns=turns)
+            handle = patch(session.model, vision=vision, text=text, turns=turns)
             with handle:
                 torch.manual_seed(seed)
                 talk = Conversation(session.model, session.processor, max_new_tokens=max_new_tokens, **sampling)

@@ -10,11 +10,11 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
-import asymvlm
 import asymvlm_kernels
 from asymvlm.app.loading import VISION_COMMAND, VISION_EXTRA
 from asymvlm.cli import console
 from asymvlm.hf import versions
+from asymvlm.models import supported_models
 from asymvlm_kernels import UniformBudget, prune_sequence
 from asymvlm_kernels.dispatch import explain_backend
 
@@ -48,7 +48,7 @@ def diagnose() -> dict[str, Any]:
         },
         "devices": [_describe(name) for name in devices],
         "backend": explain_backend(),
-        "supported_models": asymvlm.supported_models(),
+        "supported_models": supported_models(),
         "self_test": [self_test(name) for name in devices],
     }
 

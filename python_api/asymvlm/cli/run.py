@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import asymvlm
 from asymvlm.app.session import FirstToken, Generation, InputError, Session
 from asymvlm.cli import console, options, tables
 from asymvlm.hf.arguments import IDS
+from asymvlm.patch import patch
 from asymvlm.settings.budget_file import AnyBudget, budget_to_dict
 from asymvlm.settings.policies import TextEviction
 from asymvlm.settings.scorer import Scorer
@@ -104,7 +104,7 @@ def ask(
     inputs = session.prepare(images, question)
     try:
         vision = options.vision_settings(session, scorer, any_model, budget, scored)
-        handle = asymvlm.patch(session.model, vision=vision, text=eviction)
+        handle = patch(session.model, vision=vision, text=eviction)
     except ValueError as error:
         raise InputError(f"cannot prune {session.name}: {error}") from error
     with handle:

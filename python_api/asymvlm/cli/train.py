@@ -11,11 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-import asymvlm
 from asymvlm.app.samples import prepare_with_answer
 from asymvlm.app.session import InputError
 from asymvlm.cli import console, data, options
 from asymvlm.settings.budget_file import budget_to_dict
+from asymvlm.training import TrainingSettings, train_scorer
 
 FLAGS = {
     "keep_ratio": "--keep",
@@ -68,7 +68,7 @@ def train(
     }
     try:
         changes = {name: value for name, value in given.items() if value is not None}
-        settings = asymvlm.TrainingSettings.named(preset, seed=seed, **changes)
+        settings = TrainingSettings.named(preset, seed=seed, **changes)
     except ValueError as error:
         raise InputError(options.in_flags(error, FLAGS)) from error
     questions = data.read_samples(samples, dataset, split, columns, limit)
@@ -80,7 +80,7 @@ def train(
         session = console.open_session(model, **loading)
         facts = {"samples_without_answer": without_answer, "chat_template": session.has_chat_template}
         try:
-            scorer = asymvlm.train_scorer(
+            scorer = train_scorer(
                 session.model,
                 questions,
                 settings,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import asymvlm
 from asymvlm.app.session import InputError, Session
 from asymvlm.cli import console, options
 from asymvlm.files.json_files import first_line
 from asymvlm.settings.budget_file import budget_to_dict
+from asymvlm.verification import verify as verify_model
 from asymvlm.verification.samples import QUESTION, drawn_picture
 
 
@@ -41,7 +41,7 @@ def verify(
         inputs = session.prepare(images, text)
         try:
             vision = options.vision_settings(session, learned, any_model, chosen, scored)
-            result = asymvlm.verify(session.model, inputs, vision=vision, steps=steps, progress=_tell)
+            result = verify_model(session.model, inputs, vision=vision, steps=steps, progress=_tell)
         except ValueError as error:
             raise InputError(f"cannot verify {session.name}: {error}") from error
     if as_json:

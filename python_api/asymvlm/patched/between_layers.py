@@ -32,8 +32,8 @@ def enter_inside(pruner: InsidePruner, call: Call | None, arguments: dict[str, A
         pruner.before_decoder(*call.inside, arguments)
     elif pruner.begin_later(arguments) is None and call is not None and call.report is not None and call.report.stages:
         raise NotImplementedError(
-            "a step came without the cache of the pruned prompt (use_cache=False, or LongRoPE beyond its switch), which "
-            "methods inside the decoder need"
+            "methods inside the decoder need the cache of the pruned prompt in every step, and one came without it "
+            "(use_cache=False, or LongRoPE beyond its switch)"
         )
 
 

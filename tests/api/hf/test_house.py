@@ -22,8 +22,8 @@ FLOORS = [
     {"patched"},
     {"patch"},
     {"calibration", "verification"},
-    {"asymvlm"},  # __init__.py
-    {"cli", "__main__"},
+    {"asymvlm", "cli"},  # __init__.py
+    {"__main__"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

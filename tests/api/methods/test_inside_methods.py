@@ -242,7 +242,7 @@ def test_what_it_does_not_know_is_refused():
         for options, reason in (
             ({"num_beams": 2}, "do not work with beams"),
             ({"cache_implementation": "static"}, "on a cache that grows"),
-            ({"use_cache": False}, "without the cache of the pruned prompt"),
+            ({"use_cache": False}, "need the cache of the pruned prompt in every step"),
         ):
             with pytest.raises(NotImplementedError, match=reason):
                 model.generate(**inputs, max_new_tokens=3, do_sample=False, **options)
