@@ -21,7 +21,8 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := -m pytest -n $(JOBS) --dist loadgroup --benchmark-disable
 # what OpenBLAS, oneDNN and ATen choose on a CPU without AVX-512
 AVX2 := OPENBLAS_CORETYPE=Haswell ATEN_CPU_CAPABILITY=avx2 DNNL_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
-AVX2_TESTS := $(addprefix tests/kernels/test_,interpreter.py score_tokens.py score_select.py attend_slots.py score_from_lse.py)
+AVX2_TESTS := $(addprefix tests/kernels/,package/test_interpreter.py score/test_score_tokens.py prune/test_score_select.py)
+AVX2_TESTS += $(addprefix tests/kernels/decode/,test_attend_slots.py test_score_from_lse.py)
 # those where the order of a sum matters
 AVX2_TESTS += -k "interpreter or reference or batch or masks or padding or accurate"
 

@@ -20,8 +20,12 @@ from asymvlm_kernels.unproven.cuda import library as cuda
 
 ROOT = Path(__file__).resolve().parents[3]
 CARRIED = ROOT / "build" / build.NAME
-TESTS = ("tests/kernels/test_cuda_prune.py", "tests/kernels/test_cuda_decode.py", "tests/kernels/test_cuda_gpu.py")
-MATRIX = tuple(f"tests/kernels/test_{op}.py" for op in ("prune_sequence", "select_tokens", "importance_gap"))
+TESTS = tuple(f"tests/kernels/cuda/test_cuda_{part}.py" for part in ("prune", "decode", "gpu"))
+MATRIX = (
+    "tests/kernels/prune/test_prune_sequence.py",
+    "tests/kernels/selection/test_select_tokens.py",
+    "tests/kernels/selection/test_importance_gap.py",
+)
 SANITIZER = ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")
 TOOLS = ("memcheck", "racecheck", "synccheck")
 UNSUPPORTED = "Device not supported"  # how the sanitizer refuses some virtual machines

@@ -146,7 +146,7 @@ def test_a_row_that_is_too_long_is_refused(cuda_backend, device):
 def test_the_packages_import_without_building_anything(tmp_path):
     wanted = "asymvlm_kernels.build", "asymvlm_kernels.unproven"
     code = f"import sys, asymvlm_kernels; print(any(name in sys.modules for name in {wanted}))"
-    environment = {"PATH": "", "HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {"PATH": "", "HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[3])}
     python = __import__("sys").executable
     done = subprocess.run([python, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == "False\n", done.stderr

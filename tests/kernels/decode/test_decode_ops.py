@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from attention import make_call
-from test_cost import Watch
+from watch import Watch
 
 import asymvlm_kernels as ak
 from asymvlm_kernels import use_backend
