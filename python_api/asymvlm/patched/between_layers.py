@@ -4,26 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from asymvlm.hf.arguments import CACHE, cache_of
 from asymvlm.hf.context import innermost, pop
-from asymvlm.hf.decoder import decoder_of
 from asymvlm.hf.errors import MechanismError
 from asymvlm.inside.pruner import MECHANISM, InsidePruner, Later, Prefill
-from asymvlm.models.adapter import Adapter
 from asymvlm.patched.in_flight import Call
 from asymvlm.report.pruning import PruningReport, report_of
-from asymvlm.settings.policies import VisionPruning
-
-
-def make_pruner(model: nn.Module, adapter: Adapter, vision: VisionPruning, *, beside: bool) -> InsidePruner | None:
-    """What drives a method inside the decoder, None for any other; ``beside``: text is evicted, or may be, too."""
-    if vision.inside is None:
-        return None
-    if beside:
-        raise NotImplementedError(f"{vision.method!r} works inside the decoder, not beside text eviction")
-    return InsidePruner(model, adapter, decoder_of(model), vision.inside)
 
 
 def enter_inside(pruner: InsidePruner, call: Call | None, arguments: dict[str, Any]) -> None:

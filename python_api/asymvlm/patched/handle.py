@@ -11,13 +11,12 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from asymvlm.eviction.text import TextEvictor
-from asymvlm.eviction.turns import TurnEvictor
 from asymvlm.hf.arguments import CACHE, EMBEDS, IDS, MASK, POSITIONS, bind, cache_of, past_length
 from asymvlm.hf.callers import CRITERIA, PROCESSORS, ListMaker, OriginalIds
 from asymvlm.hf.context import entered, innermost
@@ -26,10 +25,9 @@ from asymvlm.hf.generation import StaticLength, generate_callee, infer_attention
 from asymvlm.hf.instance import Replaced
 from asymvlm.models import adapter_for
 from asymvlm.models.adapter import ENCODED
-from asymvlm.patched.between_layers import make_pruner
 from asymvlm.patched.checks import check_call
-from asymvlm.patched.forward import Forwards
 from asymvlm.patched.in_flight import Call
+from asymvlm.patched.installing import install
 from asymvlm.prompt.continuing import continue_call, restate_settings, with_original_prompt
 from asymvlm.prompt.later import brings_images, prune_later_images
 from asymvlm.prompt.shorten import PrunedPrompt, prune_prompt
@@ -81,14 +79,7 @@ class PatchHandle:
         self._last = LastReport()
         self._static_length = StaticLength()
         self._callee = generate_callee(model)
-        text_config = cast("Any", model.config).get_text_config()
-        self._evictor = None
-        if text is not None or turns is not None:
-            turn_evictor = None if turns is None else TurnEvictor(self.adapter, turns)
-            # it refuses decoders that it does not know, so it goes before anything of ours is on the model
-            self._evictor = TextEvictor(self, self.adapter.text_of(model), text_config, text, turn_evictor)
-        beside = self._evictor is not None or strategy is not None
-        self._forwards = Forwards(self, self._evictor, make_pruner(model, self.adapter, vision, beside=beside))
+        self._evictor, self._forwards = install(self)
         self._generate = Replaced(model, "generate", _Generate(self))
         self._replaced = [self._generate, Replaced(model, HANDLE, self)]
         for method in (PROCESSORS, CRITERIA):
@@ -106,7 +97,7 @@ class PatchHandle:
 
     @vision.setter
     def vision(self, vision: VisionPruning) -> None:
-        if vision.inside != self._inside:
+        if not vision.bypassed and vision.inside != self._inside:
             raise ValueError(
                 f"a patch is made for its method inside the decoder, {self._inside!r}: patch anew for {vision.inside!r}"
             )

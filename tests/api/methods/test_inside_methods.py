@@ -10,6 +10,7 @@ import tiny
 import torch
 from checks import GREEDY, assert_close, uniform
 from masked_reference import ranked
+from model_state import changes, snapshot
 from tiny import make_batch, text_layers, vision_columns
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -229,8 +230,10 @@ def test_what_it_does_not_know_is_refused():
     for layers in ((), (0,), (3,), (2, 1)):
         with pytest.raises(ValueError, match=r"layers of a method must ascend within 1 .. 2, got"):
             asymvlm.patch(model, vision=VisionPruning(method=AttentionRank(layers)))
+    before = snapshot(model)
     with pytest.raises(NotImplementedError, match="inside the decoder, not beside text eviction"):
         asymvlm.patch(model, vision=vision, text=TextEviction(5, 0.5))
+    assert not changes(before, snapshot(model)), "a refused patch leaves nothing on the model"
     for family, reason in (("qwen3_vl", "features added"), ("qwen3_5", "recurrent"), ("paligemma", "both ways")):
         with pytest.raises(NotImplementedError, match=reason):
             asymvlm.patch(tiny.build(family), vision=vision)

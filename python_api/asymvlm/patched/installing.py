@@ -1,0 +1,39 @@
+"""What `PatchHandle` puts on a model, all of it or nothing: the evictor, the pruner between layers, the two doors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from asymvlm.eviction.text import TextEvictor
+from asymvlm.eviction.turns import TurnEvictor
+from asymvlm.hf.decoder import decoder_of
+from asymvlm.inside.pruner import InsidePruner
+from asymvlm.patched.forward import Forwards
+
+if TYPE_CHECKING:
+    from asymvlm.patched.handle import PatchHandle
+
+
+def install(handle: PatchHandle) -> tuple[TextEvictor | None, Forwards]:
+    """By the handle's settings.
+
+    Raises:
+        NotImplementedError: for a decoder, or settings, that one of them does not know. The model is as it was.
+    """
+    model, adapter, vision = handle.model, handle.adapter, handle.vision
+    evicts = handle.text is not None or handle.turns is not None
+    if vision.inside is not None and (evicts or handle.strategy is not None):
+        raise NotImplementedError(f"{vision.method!r} works inside the decoder, not beside text eviction")
+    text_config = cast("Any", model.config).get_text_config()
+    evictor, pruner = None, None
+    if evicts:
+        turns = None if handle.turns is None else TurnEvictor(adapter, handle.turns)
+        evictor = TextEvictor(handle, adapter.text_of(model), text_config, handle.text, turns)
+    try:
+        pruner = None if vision.inside is None else InsidePruner(model, adapter, decoder_of(model), vision.inside)
+        return evictor, Forwards(handle, evictor, pruner)
+    except BaseException:
+        for installed in (evictor, pruner):
+            if installed is not None:
+                installed.remove()
+        raise
