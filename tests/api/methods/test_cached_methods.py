@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import pytest
 import tiny
 import torch
+from attending import attending_by
 from checks import GREEDY, assert_close
-from evicted_reference import NAME, NEVER, Masked
+from evicted_reference import NEVER, Masked
 from tiny import text_layers
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
 from windowed import windowed
 
 import asymvlm
@@ -87,18 +86,8 @@ class MaskedByHead(Masked):
             self.probabilities[module.layer_idx] = logits.softmax(-1)
             return (logits.softmax(-1) @ value).transpose(1, 2).contiguous(), None
 
-        AttentionInterface.register(NAME, attend)
-        AttentionMaskInterface.register(NAME, eager_mask)
-        modules = [self.model.get_decoder(), *text_layers(self.model).modules()]
-        configs = [self.model.config.get_text_config(), *(m.config for m in modules if hasattr(m, "config"))]
-        before = [config._attn_implementation for config in configs]
-        try:
-            for config in configs:
-                config._attn_implementation = {"": NAME}
+        with attending_by(self.model, attend):
             yield
-        finally:
-            for config, implementation in zip(configs, before, strict=True):
-                config._attn_implementation = {"": implementation}
 
 
 def held_by_line(cache: EvictionCache) -> list[list[list[int]]]:

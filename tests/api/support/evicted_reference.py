@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from attending import attending_by
 from tiny import EOS, family_of, text_layers
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import eager_mask
+from transformers import PreTrainedModel
 
-NAME = "evicted_columns"
 NEVER = 10**9
 
 
@@ -121,15 +120,5 @@ class Masked:
             self.probabilities[module.layer_idx] = logits.softmax(-1)
             return (logits.softmax(-1) @ value).transpose(1, 2).contiguous(), None
 
-        AttentionInterface.register(NAME, attend)
-        AttentionMaskInterface.register(NAME, eager_mask)
-        modules = [self.model.get_decoder(), *text_layers(self.model).modules()]
-        configs = [self.model.config.get_text_config(), *(m.config for m in modules if hasattr(m, "config"))]
-        before = [config._attn_implementation for config in configs]
-        try:
-            for config in configs:
-                config._attn_implementation = {"": NAME}
+        with attending_by(self.model, attend):
             yield
-        finally:
-            for config, implementation in zip(configs, before, strict=True):
-                config._attn_implementation = {"": implementation}

@@ -13,13 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from attending import attending_by
 from tiny import EOS, IMAGE, VIDEO, family_of, text_layers, vision_columns
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import eager_mask
+from transformers import PreTrainedModel
 
 Inputs = dict[str, Tensor]
-_NAME = "closed_columns"
 
 
 @contextmanager
@@ -49,24 +48,16 @@ def closed_columns(model: PreTrainedModel, keep: Tensor) -> Iterator[None]:
         logits = logits.masked_fill(~is_open[:, None, None], torch.finfo(logits.dtype).min)
         return (logits.softmax(-1) @ value).transpose(1, 2).contiguous(), None
 
-    AttentionInterface.register(_NAME, attend)
-    AttentionMaskInterface.register(_NAME, eager_mask)  # without it a custom attention function gets no mask at all
-    modules = [model.get_decoder(), *text_layers(model).modules()]
-    configs = [model.config.get_text_config(), *(module.config for module in modules if hasattr(module, "config"))]
-    before = [config._attn_implementation for config in configs]
     mixers = [getattr(layer, name, None) for layer in text_layers(model) for name in family_of(model).recurrent]
     mixers = [mixer for mixer in mixers if mixer is not None]
     try:
         for mixer in mixers:
             mixer.forward = functools.partial(_skip_dropped, mixer, keep)
-        for config in configs:
-            config._attn_implementation = {"": _NAME}  # a string would reach the tower's configuration too
-        yield
+        with attending_by(model, attend):
+            yield
     finally:
         for mixer in mixers:
             del mixer.forward
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation = {"": implementation}
 
 
 def _skip_dropped(mixer: nn.Module, keep: Tensor, hidden_states: Tensor, **kwargs: object) -> Tensor:
