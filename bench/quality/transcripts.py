@@ -2,7 +2,6 @@
 
 Every method is a call of `generate` on a patched model. Of one threshold and retention they all give up the same number
 of tokens at every step, so they hold equal bytes. ``prompt protected`` says whether images and questions may go.
-All prompts have the same ids here, by which `RandomEviction` draws: its rows are one draw, whatever their errors say.
 """
 
 from __future__ import annotations
