@@ -21,6 +21,10 @@ class GrowingTable(Table):
 
     def __init__(self, capacity: int | None = None, heads: int = 1) -> None:
         super().__init__(capacity, heads)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self.rows, self.open, self.remapped = 0, False, False
         self.length = 0  # columns
         self.span = 0  # every slot in use is below
         self.generated = 0  # tokens of a row, evicted ones included
@@ -169,9 +173,8 @@ class GrowingTable(Table):
         self.span = max(self.live)
 
     def reset(self) -> None:
-        storages, sinks, layer = self.storages, self.sinks, self.layer
-        self.__init__(self.capacity, self.heads)  # type: ignore[misc]
-        self.storages, self.sinks, self.layer = storages, sinks, layer
+        self.forget_call()
+        self._begin_anew()
 
     def pick_rows(self, rows: torch.Tensor) -> None:
         lines = self.lines_of(rows)

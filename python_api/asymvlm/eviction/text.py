@@ -141,8 +141,8 @@ class TextEvictor:
     def _arm(self, cache: EvictionCache, queries: int, masks: dict[int, Any]) -> None:
         """Tell the layers what the step asks of them: scores where tokens are due to go, masks of their own."""
         capture.wanted.set(None)
-        due = self.policy is not None and cache.evicts and self.owner.enabled and queries == 1
-        due = due and self.policy is not None and cache.table.wants_scores(self.policy)
+        policy = self.policy if cache.evicts and self.owner.enabled and queries == 1 else None
+        due = policy is not None and cache.table.wants_scores(policy)
         if not (due or masks):
             return
         places = {}

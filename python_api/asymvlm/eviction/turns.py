@@ -21,7 +21,8 @@ from asymvlm.hf.merge import merge_embeddings
 from asymvlm.models.adapter import Adapter
 from asymvlm.settings.policies import TurnEviction
 from asymvlm.tokens.roles import Tokens
-from asymvlm_kernels import score_tokens
+from asymvlm_kernels import gather_rows, score_tokens
+from asymvlm_kernels.prefill.reference import compact
 
 
 class TurnEvictor:
@@ -131,6 +132,5 @@ def _similarity(model: nn.Module, answer: Answer, images: Sequence[tuple[torch.T
 
 def _gather(rows: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The marked rows of ``(B, S, D)``, packed to the front: ``(B, most, D)`` and which of them are real."""
-    most = int(mask.sum(1).max())
-    index = (~mask).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
-    return rows.detach().gather(1, index[..., None].expand(-1, -1, rows.shape[2])), mask.gather(1, index)
+    index = compact(mask, int(mask.sum(1).max()))
+    return gather_rows(rows.detach(), index), index >= 0

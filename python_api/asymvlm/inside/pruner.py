@@ -27,9 +27,10 @@ from asymvlm.methods.inside.base import InsideMethod, LayerTokens
 from asymvlm.models.adapter import Adapter, Grid
 from asymvlm.prompt.selection import Selection
 from asymvlm.settings.policies import VisionPruning
-from asymvlm.tokens.images import grids_by_row, image_numbers
+from asymvlm.tokens.images import has_several, image_layout, read_images
 from asymvlm.tokens.roles import Tokens, check_prompt
 from asymvlm_kernels import PrunedSequence, gather_rows, prune_sequence
+from asymvlm_kernels.prefill.reference import compact
 
 MECHANISM = "pruning between layers"
 
@@ -45,7 +46,7 @@ class Prefill(Frame):
     images: torch.Tensor | None  # (B, S) image number, where a row has several
     grids: list[list[Grid]] | None = None  # of each row's images
     stages: dict[int, torch.Tensor] = field(default_factory=dict)  # first layer -> (B, S') real
-    places: torch.Tensor | None = None  # (B, S') columns of the positions that the layers are called with
+    mask: Any = None  # of the layers of the stage, in the form of the decoder's attention
     block: torch.Tensor | None = None  # (B, 1, S', S') bool: what may see what, as far as the model's own mask says
     first: PrunedSequence | None = None  # what the first dropping decided
 
@@ -79,7 +80,7 @@ class InsidePruner:
         self._doors.remove()
         capture.remove(self._scored)
 
-    def before_decoder(self, policy: VisionPruning, inputs: Mapping[str, Any], arguments: Mapping[str, Any]) -> Prefill:
+    def before_decoder(self, policy: VisionPruning, inputs: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
         """The decoder begins the whole prompt of a call. ``inputs`` of the model, ``arguments`` of its decoder.
 
         Raises:
@@ -96,22 +97,19 @@ class InsidePruner:
         if repeats > 1:
             raise NotImplementedError("methods inside the decoder do not work with beams or several sequences")
         tokens = Tokens.read(self.model, self.adapter, ids, mask, inputs, embeds)
-        names, grids = self.adapter.token_ids(self.model), self.adapter.grids_of(self.model, inputs)
-        numbers = image_numbers(self.adapter.unify(ids), tokens.vision, tokens.separators, names, grids)
-        by_row = grids_by_row(numbers, ids, names, grids)
-        several = policy.per_image or by_row is None or any(len(row) > self.adapter.views for row in by_row)
+        images, grids = read_images(image_layout(self.model, self.adapter, tokens, inputs), self.adapter.views)
+        several = policy.per_image or has_several(grids, self.adapter.views)
         index = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
         prefill = Prefill(
             policy=policy,
             whole=tokens,
             tokens=tokens,
             index=index.masked_fill(~tokens.real, -1),
-            images=numbers // self.adapter.views if several else None,
-            grids=by_row,
+            images=images if several else None,
+            grids=grids,
         )
         push(prefill)
         self._ask(self.method.layers[0], prefill)
-        return prefill
 
     def _ask(self, number: int, prefill: Prefill) -> None:
         """Let the layer in front of ``number`` score."""
@@ -120,8 +118,7 @@ class InsidePruner:
         most = int(rows.sum(1).max())
         if most == 0:
             raise ValueError(f"the rows of {self.method!r} mark no token of the batch, whose attention is to score")
-        places = (~rows).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
-        queries = places.masked_fill(~rows.gather(1, places), -1)
+        queries = compact(rows, most)
         columns = torch.arange(rows.shape[1], dtype=torch.int32, device=rows.device).expand(rows.shape)
         lying = capture.Places(columns.masked_fill(~tokens.real, -2).contiguous(), queries[:, 0], queries=queries)
         capture.wanted.set(capture.Step(places={number - 1: lying}))
@@ -140,12 +137,11 @@ class InsidePruner:
         if cache is not None:
             shortest = min(real.shape[1] for real in prefill.stages.values())
             hold(cache, InsideState(prefill.whole.ids.shape[1], shortest, dict(prefill.stages)))
-        kept = torch.zeros_like(whole.prunable).scatter_(1, prefill.index.clamp_min(0), True) & whole.real
         return Selection(
             lengths_before=whole.real.sum(-1),
-            lengths_after=(prefill.index >= 0).sum(-1),
+            lengths_after=prefill.tokens.real.sum(-1),
             num_vision=whole.prunable.sum(-1),
-            counts=(kept & whole.prunable).sum(-1).to(torch.int32),
+            counts=prefill.tokens.prunable.sum(-1).to(torch.int32),
             gaps=first.gap,
             scores=first.scores,
             index=prefill.index,
@@ -163,14 +159,14 @@ class InsidePruner:
         if prefill is not None:
             if number in self.method.layers:
                 hidden = self._drop(number, hidden, mask, prefill)
-            return hidden, self._mask(hidden, prefill.block, prefill.tokens.real), prefill.places
+            return hidden, prefill.mask, prefill.index.clamp_min(0)
         later = innermost(Later)
-        if later is None:
+        first = None if later is None else later.state.stage(number)
+        if later is None or first is None:
             return None
-        real = later.state.stage(number)
-        if real is None:
-            return None
-        return hidden, self._later_mask(hidden, mask, real, later), None
+        if first not in later.masks:  # layers of a stage share it
+            later.masks[first] = self._later_mask(hidden, mask, later.state.real[first], later)
+        return hidden, later.masks[first], None
 
     def _drop(self, number: int, hidden: torch.Tensor, mask: Any, prefill: Prefill) -> torch.Tensor:
         step = capture.wanted.get()
@@ -199,14 +195,15 @@ class InsidePruner:
             prefill.block = self._block(mask, tokens.ids.shape, hidden.device)
         chosen, real = pruned.index.clamp_min(0), pruned.index >= 0
         prefill.block = _picked(prefill.block, chosen)
-        prefill.places = chosen if prefill.places is None else prefill.places.gather(1, chosen)
         prefill.tokens = Tokens(pruned.carry["ids"], real, pruned.carry["vision"] & real, pruned.carry["separators"])
         prefill.index = pruned.carry["columns"].masked_fill(~real, -1)
         prefill.stages[number] = real
+        kept = gather_rows(hidden, pruned.index)
+        prefill.mask = self._mask(kept, prefill.block, real)
         following = [later for later in self.method.layers if later > number]
         if following:
             self._ask(following[0], prefill)
-        return gather_rows(hidden, pruned.index)
+        return kept
 
     @staticmethod
     def _block(mask: Any, shape: Any, device: torch.device) -> torch.Tensor:
@@ -217,8 +214,7 @@ class InsidePruner:
             return found[..., -columns:].expand(rows, -1, -1, -1)
         return torch.ones((columns, columns), dtype=torch.bool, device=device).tril().expand(rows, 1, -1, -1)
 
-    def _mask(self, hidden: torch.Tensor, block: torch.Tensor | None, real: torch.Tensor) -> Any:
-        assert block is not None
+    def _mask(self, hidden: torch.Tensor, block: torch.Tensor, real: torch.Tensor) -> Any:
         if self._is_flash:
             return None if bool(real.all()) else real
         own = torch.eye(block.shape[-1], dtype=torch.bool, device=block.device)  # a row that sees nothing would be NaN
@@ -262,6 +258,7 @@ class Later(Frame):
 
     state: InsideState
     columns: int
+    masks: dict[int, Any] = field(default_factory=dict)  # first layer of a stage -> the mask of its layers
 
 
 def _picked(block: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

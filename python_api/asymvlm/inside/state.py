@@ -29,10 +29,9 @@ class InsideState:
         """With one entry a row, for whoever counts them."""
         return next(iter(self.real.values()))
 
-    def stage(self, layer: int) -> torch.Tensor | None:
-        """What the stage of a layer holds; None for the layers that hold all of the prompt."""
-        first = max((start for start in self.real if start <= layer), default=None)
-        return None if first is None else self.real[first]
+    def stage(self, layer: int) -> int | None:
+        """The first layer of a layer's stage; None for the layers that hold all of the prompt."""
+        return max((first for first in self.real if first <= layer), default=None)
 
 
 def inside_state(cache: Any) -> InsideState | None:

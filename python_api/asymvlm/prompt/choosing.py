@@ -14,6 +14,7 @@ from asymvlm.methods.before.similarity import AsymVLM
 from asymvlm.models.adapter import Adapter
 from asymvlm.prompt.padding import pad_in_place, padding_to_keep
 from asymvlm.settings.policies import VisionPruning
+from asymvlm.tokens.images import has_several
 from asymvlm_kernels import PrunedSequence, UniformBudget, gather_rows, importance_gap, keep_counts, prune_sequence
 from asymvlm_kernels.budget import budget_counts
 
@@ -51,7 +52,6 @@ def choose_and_gather(
     protect = tokens.text | tokens.structural
     if side == "left":
         protect = protect | padding_to_keep(tokens.real, tokens.prunable)
-    silent = tokens.prunable & ~prompt.text.any(-1, keepdim=True)  # nothing to score against: all of it stays
     choice: dict[str, Any] = {"budget": policy.budget}
     embeds = prompt.embeds
     if isinstance(method, AsymVLM):
@@ -64,11 +64,13 @@ def choose_and_gather(
     else:
         choice["scores"] = method.scores(prompt)
         _check(method, "scores", choice["scores"], prompt, torch.float32)
-    if method.needs_text and not isinstance(method, AsymVLM):
+    silent = None
+    if method.needs_text and "scores" in choice:  # nothing to score against: all of it stays
+        silent = tokens.prunable & ~prompt.text.any(-1, keepdim=True)
         protect = protect | silent
     exact = embeds.dtype == torch.float64  # scores are fp32, embeddings stay as they are
     # one image a row needs no floors, and the fused path serves it
-    several = policy.per_image or prompt.grids is None or any(len(row) > adapter.views for row in prompt.grids)
+    several = policy.per_image or has_several(prompt.grids, adapter.views)
     pruned = prune_sequence(
         embeds.float() if exact else embeds,
         tokens.vision,
@@ -83,7 +85,7 @@ def choose_and_gather(
         carry_pad=carry_pad,
         padding_side=side,
     )
-    if method.needs_text and not isinstance(method, AsymVLM):
+    if silent is not None:
         pruned = dataclasses.replace(pruned, counts=pruned.counts + silent.sum(-1).to(pruned.counts))
     if behind_a_turn and len(embeds) > 1:
         pruned = pad_in_place(pruned, carry_pad, {name: x for name, x in per_token.items() if name != "labels"})

@@ -14,7 +14,7 @@ from asymvlm.hf.tower import hidden_states
 from asymvlm.methods.before.base import VisionPrompt
 from asymvlm.models.adapter import Adapter, Grids, Inputs
 from asymvlm.settings.policies import VisionPruning
-from asymvlm.tokens.images import Cells, grids_by_row, image_cells, image_numbers
+from asymvlm.tokens.images import Cells, image_cells, image_layout, read_images
 from asymvlm.tokens.roles import Tokens, check_prompt, scored_text
 
 
@@ -38,9 +38,9 @@ def read_prompt(
     embeds = record[EMBEDS].detach()
     tokens = Tokens.read(model, adapter, input_ids, mask, inputs, embeds)
     text = scored_text(tokens, policy.text, inputs.get("labels"))
-    token_ids, grids = adapter.token_ids(model), adapter.grids_of(model, inputs)
-    layout = (adapter.unify(input_ids), tokens.vision, tokens.separators, token_ids, grids)
-    numbers = image_numbers(*layout)[:, first:]
+    layout = image_layout(model, adapter, tokens, inputs)
+    images, by_row = read_images(layout, adapter.views, first)
+    grids = layout[-1]
 
     def features() -> torch.Tensor:
         return _features(model, adapter, inputs, towers, tokens, grids)[:, first:]
@@ -57,8 +57,8 @@ def read_prompt(
         tokens=tokens.behind(first) if first else tokens,
         embeds=embeds[:, first:],
         text=text[:, first:],
-        images=torch.where(numbers < 0, -1, numbers // adapter.views),
-        grids=grids_by_row(numbers, input_ids[:, first:], token_ids, grids),
+        images=images,
+        grids=by_row,
         make_cells=cells,
         make_features=features,
     )

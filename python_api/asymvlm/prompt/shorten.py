@@ -15,7 +15,7 @@ from asymvlm.hf.errors import MechanismError
 from asymvlm.hf.merge import merge_embeddings
 from asymvlm.hf.peft import unwrapped
 from asymvlm.hf.tower import TowerOutputs, tower_outputs
-from asymvlm.methods import BeforeMethod
+from asymvlm.methods import BeforeMethod, VisionPrompt
 from asymvlm.models import adapter_for
 from asymvlm.models.adapter import Adapter, Inputs
 from asymvlm.prompt.choosing import choose_and_gather
@@ -27,7 +27,7 @@ from asymvlm.prompt.state import PromptState
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.tokens.positions import next_position, original_positions, renumbered
 from asymvlm.tokens.roles import check_prompt
-from asymvlm_kernels import gather_rows
+from asymvlm_kernels import PrunedSequence, gather_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,11 +100,11 @@ def prune_prompt(
         adapter, inputs, record, mask, generating=generating, start=None if from_the_start else start
     )[..., first:]
     prompt = read_prompt(model, adapter, policy, inputs, record, first, tower.found)
-    tokens, real, prunable = prompt.tokens, prompt.tokens.real, prompt.tokens.prunable
+    tokens, real = prompt.tokens, prompt.tokens.real
     config: Any = model.config
     text_config = config.get_text_config()
     per_token = {name: inputs[name][:, first:] for name in adapter.per_token if inputs.get(name) is not None}
-    check_last_columns(inputs, prunable)
+    check_last_columns(inputs, tokens.prunable)
     labelled = inputs.get("labels") is not None and not inputs.get("logits_to_keep")
     pruned = choose_and_gather(
         adapter,
@@ -124,24 +124,9 @@ def prune_prompt(
         following = carried[POSITIONS][..., -1:] + 1
     # always a mask: gapped positions without one are read as packed sequences
     carried |= {EMBEDS: pruned.embeds, MASK: kept.to(mask.dtype)}
-    for name in adapter.decoder_rows:
-        if record.get(name) is not None:
-            rows = record[name][:, first:]
-            carried[name] = gather_rows(rows.flatten(2), pruned.index).unflatten(-1, rows.shape[2:])
+    carried |= _decoder_rows(adapter, record, pruned.index, first)
     removed = {*adapter.drop, *adapter.drop_when_pruned, IDS}
     forwarded = {name: value for name, value in {**inputs, **carried}.items() if name not in removed}
-    selection = Selection(
-        lengths_before=real.sum(-1),
-        lengths_after=kept.sum(-1).to(pruned.lengths.dtype),
-        num_vision=prunable.sum(-1),
-        counts=pruned.counts,
-        gaps=pruned.gap,
-        scores=pruned.scores,
-        index=index,
-        has_text=prompt.text.any(-1) if policy.scored_by.needs_text else torch.ones_like(real[:, 0]),
-        columns_before=tokens.ids.shape[1],
-        image_grids=prompt.grids,
-    )
     deepstack = prune_deepstack(record, pruned.index, first)
     if adapter.deepstack and deepstack is None:
         raise MechanismError("thinning DeepStack features", f"the decoder of {adapter.model_type!r} was handed none")
@@ -156,4 +141,28 @@ def prune_prompt(
         next_position=following + shift,
     )
     decoder_rows = {name: more for name, more in adapter.decoder_rows.items() if name in carried}
+    selection = _selection(policy, prompt, pruned, index)
     return PrunedPrompt(forwarded, deepstack, decoder_rows, state, selection, tokens.ids.shape[1])
+
+
+def _decoder_rows(adapter: Adapter, record: Inputs, index: torch.Tensor, first: int) -> dict[str, torch.Tensor]:
+    """The kept rows of the decoder's arguments beside the embeddings, ``(B, S', ...)``."""
+    whole = {name: record[name][:, first:] for name in adapter.decoder_rows if record.get(name) is not None}
+    return {name: gather_rows(rows.flatten(2), index).unflatten(-1, rows.shape[2:]) for name, rows in whole.items()}
+
+
+def _selection(policy: VisionPruning, prompt: VisionPrompt, pruned: PrunedSequence, index: torch.Tensor) -> Selection:
+    """What a report is made from; ``index`` ``(B, S')`` without padding that was kept in its place."""
+    real = prompt.tokens.real
+    return Selection(
+        lengths_before=real.sum(-1),
+        lengths_after=(index >= 0).sum(-1).to(pruned.lengths.dtype),
+        num_vision=prompt.tokens.prunable.sum(-1),
+        counts=pruned.counts,
+        gaps=pruned.gap,
+        scores=pruned.scores,
+        index=index,
+        has_text=prompt.text.any(-1) if policy.scored_by.needs_text else torch.ones_like(real[:, 0]),
+        columns_before=real.shape[1],
+        image_grids=prompt.grids,
+    )

@@ -6,8 +6,35 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
-from asymvlm.models.adapter import Grid, Grids
+from asymvlm.models.adapter import Adapter, Grid, Grids, Inputs
+from asymvlm.tokens.roles import Tokens
+
+Layout = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Mapping[str, int], Grids]
+
+
+def image_layout(model: nn.Module, adapter: Adapter, tokens: Tokens, inputs: Inputs) -> Layout:
+    """What images lie where in the prompts of a call: the arguments of `image_numbers` and `image_cells`."""
+    ids, grids = adapter.unify(tokens.ids), adapter.grids_of(model, inputs)
+    return ids, tokens.vision, tokens.separators, adapter.token_ids(model), grids
+
+
+def read_images(layout: Layout, views: int, first: int = 0) -> tuple[torch.Tensor, list[list[Grid]] | None]:
+    """Images of the columns from ``first`` on; ``views``: grids that an image consists of.
+
+    Returns:
+        ``(B, S - first)`` int64, the image that a vision token belongs to, -1 elsewhere; and the grids of each row, as
+        `grids_by_row` gives them.
+    """
+    ids, _, _, token_ids, grids = layout
+    numbers = image_numbers(*layout)[:, first:]
+    return torch.where(numbers < 0, -1, numbers // views), grids_by_row(numbers, ids, token_ids, grids)
+
+
+def has_several(grids: list[list[Grid]] | None, views: int) -> bool:
+    """Whether a row has several images, each with a floor of its own; so it is taken to be where grids are unknown."""
+    return grids is None or any(len(row) > views for row in grids)
 
 
 def image_numbers(
@@ -86,7 +113,11 @@ def image_cells(
 def grids_by_row(
     numbers: torch.Tensor, input_ids: torch.Tensor, token_ids: Mapping[str, int], grids: Grids
 ) -> list[list[Grid]] | None:
-    """The grids of each row's images in reading order; None where a kind of placeholder has no grids."""
+    """The grids of each row's images in reading order; None where a kind of placeholder has no grids.
+
+    Args:
+        numbers: of `image_numbers`, any columns of them. input_ids: of all columns, which numbers go by.
+    """
     stride = _stride(input_ids)
     known = [grids.get(name) for name in token_ids]
     rows: list[list[Grid]] = []

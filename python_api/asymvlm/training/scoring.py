@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import torch
 
+from asymvlm.methods.before.similarity import sequence_scores
 from asymvlm.training.passes import FrozenModel, MergedBatch
 from asymvlm.training.settings import TrainingSettings
-from asymvlm_kernels import UniformBudget, gather_rows, importance_gap, keep_counts, score_tokens
-from asymvlm_kernels._checks import FLOATS
-from asymvlm_kernels.prefill.reference import compact
+from asymvlm_kernels import UniformBudget, importance_gap, keep_counts
 from asymvlm_kernels.training.soft_mask import soft_mask
 
 
 def weighted_scores(batch: MergedBatch, weight: torch.Tensor) -> torch.Tensor:
     """Eq. 1 for the whole sequence: ``(B, S)`` fp32, -inf outside the prunable tokens; differentiable in ``weight``."""
-    index = compact(batch.text, int(batch.text.sum(-1).max()) if batch.text.numel() else 0)
-    embeds = batch.embeds if batch.embeds.dtype in FLOATS else batch.embeds.float()
-    text = gather_rows(embeds, index)
-    return score_tokens(embeds, text, weight.float(), vision_mask=batch.prunable, text_mask=index >= 0)
+    return sequence_scores(batch.embeds, batch.prunable, batch.text, weight.float())
 
 
 def penalty(batch: MergedBatch, weight: torch.Tensor, ratio: float, settings: TrainingSettings) -> torch.Tensor:

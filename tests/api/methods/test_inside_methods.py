@@ -8,20 +8,18 @@ from dataclasses import dataclass
 import pytest
 import tiny
 import torch
+from attending import attending_by
 from checks import GREEDY, assert_close, uniform
 from masked_reference import ranked
 from model_state import changes, snapshot
 from tiny import make_batch, text_layers, vision_columns
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
 
 import asymvlm
 from asymvlm import TextEviction, VisionPruning
 from asymvlm.methods import InsideMethod
 from asymvlm_kernels import UniformBudget
 
-NAME = "closed_by_layer"
 FAMILIES = ["llava", "qwen2_5_vl", "phi3_v", "internvl"]
 
 
@@ -100,18 +98,8 @@ class ByLayer:
             self.probabilities[module.layer_idx] = logits.softmax(-1)
             return (logits.softmax(-1) @ value).transpose(1, 2).contiguous(), None
 
-        AttentionInterface.register(NAME, attend)
-        AttentionMaskInterface.register(NAME, eager_mask)
-        modules = [self.model.get_decoder(), *text_layers(self.model).modules()]
-        configs = [self.model.config.get_text_config(), *(m.config for m in modules if hasattr(m, "config"))]
-        before = [config._attn_implementation for config in configs]
-        try:
-            for config in configs:
-                config._attn_implementation = {"": NAME}
+        with attending_by(self.model, attend):
             yield
-        finally:
-            for config, implementation in zip(configs, before, strict=True):
-                config._attn_implementation = {"": implementation}
 
 
 def one_image_each(family: str) -> dict[str, Tensor]:
@@ -253,3 +241,22 @@ def test_what_it_does_not_know_is_refused():
             handle.vision = VisionPruning()
         with pytest.raises(NotImplementedError, match="without labels"):
             model(**inputs, labels=inputs["input_ids"])
+
+
+class Late(AttentionRank):
+    """The first tokens go."""
+
+    def scores(self, seen):
+        return seen.hidden.new_ones(seen.tokens.ids.shape).cumsum(1)
+
+
+def test_a_dropped_first_column_is_not_counted_as_kept():
+    """Rows that keep fewer tokens are padded, and padding stands for no column."""
+    model, text = tiny.build("llava"), list(range(10, 31))
+    rows = [[tiny.IMAGE] * 32 + text[:5], [tiny.IMAGE] * 16 + text]
+    pixels = torch.cat([make_batch("llava", "single")["pixel_values"]] * 3)
+    inputs = {"input_ids": torch.tensor(rows), "attention_mask": torch.ones(2, 37, dtype=torch.long)}
+    with torch.no_grad(), asymvlm.patch(model, vision=uniform(0.5, method=Late())) as handle:
+        model(**inputs, pixel_values=pixels)
+    assert 0 not in handle.last.index[0].tolist()
+    assert handle.last.kept == [16, 8]

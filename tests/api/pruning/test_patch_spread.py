@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 import asymvlm
 from asymvlm.models import adapter_for
 from asymvlm.prompt.shorten import prune_prompt
-from asymvlm.tokens.images import image_cells
+from asymvlm.tokens.images import image_cells, read_images
 from bench.quality.scorers import model_inputs
 from bench.tinyvlm.evaluate import exact_match, features, make_samples
 from bench.tinyvlm.model import CHECKPOINT, NUM_VISION
@@ -32,6 +32,17 @@ def test_lines_follow_the_grids_of_every_kind() -> None:
     assert lines.tolist() == [[-1, 0, 0, 1, 1, -1, 3, 4], [2, 2, -1, -1, -1, -1, -1, -1]]
     alone = {"image_token_id": grids["image_token_id"]}
     assert image_cells(ids, vision, separators, names, alone).line[0, 6:].eq(-1).all()
+
+
+def test_grids_of_the_columns_behind_a_cache_are_those_of_all_columns() -> None:
+    ids = torch.tensor([[IMAGE, 1, *[2] * 60, IMAGE, IMAGE, VIDEO, VIDEO]])
+    vision = (ids == IMAGE) | (ids == VIDEO)
+    names = {"image_token_id": IMAGE, "video_token_id": VIDEO}
+    grids = {"image_token_id": [(1, 1), (1, 2)], "video_token_id": [(2, 1)]}
+    layout = (ids, vision, torch.zeros_like(vision), names, grids)
+    images, by_row = read_images(layout, 1, 62)
+    assert by_row == [[(1, 2), (2, 1)]]
+    assert torch.equal(images, read_images(layout, 1)[0][:, 62:])
 
 
 def test_a_model_without_known_grids_is_refused() -> None:

@@ -12,6 +12,7 @@ import torch
 
 from asymvlm.methods.before.base import BeforeMethod, VisionPrompt
 from asymvlm_kernels import gather_rows, score_tokens
+from asymvlm_kernels.prefill.reference import compact
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +36,20 @@ class AsymVLM(BeforeMethod):
         return weight
 
     def scores(self, prompt: VisionPrompt) -> torch.Tensor:
-        rows = prompt.embeds.float() if prompt.embeds.dtype == torch.float64 else prompt.embeds
-        most = int(prompt.text.sum(1).max()) if prompt.text.numel() else 0
-        place = (~prompt.text).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
-        index = place.masked_fill(~prompt.text.gather(1, place), -1)
-        weight = None if self.weight is None else self.weight.detach().to(rows.device)
-        return score_tokens(
-            rows, gather_rows(rows, index), weight, vision_mask=prompt.tokens.prunable, text_mask=index >= 0
-        )
+        weight = None if self.weight is None else self.weight.detach().to(prompt.embeds.device)
+        return sequence_scores(prompt.embeds, prompt.tokens.prunable, prompt.text, weight)
+
+
+def sequence_scores(
+    embeds: torch.Tensor, prunable: torch.Tensor, text: torch.Tensor, weight: torch.Tensor | None
+) -> torch.Tensor:
+    """Score the vision tokens of merged sequences against the text in them. Reads the longest text on the host.
+
+    Args:
+        embeds: ``(B, S, D)``. prunable, text: ``(B, S)`` bool. weight: ``(D,)`` fp32, differentiable; None means ones.
+    Returns:
+        ``(B, S)`` fp32, -inf outside ``prunable``.
+    """
+    index = compact(text, int(text.sum(-1).max()) if text.numel() else 0)
+    embeds = embeds.float() if embeds.dtype == torch.float64 else embeds
+    return score_tokens(embeds, gather_rows(embeds, index), weight, vision_mask=prunable, text_mask=index >= 0)
