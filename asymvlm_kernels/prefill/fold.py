@@ -1,15 +1,43 @@
 """The text side of the score: ``t'_j = w * t_j / ||t_j||`` as a sum of two numbers of the dtype of V.
 
-One bf16 t' would cost 6e-4 of score, enough to swap near ties; a sum of two (``high + low``) 2e-6 and a second MMA.
+One bf16 t' would cost 6e-4 of score, enough to swap near ties; a sum of two (``high + low``) 2e-6 and twice the rows of
+one matrix product. Both halves are rows of it, in turns of eight: so a thread of a tensor core instruction holds the two
+products of a text, and adds them without asking another.
 """
 
 from __future__ import annotations
 
 import torch
 
-from asymvlm_kernels._triton import tl, triton
+from asymvlm_kernels._triton import constant, tl, triton
 from asymvlm_kernels.prefill import reference
 from asymvlm_kernels.tuning.prefill import ScoreConfig, fold_config, row_vector
+
+
+TURN = constant(8)  # rows of `high`, then as many of `low`
+
+
+@triton.jit
+def in_turns(high, low, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows of ``high`` and ``low``, eight of each in turn."""
+    both = tl.permute(tl.reshape(tl.join(high, low), (BLOCK_L // TURN, TURN, BLOCK_D, 2)), (0, 3, 1, 2))
+    return tl.reshape(both, (2 * BLOCK_L, BLOCK_D))
+
+
+@triton.jit
+def doubled(numbers, BLOCK_L: tl.constexpr):
+    """One number a text as one number a row of `in_turns`."""
+    pairs = tl.permute(tl.reshape(tl.join(numbers, numbers), (BLOCK_L // TURN, TURN, 2)), (0, 2, 1))
+    return tl.reshape(pairs, (2 * BLOCK_L,))
+
+
+@triton.jit
+def joined(products, BLOCK_L: tl.constexpr, BLOCK_N: tl.constexpr, HIGH_LOW: tl.constexpr):
+    """Products with the text from those with its two halves."""
+    if HIGH_LOW:
+        both = tl.reshape(products, (BLOCK_L // TURN, 2, TURN, BLOCK_N))
+        products = tl.reshape(tl.sum(both, 1), (BLOCK_L, BLOCK_N))
+    return products
 
 
 @triton.jit

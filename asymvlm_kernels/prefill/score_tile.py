@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.device import multiply
+from asymvlm_kernels.device import multiply, widened
+from asymvlm_kernels.prefill.fold import TURN, joined
 from asymvlm_kernels.prefill.lifted import NOWHERE, best_folded, lift_of, lifted_square, needs_lift
 
 
@@ -32,6 +33,10 @@ def score_tile(
     """Scores, best text and norm of the rows ``offs_n`` of one sample. Rows outside ``real_n`` are neither read nor
     scored (-inf). The best text is the first of equal ones, of a NaN score the first that gives NaN, else -1.
     """
+    ROWS: tl.constexpr = 2 * BLOCK_L if HIGH_LOW else BLOCK_L
+    offs_r = tl.arange(0, ROWS)  # [ROWS]: both halves of t' in turns
+    rows_l = offs_r // (2 * TURN) * TURN + offs_r % TURN if HIGH_LOW else offs_r
+    half = offs_r // TURN % 2 if HIGH_LOW else tl.zeros((ROWS,), tl.int32)
     rows = tl.multiple_of(offs_n.to(tl.int64) * stride_vn, VECTOR)  # [BLOCK_N], int64: N * D may pass 2**31
     best = tl.full((BLOCK_N,), float("-inf"), tl.float32)
     square = tl.zeros((BLOCK_N,), tl.float32)
@@ -45,21 +50,24 @@ def score_tile(
         if text_mask_ptr is not None:
             real_l = tl.load(text_mask_ptr + offs_l.to(tl.int64) * stride_tm, mask=mask_l, other=0) != 0
         if tl.max(real_l.to(tl.int32), 0) > 0:
-            similarity = tl.zeros((BLOCK_L, BLOCK_N), tl.float32)
+            products = tl.zeros((ROWS, BLOCK_N), tl.float32)
             squares = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-            text_ptrs = folded_ptr + offs_l.to(tl.int64)[:, None] * WIDTH
+            place_l = start_l + rows_l
+            real_rows = place_l < L
+            if text_mask_ptr is not None:
+                text_place = text_mask_ptr + place_l.to(tl.int64) * stride_tm
+                real_rows = tl.load(text_place, mask=real_rows, other=0) != 0
+            text_ptrs = folded_ptr + (place_l.to(tl.int64) + half * L)[:, None] * WIDTH
             for start_d in range(0, D, BLOCK_D):
                 offs_d = start_d + tl.arange(0, BLOCK_D)  # [BLOCK_D]
                 mask = real_n[:, None] & (offs_d < D)[None, :]
                 cols = offs_d.to(tl.int64) * stride_vd
                 vision = tl.load(vision_ptr + rows[:, None] + cols[None, :], mask=mask, other=0.0)
-                text = tl.load(text_ptrs + offs_d[None, :], mask=real_l[:, None], other=0.0)
-                similarity = multiply(text, tl.trans(vision), similarity)
-                if HIGH_LOW:
-                    text = tl.load(text_ptrs + L * WIDTH + offs_d[None, :], mask=real_l[:, None], other=0.0)
-                    similarity = multiply(text, tl.trans(vision), similarity)
-                wide = vision.to(tl.float32)
+                text = tl.load(text_ptrs + offs_d[None, :], mask=real_rows[:, None], other=0.0)
+                products = multiply(text, tl.trans(vision), products)
+                wide = widened(vision)
                 squares += wide * wide
+            similarity = joined(products, BLOCK_L, BLOCK_N, HIGH_LOW)
             if HIGH_LOW:
                 similarity *= tl.load(unlift_ptr + offs_l, mask=real_l, other=1.0)[:, None]
             similarity = tl.where(real_l[:, None], similarity, float("-inf"))

@@ -17,6 +17,7 @@ from asymvlm_kernels.prefill.order import (
     kth_keys,
     kth_keys_chunked,
     load_keys,
+    places_of,
 )
 from asymvlm_kernels.tuning.prefill import select_config
 
@@ -50,7 +51,8 @@ def _select_tokens_kernel(
     N,
     capacity,
     BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
     CHUNKED: tl.constexpr,
 ):
     # one program ranks one row: held in registers, or read from the cache 33 times; then writes its index in order
@@ -71,14 +73,14 @@ def _select_tokens_kernel(
         kth, above = kth_key(keys, kept)
     better = tl.zeros((), tl.int32)
     equal = tl.zeros((), tl.int32)
-    for start in range(0, N, BLOCK_K):
-        offs_n = start + tl.arange(0, BLOCK_K)  # [BLOCK_K]
+    for start in range(0, N, ROWS * WIDTH):
+        offs_n = places_of(start, ROWS, WIDTH)
         block = load_keys(scores_ptr, mask_ptr, offs_n, N)
         keep, slot, better, equal = keep_best(block, kth, better, equal, kept - above)
         tl.store(index_ptr + slot, offs_n.to(tl.int64), mask=keep)
-    for start in range(0, capacity, BLOCK_K):
-        slot = start + tl.arange(0, BLOCK_K)
-        tl.store(index_ptr + slot, tl.full((BLOCK_K,), -1, tl.int64), mask=(slot >= kept) & (slot < capacity))
+    for start in range(0, capacity, ROWS * WIDTH):
+        slot = start + tl.arange(0, ROWS * WIDTH)
+        tl.store(index_ptr + slot, tl.full((ROWS * WIDTH,), -1, tl.int64), mask=(slot >= kept) & (slot < capacity))
 
 
 @triton.jit
@@ -121,7 +123,8 @@ def _select_tokens_triton(
         N,
         capacity,
         BLOCK_N=config.block_n,
-        BLOCK_K=config.block_k,
+        ROWS=32 * config.num_warps,
+        WIDTH=config.width,
         CHUNKED=config.chunked,
         num_warps=config.num_warps,
     )

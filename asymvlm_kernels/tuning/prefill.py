@@ -51,11 +51,11 @@ class GradConfig:
 class SelectConfig:
     """One program ranks one sample: ``block_n`` keys held in registers, or the row re-read in chunks of as many.
 
-    The index is written ``block_k`` places at a time.
+    The index is written ``width`` places a thread at a time.
     """
 
     block_n: int
-    block_k: int
+    width: int
     chunked: bool
     num_warps: int
 
@@ -76,6 +76,12 @@ def architecture(device: torch.device) -> int:
         return 80
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors of ``device``. A CPU counts as four: the interpreter runs one program at a time."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
 @functools.cache
@@ -111,9 +117,9 @@ def grad_config(D: int, itemsize: int, vector: int) -> GradConfig:
 def select_config(N: int) -> SelectConfig:
     block_n = max(_power_of_two(N), 128)
     num_warps = min(max(block_n // 256, 4), 16)  # 8 keys a thread hide the latency of a reduction; 32 warps spill
-    block_k = min(block_n, 64 * num_warps)  # 2 places a thread: with 8 the scan spills
+    width = min(block_n // (32 * num_warps), 8)
     chunked = block_n > 16384  # twice that would spill, and overflow the packed 16-bit counts
-    return SelectConfig(4096 if chunked else block_n, block_k, chunked, num_warps)
+    return SelectConfig(4096 if chunked else block_n, width, chunked, num_warps)
 
 
 @functools.cache

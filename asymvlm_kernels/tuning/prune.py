@@ -13,23 +13,31 @@ import torch
 
 from asymvlm_kernels.tuning.prefill import GatherConfig, gather_config
 
+SCRATCH = 64 << 20  # most bytes of partial sums with which two turns are shared
 GIVEN_WARPS = 8  # of a program that ranks given scores: 16 keys a thread at 4096 tokens
 WARP_GROUPS = (90, 100, 103)  # matrix products read both operands from shared memory
 
 
 @dataclass(frozen=True)
 class ScoreSelectConfig:
-    """One program scores ``block_n`` rows over one of ``parts`` parts of the width, ``block_d`` columns a step.
-
-    ``block_l`` text rows at a time. A row with more text is split over its text instead.
-    """
+    """One program scores ``block_n`` rows, against ``block_l`` text rows at a time, ``block_d`` columns a step."""
 
     block_n: int
     block_l: int
     block_d: int
-    parts: int
     num_warps: int
     num_stages: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """A tile is scored by ``parts`` programs, 1, 3 or 6, which share the width of a block in ``rounds`` turns at most.
+
+    No score depends on it (see `prefill.prune.parts`).
+    """
+
+    parts: int
+    rounds: int
 
 
 @dataclass(frozen=True)
@@ -42,25 +50,42 @@ class RankConfig:
 
 @functools.cache
 def score_select_config(D: int, dtype: torch.dtype, vector: int, arch: int) -> ScoreSelectConfig:
-    # 64 rows x 3 parts: 120 programs for 2500 rows, and partial sums of 32 text columns stay below 1 MiB.
+    # block_l 64: the usual prompt of 30 to 60 text tokens reads V once.
     # 8 warps: the selection at the end holds 16 keys a thread at 4096 tokens.
     if dtype == torch.float32:
-        block_n, block_d, num_stages = 32, 32, 2 if arch == 120 else 3  # FMA
+        block_n, block_d, num_stages = 32, 16, 4  # FMA; steps of 32 columns spill
     elif vector == 1:
         block_n, block_d, num_stages = 64, 32, 2  # 2-byte loads cannot be asynchronous
-    elif arch in WARP_GROUPS:
+    elif arch in WARP_GROUPS and dtype == torch.bfloat16:
         block_n, block_d, num_stages = 64, 64, 4
     else:
-        block_n, block_d, num_stages = 64, 32, 6  # steps of 64 columns spill where operands live in registers
-    steps = -(-D // block_d)
-    return ScoreSelectConfig(block_n, 32, block_d, min(3, max(steps, 1)), num_warps=8, num_stages=num_stages)
+        block_n, block_d, num_stages = (
+            64,
+            32,
+            6,
+        )  # steps of 64 columns spill: operands in registers, or the lift of fp16
+    block_l = 32 if dtype == torch.float16 and arch in (100, 103) else 64  # spills with its lift
+    return ScoreSelectConfig(block_n, block_l, block_d, num_warps=8, num_stages=num_stages)
+
+
+@functools.cache
+def split_of(tiles: int, D: int, config: ScoreSelectConfig, processors: int) -> Split:
+    """The split with the shortest chain of steps, for ``tiles`` tiles of the whole batch and text of one block.
+
+    One program fits a processor (registers), so programs run in waves; each costs about as much as five steps beside
+    its own.
+    """
+    steps = -(-D // config.block_d)
+    parts = min((1, 3, 6), key=lambda parts: -(-tiles * parts // processors) * (-(-steps // parts) + 5))
+    block = parts * tiles * config.block_n * config.block_l * 4  # bytes of a shared turn
+    return Split(parts, 0 if parts == 1 else 2 if 2 * block <= SCRATCH else 1)
 
 
 @functools.cache
 def rank_config(S: int) -> RankConfig:
-    block_s = max(1 << max(S - 1, 0).bit_length(), 512)  # few sizes, few compilations
-    chunked = block_s > 8192  # 32 keys a thread; twice that spills
-    return RankConfig(4096 if chunked else block_s, chunked)
+    # few sizes, few compilations; 32 keys a thread, twice that spills
+    block_s = next((size for size in (1024, 4096, 8192) if size >= S), 0)
+    return RankConfig(block_s or 4096, chunked=not block_s)
 
 
 @functools.cache

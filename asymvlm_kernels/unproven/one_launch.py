@@ -78,6 +78,8 @@ def _prune_static_kernel(
     stride_pb,
     stride_ps,
     S,
+    parts,
+    rounds,
     capacity,
     linear,
     ratio_0,
@@ -107,12 +109,11 @@ def _prune_static_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    PARTS: tl.constexpr,
     VECTOR: tl.constexpr,
     HIGH_LOW: tl.constexpr,
     LIFT: tl.constexpr,
     BLOCK_S: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    THREADS: tl.constexpr,
     LONG: tl.constexpr,
     WIDTHS: tl.constexpr,
     STACKED: tl.constexpr,
@@ -123,13 +124,15 @@ def _prune_static_kernel(
 ):
     ranked_ptr = tickets_ptr + 2  # a flag for each sample
     tiles = tl.cdiv(S, BLOCK_N)
-    scores, pid_b, piece = take_ticket(tickets_ptr, B, tiles * PARTS, items, ahead)
+    scores, pid_b, piece = take_ticket(tickets_ptr, B, tiles * parts, items, ahead)
     if scores:
         ranks = score_item(
             pid_b,
-            piece // PARTS,
-            piece % PARTS,
+            piece // parts,
+            piece % parts,
             tiles,
+            parts,
+            rounds,
             tokens,
             kept,
             scratch,
@@ -153,12 +156,11 @@ def _prune_static_kernel(
             BLOCK_N,
             BLOCK_L,
             BLOCK_D,
-            PARTS,
             VECTOR,
             HIGH_LOW,
             LIFT,
             BLOCK_S,
-            BLOCK_K,
+            THREADS,
             LONG,
         )
         if ranks:
@@ -216,13 +218,12 @@ def prune_in_one_launch(
     moved = _gather_sequence_fake(embeds, order, lengths, carry, pads, stacked, capacity, left)
     if B == 0 or S == 0:
         return nothing_selected(selected), moved
-    score_arguments, constants, tiles = score_launch(tokens, selected, ratios, numbers, capacity)
+    score_arguments, constants, pieces = score_launch(tokens, selected, ratios, numbers, capacity)
     config = one_launch_config(D, embeds.itemsize, row_vector(embeds), constants["num_warps"])
     gather_arguments, gather_constants, items = gather_launch(
         embeds, order, lengths, carry, pads, stacked, capacity, left, moved, config
     )
     words, _, _, out, index, carries, carries_out, _, _, _, *carry_numbers, _, _, K = gather_arguments
-    pieces = tiles * constants["PARTS"]
     ahead = min(triton.cdiv(PROGRAMS_AHEAD, pieces), B)
     _prune_static_kernel[(B * (pieces + items),)](
         *score_arguments,

@@ -54,21 +54,21 @@ def test_select_tokens_and_importance_gap(calls):
     (select,), (gap,) = calls["select"], calls["gap"]
     constants = {"BLOCK_N": launch.block_n, "CHUNKED": False}
     assert gap["constants"] == constants
-    assert select["constants"] == {**constants, "BLOCK_K": launch.block_k}
+    assert select["constants"] == {**constants, "ROWS": 32 * launch.num_warps, "WIDTH": launch.width}
     assert select["divisible"] == ["scores_ptr", "counts_ptr", "mask_ptr", "index_ptr"]
 
 
 def test_the_two_launches_of_prune_sequence(calls):
     (score,), (gather,) = calls["score_select"], calls["gather_sequence"]
     launch = prune.score_select_config(3072, torch.bfloat16, 8, 90)
-    tile = {"BLOCK_N": launch.block_n, "BLOCK_L": launch.block_l, "BLOCK_D": launch.block_d, "PARTS": launch.parts}
+    tile = {"BLOCK_N": launch.block_n, "BLOCK_L": launch.block_l, "BLOCK_D": launch.block_d}
     wide = {"EPSILON": EPSILON, "D": 3072, "VECTOR": 8, "HIGH_LOW": True, "LIFT": False}
-    rank = {"BLOCK_S": 4096, "BLOCK_K": 64 * launch.num_warps, "LONG": False, "OVERLAP": False}
+    rank = {"BLOCK_S": 4096, "THREADS": 32 * launch.num_warps, "LONG": False, "OVERLAP": False}
     strides = dict.fromkeys(("stride_ed", "stride_w", "stride_vs", "stride_ts", "stride_ps"), 1)
     assert score["constants"] == {**tile, **wide, **rank, **strides}
     pointers = {f"tokens.{Tokens._fields.index(name)}" for name in ("embeds", "weight")}
     assert {*pointers, f"scratch.{Scratch._fields.index('parts')}", "stride_es"} <= set(score["divisible"])
-    assert not {"S", "capacity", "ratio_0", "number_0"} & set(score["divisible"])
+    assert not {"S", "parts", "rounds", "capacity", "ratio_0", "number_0"} & set(score["divisible"])
     assert gather["constants"]["VECTOR"] == 8
     assert {"embeds_ptr", "out_ptr", "stride_es"} <= set(gather["divisible"])
     assert not {"S", "K", "B"} & set(gather["divisible"])

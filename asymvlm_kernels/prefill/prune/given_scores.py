@@ -57,6 +57,7 @@ def _select_given_kernel(
     BINS: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    THREADS: tl.constexpr,
     LONG: tl.constexpr,
 ):
     pid_b = tl.program_id(0).to(tl.int64)
@@ -93,10 +94,8 @@ def _select_given_kernel(
         (linear, ratio_0, ratio_1, ratio_2, number_0, number_1, number_2, number_3, number_4),
         S,
         capacity,
-        1,  # keys lie side by side
-        1,
         BLOCK_S,
-        BLOCK_K,
+        THREADS,
         LONG,
     )
 
@@ -131,7 +130,8 @@ def select_given(
         HIGHEST=SECOND_HIGHEST,
         BINS=BINS if rank.chunked else 0,
         BLOCK_S=rank.block_s,
-        BLOCK_K=64 * GIVEN_WARPS,  # 2 places a thread, as in `score_launch`
+        BLOCK_K=64 * GIVEN_WARPS,
+        THREADS=32 * GIVEN_WARPS,
         LONG=rank.chunked,
         num_warps=GIVEN_WARPS,
         maxnreg=65536 // (32 * GIVEN_WARPS) - 1,  # where ptxas chooses, it aims lower and spills

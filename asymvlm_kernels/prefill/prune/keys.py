@@ -33,21 +33,14 @@ def bin_of(keys):
 
 
 @triton.jit
-def key_place(offs_s, BLOCK_N: tl.constexpr, KEY_STEP: tl.constexpr):
-    """Keys of a tile of ``BLOCK_N`` rows lie where its partial products began."""
-    return offs_s // BLOCK_N * KEY_STEP + offs_s % BLOCK_N
-
-
-@triton.jit
-def load_stored_keys(keys_ptr, offs_s, S, BLOCK_N: tl.constexpr, KEY_STEP: tl.constexpr):
+def load_stored_keys(keys_ptr, offs_s, S):
     # from L2: other programs wrote them
-    place = key_place(offs_s, BLOCK_N, KEY_STEP)
-    keys = tl.load(keys_ptr + place, mask=offs_s < S, other=0, cache_modifier=".cg")
+    keys = tl.load(keys_ptr + offs_s, mask=offs_s < S, other=0, cache_modifier=".cg")
     return keys.to(tl.uint32, bitcast=True)
 
 
 @triton.jit
-def count_stored_keys(keys_ptr, first, second, S, BLOCK_N: tl.constexpr, KEY_STEP: tl.constexpr, BLOCK_S: tl.constexpr):
+def count_stored_keys(keys_ptr, first, second, S, BLOCK_S: tl.constexpr):
     """How many keys are at least ``first``, and how many at least ``second``, of those that may be dropped; and how
     many of all are at least ``first``.
     """
@@ -55,7 +48,7 @@ def count_stored_keys(keys_ptr, first, second, S, BLOCK_N: tl.constexpr, KEY_STE
     at_second = tl.zeros((BLOCK_S,), tl.int32)
     of_all = tl.zeros((BLOCK_S,), tl.int32)
     for start in range(0, S, BLOCK_S):
-        keys = load_stored_keys(keys_ptr, start + tl.arange(0, BLOCK_S), S, BLOCK_N, KEY_STEP)
+        keys = load_stored_keys(keys_ptr, start + tl.arange(0, BLOCK_S), S)
         prunable = keys < PROTECTED
         at_first += ((keys >= first) & prunable).to(tl.int32)
         at_second += ((keys >= second) & prunable).to(tl.int32)
@@ -82,11 +75,11 @@ def bin_with(counts, k):
 
 
 @triton.jit
-def collect(keys_ptr, list_ptr, one, other, S, BLOCK_N: tl.constexpr, KEY_STEP: tl.constexpr, BLOCK_S: tl.constexpr):
+def collect(keys_ptr, list_ptr, one, other, S, BLOCK_S: tl.constexpr):
     """The keys of two bins, up to ``BLOCK_S`` of them, and their number."""
     found = tl.zeros((), tl.int32)
     for start in range(0, S, BLOCK_S):
-        keys = load_stored_keys(keys_ptr, start + tl.arange(0, BLOCK_S), S, BLOCK_N, KEY_STEP)
+        keys = load_stored_keys(keys_ptr, start + tl.arange(0, BLOCK_S), S)
         bins = bin_of(keys)
         taken = ((bins == one) | (bins == other)) & (keys != 0)
         flags = taken.to(tl.int32)
@@ -101,14 +94,12 @@ def collect(keys_ptr, list_ptr, one, other, S, BLOCK_N: tl.constexpr, KEY_STEP: 
 
 
 @triton.jit
-def quartile_keys_long(
-    keys_ptr, list_ptr, counts, k, m, S, BLOCK_N: tl.constexpr, KEY_STEP: tl.constexpr, BLOCK_S: tl.constexpr
-):
+def quartile_keys_long(keys_ptr, list_ptr, counts, k, m, S, BLOCK_S: tl.constexpr):
     """`kth_keys` of the prunable keys of a row too long for registers. ``counts``: its histogram."""
     prunable = tl.where(tl.arange(0, BINS) == BINS - 1, 0, counts)
     bin_k, above_k = bin_with(prunable, k)
     bin_m, above_m = bin_with(prunable, m)
-    keys, found = collect(keys_ptr, list_ptr, bin_k, bin_m, S, BLOCK_N, KEY_STEP, BLOCK_S)
+    keys, found = collect(keys_ptr, list_ptr, bin_k, bin_m, S, BLOCK_S)
     in_k = tl.sum(tl.where(tl.arange(0, BINS) == bin_k, prunable, 0), 0)
     high, low = kth_keys(keys, k - above_k, m - above_m + tl.where(bin_m == bin_k, 0, in_k))
     if found > BLOCK_S:
@@ -117,19 +108,17 @@ def quartile_keys_long(
         for step in range(32):
             trial_k = high | top_bit(step)
             trial_m = low | top_bit(step)
-            count_k, count_m, _ = count_stored_keys(keys_ptr, trial_k, trial_m, S, BLOCK_N, KEY_STEP, BLOCK_S)
+            count_k, count_m, _ = count_stored_keys(keys_ptr, trial_k, trial_m, S, BLOCK_S)
             high = tl.where(count_k >= k, trial_k, high)
             low = tl.where(count_m >= m, trial_m, low)
     return high, low
 
 
 @triton.jit
-def cut_key_long(
-    keys_ptr, list_ptr, counts, k, S, BLOCK_N: tl.constexpr, KEY_STEP: tl.constexpr, BLOCK_S: tl.constexpr
-):
+def cut_key_long(keys_ptr, list_ptr, counts, k, S, BLOCK_S: tl.constexpr):
     """`kth_key` of all keys of a row too long for registers. ``counts``: its histogram."""
     bin_k, above_k = bin_with(counts, k)
-    keys, found = collect(keys_ptr, list_ptr, bin_k, bin_k, S, BLOCK_N, KEY_STEP, BLOCK_S)
+    keys, found = collect(keys_ptr, list_ptr, bin_k, bin_k, S, BLOCK_S)
     kth, above = kth_key(keys, k - above_k)
     above += above_k
     if found > BLOCK_S:
@@ -137,7 +126,7 @@ def cut_key_long(
         above = tl.zeros((), tl.int32)
         for step in range(32):
             trial = kth | top_bit(step)
-            _, _, at_trial = count_stored_keys(keys_ptr, trial, trial, S, BLOCK_N, KEY_STEP, BLOCK_S)
+            _, _, at_trial = count_stored_keys(keys_ptr, trial, trial, S, BLOCK_S)
             above = tl.where(at_trial >= k, above, at_trial)
             kth = tl.where(at_trial >= k, trial, kth)
     return kth, above

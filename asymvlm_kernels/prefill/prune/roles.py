@@ -8,7 +8,7 @@ from __future__ import annotations
 from asymvlm_kernels._triton import constant, tl, triton
 from asymvlm_kernels.prefill.prune.keys import PROTECTED, TEXT
 
-MASK_CHUNK = constant(4096)  # mask bytes that one program reads at once
+MASK_CHUNK = constant(1024)  # mask bytes that one program reads at once: 4 a thread of 8 warps
 
 
 @triton.jit
@@ -32,20 +32,29 @@ def roles_of(vision_mask_ptr, text_mask_ptr, protect_ptr, offs_s, stride_vs, str
 
 
 @triton.jit
+def load_text(vision_mask_ptr, text_mask_ptr, offs_s, stride_vs, stride_ts, S):
+    """Whether each place is text: in the text's mask and not in that of the vision."""
+    is_text = load_mask(text_mask_ptr, offs_s, stride_ts, S)
+    return is_text & (load_mask(vision_mask_ptr, offs_s, stride_vs, S) == 0)
+
+
+@triton.jit
 def list_text(vision_mask_ptr, text_mask_ptr, places_ptr, stride_vs, stride_ts, S):
     """Write the places of a sample's text, ascending, and return their number.
 
     Every program of a sample writes the same numbers to the same place and reads its own: nobody waits.
     """
     length = tl.zeros((), tl.int32)
+    offs = tl.arange(0, MASK_CHUNK)
+    is_text = load_text(vision_mask_ptr, text_mask_ptr, offs, stride_vs, stride_ts, S)
     for start in range(0, S, MASK_CHUNK):
-        offs_s = start + tl.arange(0, MASK_CHUNK)
-        is_text = load_mask(text_mask_ptr, offs_s, stride_ts, S)
-        is_text = is_text & (load_mask(vision_mask_ptr, offs_s, stride_vs, S) == 0)
+        offs_s = start + offs
+        behind = load_text(vision_mask_ptr, text_mask_ptr, offs_s + MASK_CHUNK, stride_vs, stride_ts, S)  # on its way
         flags = is_text.to(tl.int32)
         found = tl.sum(flags, 0)
         if found > 0:  # most chunks of a large image have none
             tl.store(places_ptr + length + tl.cumsum(flags, 0) - flags, offs_s, mask=is_text)
         length += found
+        is_text = behind
     tl.debug_barrier()
     return length

@@ -11,11 +11,12 @@ from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.prefill.lifted import score_again
 from asymvlm_kernels.prefill.order import order_key
 from asymvlm_kernels.prefill.prune.keys import BINS, bin_of
-from asymvlm_kernels.prefill.prune.parts import add_parts, score_part
+from asymvlm_kernels.prefill.prune.parts import add_parts, prefetch_rows, score_part, slot_size
 from asymvlm_kernels.prefill.prune.roles import list_text, roles_of
 from asymvlm_kernels.prefill.prune.select_item import select_sample
 
-NOT_SPECIALIZED = ["stride_eb", "stride_vb", "stride_tb", "stride_pb", "S", "capacity", "linear"]
+NOT_SPECIALIZED = ["stride_eb", "stride_vb", "stride_tb", "stride_pb", "S", "parts", "rounds", "capacity"]
+NOT_SPECIALIZED += ["linear"]
 NOT_SPECIALIZED += [f"ratio_{number}" for number in range(3)] + [f"number_{number}" for number in range(5)]
 
 
@@ -25,6 +26,8 @@ def score_item(
     tile,
     part,
     tiles,
+    parts,
+    rounds,
     tokens,
     kept,
     scratch,
@@ -37,12 +40,11 @@ def score_item(
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    PARTS: tl.constexpr,
     VECTOR: tl.constexpr,
     HIGH_LOW: tl.constexpr,
     LIFT: tl.constexpr,
     BLOCK_S: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    THREADS: tl.constexpr,
     LONG: tl.constexpr,
 ):
     """One part of one tile of one sample; the last part closes the tile, the last tile ranks the sample.
@@ -53,7 +55,7 @@ def score_item(
     stride_eb, stride_es, stride_ed, stride_w, stride_vb, stride_vs, stride_tb, stride_ts, stride_pb, stride_ps = (
         strides
     )
-    KEY_STEP: tl.constexpr = PARTS * BLOCK_N * BLOCK_L
+    slot = slot_size(rounds, BLOCK_N, BLOCK_L)
     COUNTERS: tl.constexpr = BINS if LONG else 0
     embeds_ptr = tokens.embeds + tl.multiple_of(pid_b * stride_eb, VECTOR)
     vision_mask_ptr = tokens.vision_mask + pid_b * stride_vb
@@ -62,17 +64,16 @@ def score_item(
     if tokens.protect is not None:
         protect_ptr = tokens.protect + pid_b * stride_pb
     order_ptr = kept.order + pid_b * S  # holds the places of the text until the sample is ranked
-    parts_ptr = scratch.parts + (pid_b * tiles + tile) * KEY_STEP
-    keys_ptr = scratch.keys + pid_b * tiles * KEY_STEP  # where the parts of a tile began
-    squares_ptr = scratch.squares + pid_b * (PARTS * BLOCK_L)
+    parts_ptr = scratch.parts + (pid_b * tiles + tile) * parts * slot
+    keys_ptr = scratch.keys + pid_b * tiles * BLOCK_N
+    squares_ptr = scratch.squares + pid_b * (rounds * parts * BLOCK_L)
     counters_ptr = scratch.counters + pid_b * (COUNTERS + tiles + 1)  # bins, one a tile, the last for the sample
     tiles_ptr = counters_ptr + COUNTERS
 
+    prefetch_rows(embeds_ptr, tile * BLOCK_N, part, parts, stride_es, stride_ed, S, D, BLOCK_N, BLOCK_D)
     offs_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
     mask_n = offs_n < S
-    real_n, must_stay, rank = roles_of(
-        vision_mask_ptr, text_mask_ptr, protect_ptr, offs_n, stride_vs, stride_ts, stride_ps, S
-    )
+    real_n, _, _ = roles_of(vision_mask_ptr, text_mask_ptr, protect_ptr, offs_n, stride_vs, stride_ts, stride_ps, S)
     has_rows = tl.max(real_n.to(tl.int32), 0) > 0
     length = tl.zeros((), tl.int32)
     if has_rows | (part == 0):  # the others never arrive, so they might still be writing when the sample is ranked
@@ -85,12 +86,14 @@ def score_item(
             embeds_ptr,
             tokens.weight,
             order_ptr,
-            parts_ptr + part * (BLOCK_N * BLOCK_L),
+            parts_ptr + part * slot,
             squares_ptr,
             offs_n,
             real_n,
             length,
             part,
+            parts,
+            rounds,
             stride_es,
             stride_ed,
             stride_w,
@@ -99,16 +102,19 @@ def score_item(
             BLOCK_N,
             BLOCK_L,
             BLOCK_D,
-            PARTS,
             VECTOR,
             HIGH_LOW,
             LIFT,
         )
         tl.debug_barrier()  # all threads have written before one of them says so
-        finishes = tl.atomic_add(tiles_ptr + tile, 1, sem="acq_rel", scope="gpu") == PARTS - 1
+        finishes = tl.atomic_add(tiles_ptr + tile, 1, sem="acq_rel", scope="gpu") == parts - 1
         if finishes:
             tl.store(tiles_ptr + tile, 0)
-            score, square, odd = add_parts(parts_ptr, squares_ptr, length, EPSILON, BLOCK_N, BLOCK_L, PARTS)
+            score, square, odd = add_parts(parts_ptr, squares_ptr, length, parts, rounds, EPSILON, BLOCK_N, BLOCK_L)
+            # read anew: kept in registers since the start, the roles would spill
+            real_n, _, _ = roles_of(
+                vision_mask_ptr, text_mask_ptr, protect_ptr, offs_n, stride_vs, stride_ts, stride_ps, S
+            )
             if not LIFT:
                 score = score_again(
                     score,
@@ -128,13 +134,15 @@ def score_item(
                     VECTOR,
                 )
             score = tl.where(real_n, score, float("-inf"))
-            tl.debug_barrier()  # all parts are read: the keys take their place
 
     ranks = tile < 0
     if finishes:
         tl.store(kept.scores + pid_b * S + offs_n, score, mask=mask_n)
+        real_n, must_stay, rank = roles_of(
+            vision_mask_ptr, text_mask_ptr, protect_ptr, offs_n, stride_vs, stride_ts, stride_ps, S
+        )
         key = tl.where(must_stay, rank, order_key(score, real_n)).to(tl.uint32)
-        tl.store(keys_ptr + tile * KEY_STEP + tl.arange(0, BLOCK_N), key.to(tl.int32, bitcast=True))
+        tl.store(keys_ptr + offs_n, key.to(tl.int32, bitcast=True))
         if LONG:
             tl.atomic_add(counters_ptr + bin_of(key), 1, mask=mask_n & (key != 0), sem="relaxed")
         tl.debug_barrier()
@@ -153,10 +161,8 @@ def score_item(
                 budget,
                 S,
                 capacity,
-                BLOCK_N,
-                KEY_STEP,
                 BLOCK_S,
-                BLOCK_K,
+                THREADS,
                 LONG,
             )
     return ranks
@@ -178,6 +184,8 @@ def _score_select_kernel(
     stride_pb,
     stride_ps,
     S,
+    parts,
+    rounds,
     capacity,
     linear,
     ratio_0,
@@ -193,12 +201,11 @@ def _score_select_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    PARTS: tl.constexpr,
     VECTOR: tl.constexpr,
     HIGH_LOW: tl.constexpr,
     LIFT: tl.constexpr,
     BLOCK_S: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    THREADS: tl.constexpr,
     LONG: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
@@ -206,9 +213,11 @@ def _score_select_kernel(
         tl.extra.cuda.gdc_launch_dependents()  # the copy may be launched; it waits for the end of this grid
     score_item(
         tl.program_id(1).to(tl.int64),
-        tl.program_id(0) // PARTS,
-        tl.program_id(0) % PARTS,
-        tl.num_programs(0) // PARTS,
+        tl.program_id(0) // parts,
+        tl.program_id(0) % parts,
+        tl.num_programs(0) // parts,
+        parts,
+        rounds,
         tokens,
         kept,
         scratch,
@@ -221,11 +230,10 @@ def _score_select_kernel(
         BLOCK_N,
         BLOCK_L,
         BLOCK_D,
-        PARTS,
         VECTOR,
         HIGH_LOW,
         LIFT,
         BLOCK_S,
-        BLOCK_K,
+        THREADS,
         LONG,
     )

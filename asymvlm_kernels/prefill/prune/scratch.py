@@ -6,20 +6,27 @@ import torch
 
 from asymvlm_kernels._triton import triton
 from asymvlm_kernels.prefill.prune.tokens import Scratch
-from asymvlm_kernels.tuning.prune import RankConfig, ScoreSelectConfig
+from asymvlm_kernels.tuning.prune import RankConfig, ScoreSelectConfig, Split
 
 BINS = 2048  # of the histogram of a long row
 
 _counters: dict[tuple[torch.device, int, str], torch.Tensor] = {}
 
 
-def scratch_of(B: int, S: int, config: ScoreSelectConfig, rank: RankConfig, device: torch.device) -> Scratch:
+def scratch_of(
+    B: int, S: int, config: ScoreSelectConfig, split: Split, rank: RankConfig, device: torch.device
+) -> Scratch:
     tiles = triton.cdiv(S, config.block_n)
-    lists = B * rank.block_s if rank.chunked else 0
-    sizes = [B * tiles * config.parts * config.block_n * config.block_l, B * config.parts * config.block_l, lists]
-    parts, squares, keys = torch.empty(sum(sizes), dtype=torch.float32, device=device).split(sizes)
+    slot = split.rounds * config.block_n * config.block_l + 3 * config.block_n
+    sizes = [
+        B * tiles * split.parts * slot,
+        B * split.rounds * split.parts * config.block_l,
+        B * tiles * config.block_n,
+        B * rank.block_s if rank.chunked else 0,
+    ]
+    parts, squares, keys, lists = torch.empty(sum(sizes), dtype=torch.float32, device=device).split(sizes)
     counters = zeroed_counters(device, B * (tiles + 1 + BINS * rank.chunked))
-    return Scratch(parts, parts.view(torch.int32), squares, keys.view(torch.int32), counters)
+    return Scratch(parts, squares, keys.view(torch.int32), lists.view(torch.int32), counters)
 
 
 def zeroed_counters(device: torch.device, size: int, use: str = "tiles") -> torch.Tensor:

@@ -7,8 +7,8 @@ selection of ``kept + K`` serves the whole sequence, and a capacity below the ke
 from __future__ import annotations
 
 from asymvlm_kernels._triton import tl, triton
-from asymvlm_kernels.device import multiply_f64
-from asymvlm_kernels.prefill.order import keep_best, key_score, kth_key, kth_keys
+from asymvlm_kernels.device import multiply_f64, sum_both
+from asymvlm_kernels.prefill.order import keep_best, key_score, kth_key, places_of, three_keys
 from asymvlm_kernels.prefill.prune.keys import (
     BINS,
     PROTECTED,
@@ -45,6 +45,13 @@ def keep_millionths(gap, budget):
 
 
 @triton.jit
+def count_of(N, millionths, has_text, most):
+    """How many of ``N`` tokens are kept: at least one, at most ``most``, and all where there is no text."""
+    count = tl.maximum(N.to(tl.int64) * millionths // 1000000, 1).to(tl.int32)
+    return tl.minimum(tl.where(has_text, tl.minimum(count, N), N), most)
+
+
+@triton.jit
 def select_sample(
     keys_ptr,
     list_ptr,
@@ -57,43 +64,55 @@ def select_sample(
     budget,
     S,
     capacity,
-    BLOCK_N: tl.constexpr,
-    KEY_STEP: tl.constexpr,
     BLOCK_S: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    THREADS: tl.constexpr,
     LONG: tl.constexpr,
 ):
-    """Write the kept places of one sample, ascending and padded with -1, its gap, K and length."""
+    """Write the kept places of one sample, ascending and padded with -1, its gap, K and length.
+
+    ``THREADS``: one for each thread, which then holds neighbours in the order.
+    """
+    WIDTH: tl.constexpr = max(min(BLOCK_S // THREADS, 16), 1)
+    linear, ratio_0, ratio_1, ratio_2, _, _, _, _, _ = budget
     if LONG:
         counts = take_histogram(histogram_ptr)
         always = tl.sum(tl.where(tl.arange(0, BINS) == BINS - 1, counts, 0), 0)
         N = tl.sum(counts, 0) - always
         k = tl.maximum(N // 4, 1)
-        high, low = quartile_keys_long(keys_ptr, list_ptr, counts, k, N - k + 1, S, BLOCK_N, KEY_STEP, BLOCK_S)
+        high, low = quartile_keys_long(keys_ptr, list_ptr, counts, k, N - k + 1, S, BLOCK_S)
+        gap = key_score(high) - key_score(low)  # no token: high is key 0, so NaN
+        count = count_of(N, keep_millionths(gap, budget), has_text, tl.maximum(capacity - always, 0))
+        length = tl.minimum(always + count, capacity)
+        kth, above = cut_key_long(keys_ptr, list_ptr, counts, length, S, BLOCK_S)
     else:
-        keys = load_stored_keys(keys_ptr, tl.arange(0, BLOCK_S), S, BLOCK_N, KEY_STEP)
+        keys = load_stored_keys(keys_ptr, tl.arange(0, BLOCK_S), S)
         prunable = tl.where(keys >= PROTECTED, 0, keys).to(tl.uint32)
-        N = tl.sum((prunable != 0).to(tl.int32), 0)
-        always = tl.sum((keys >= PROTECTED).to(tl.int32), 0)
+        N, always = sum_both((prunable != 0).to(tl.int32), (keys >= PROTECTED).to(tl.int32))
         k = tl.maximum(N // 4, 1)
-        high, low = kth_keys(prunable, k, N - k + 1)
-    gap = key_score(high) - key_score(low)  # no token: high is key 0, so NaN
-    count = tl.maximum(N.to(tl.int64) * keep_millionths(gap, budget) // 1000000, 1).to(tl.int32)
-    count = tl.where(has_text, tl.minimum(count, N), N)
-    count = tl.minimum(count, tl.maximum(capacity - always, 0))
-    length = tl.minimum(always + count, capacity)
+        most = tl.maximum(capacity - always, 0)
+        # a budget that needs no gap is known beforehand: one search finds the cut along with the quartiles
+        is_known = (linear == 0) & (ratio_0 == ratio_1) & (ratio_1 == ratio_2) & (always <= capacity)
+        count = count_of(N, ratio_0.to(tl.int64), has_text, most)
+        high, low, kth, above = three_keys(prunable, k, N - k + 1, count, is_known)
+        above += always
+        gap = key_score(high) - key_score(low)
+        if is_known == 0:
+            count = count_of(N, keep_millionths(gap, budget), has_text, most)
+            if always > capacity:  # none of the others
+                kth, above = kth_key(tl.where(keys >= PROTECTED, keys, 0).to(tl.uint32), capacity)
+            else:
+                kth, above = kth_key(prunable, count)
+                kth = tl.where(count > 0, kth, PROTECTED - 1).to(tl.uint32)
+                above += always
+        length = tl.minimum(always + count, capacity)
     tl.store(gap_ptr, gap)
     tl.store(count_ptr, count)
     tl.store(length_ptr, length)
-    if LONG:
-        kth, above = cut_key_long(keys_ptr, list_ptr, counts, length, S, BLOCK_N, KEY_STEP, BLOCK_S)
-    else:
-        kth, above = kth_key(keys, length)
     better = tl.zeros((), tl.int32)
     equal = tl.zeros((), tl.int32)
-    for start in range(0, S, BLOCK_K):
-        offs_s = start + tl.arange(0, BLOCK_K)  # [BLOCK_K]
-        block = load_stored_keys(keys_ptr, offs_s, S, BLOCK_N, KEY_STEP)
+    for start in range(0, S, THREADS * WIDTH):
+        offs_s = places_of(start, THREADS, WIDTH)
+        block = load_stored_keys(keys_ptr, offs_s, S)
         keep, slot, better, equal = keep_best(block, kth, better, equal, length - above)
         tl.store(order_ptr + slot, offs_s, mask=keep)
         tl.store(order_ptr + offs_s, -1, mask=(offs_s >= length) & (offs_s < S))

@@ -32,8 +32,8 @@ class Kept(NamedTuple):
 class Scratch(NamedTuple):
     """Pieces of one allocation, and counters that are zero and that each kernel leaves zero again."""
 
-    parts: Any  # fp32, B x tiles x parts x block_n x block_l partial products
-    keys: Any  # int32, the same memory: rank keys take the place of products that are read
-    squares: Any  # fp32, B x parts x block_l partial ||t||^2
+    parts: Any  # fp32, B x tiles x parts x slots: sums of a part of a tile, and what it found alone (see `parts`)
+    squares: Any  # fp32, B x rounds x parts x block_l partial ||t||^2
+    keys: Any  # int32, B x tiles x block_n rank keys
     lists: Any  # int32, B x block_s keys of a bin, for long rows
     counters: Any  # int32, B x (bins of a long row, one a tile, one for the sample)

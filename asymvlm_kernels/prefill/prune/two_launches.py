@@ -25,8 +25,8 @@ from asymvlm_kernels.prefill.prune.score_item import _score_select_kernel
 from asymvlm_kernels.prefill.prune.scratch import scratch_of
 from asymvlm_kernels.prefill.prune.specification import GatherSequence, ScoreSelect
 from asymvlm_kernels.prefill.prune.tokens import Kept, Tokens
-from asymvlm_kernels.tuning.prefill import GatherConfig, architecture, row_vector
-from asymvlm_kernels.tuning.prune import gather_sequence_config, rank_config, score_select_config
+from asymvlm_kernels.tuning.prefill import GatherConfig, architecture, processors, row_vector
+from asymvlm_kernels.tuning.prune import gather_sequence_config, rank_config, score_select_config, split_of
 
 LONGEST = 65536  # places of a sequence
 MOST_CARRIES = 8
@@ -67,8 +67,8 @@ def _score_select_triton(
         select_given(given, (vision_mask, text_mask, protect), outputs, ratios, numbers, capacity)
         return outputs
     tokens = (embeds, vision_mask, text_mask, protect, weight)
-    arguments, constants, tiles = score_launch(tokens, outputs, ratios, numbers, capacity)
-    _score_select_kernel[(tiles * constants["PARTS"], B)](*arguments, **constants, OVERLAP=overlap)
+    arguments, constants, programs = score_launch(tokens, outputs, ratios, numbers, capacity)
+    _score_select_kernel[(programs, B)](*arguments, **constants, OVERLAP=overlap)
     return outputs
 
 
@@ -82,22 +82,26 @@ def nothing_selected(outputs: ScoreSelect) -> ScoreSelect:
 def score_launch(
     tokens: tuple[Any, ...], outputs: ScoreSelect, ratios: Sequence[int], numbers: Sequence[float], capacity: int
 ) -> tuple[list[Any], dict[str, Any], int]:
-    """Arguments and constants of a kernel that runs `score_item`, and the tiles of a sample."""
+    """Arguments and constants of a kernel that runs `score_item`, and the programs of a sample."""
     embeds, vision_mask, text_mask, protect, weight = tokens
     B, S, D = embeds.shape
     vector = row_vector(embeds)
     config = score_select_config(D, embeds.dtype, vector, architecture(embeds.device))
     rank = rank_config(S)
+    tiles = triton.cdiv(S, config.block_n)
+    split = split_of(B * tiles, D, config, processors(embeds.device))
     arguments = [
         Tokens(*tokens),
         Kept(*outputs),
-        scratch_of(B, S, config, rank, embeds.device),
+        scratch_of(B, S, config, split, rank, embeds.device),
         *embeds.stride(),
         0 if weight is None else weight.stride(0),
         *vision_mask.stride(),
         *text_mask.stride(),
         *((0, 0) if protect is None else protect.stride()),
         S,
+        split.parts,
+        split.rounds,
         capacity,
         int(not ratios),
         *(ratios or (0, 0, 0)),
@@ -109,18 +113,17 @@ def score_launch(
         "BLOCK_N": config.block_n,
         "BLOCK_L": config.block_l,
         "BLOCK_D": config.block_d,
-        "PARTS": config.parts,
         "VECTOR": vector,
         "HIGH_LOW": embeds.dtype != torch.float32,
         "LIFT": embeds.dtype == torch.float16,
         "BLOCK_S": rank.block_s,
-        "BLOCK_K": 64 * config.num_warps,  # 2 places a thread: with 8 the scan spills
+        "THREADS": 32 * config.num_warps,
         "LONG": rank.chunked,
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
         "maxnreg": 65536 // (32 * config.num_warps) - 1,  # where ptxas chooses, it aims lower and spills
     }
-    return arguments, constants, triton.cdiv(S, config.block_n)
+    return arguments, constants, tiles * split.parts
 
 
 def _score_select_fake(

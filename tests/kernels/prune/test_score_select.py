@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sequences import BUDGETS, assert_same, sequence
 
 from asymvlm_kernels import UniformBudget
-from asymvlm_kernels.prefill.prune import scratch
+from asymvlm_kernels.prefill.prune import scratch, two_launches
 from asymvlm_kernels.testing import DTYPES, literal_scores
 from asymvlm_kernels.tuning import prune as tuning
 
@@ -141,12 +141,44 @@ def test_counters_are_left_zero(device):
     assert all(not counters.any() for counters in scratch._counters.values())
 
 
-def test_scratch_stays_below_one_megabyte_at_phi_size(monkeypatch):
+SPLITS = [(1, 0), (3, 1), (3, 2), (6, 1), (6, 2)]  # parts of a tile, turns in which they share a block of text
+
+
+@pytest.mark.parametrize("L", [1, 20, 64, 65, 200, 330])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_how_a_tile_is_split_changes_no_bit(L, dtype, device, monkeypatch):
+    case = sequence(1, 70 + L, 200, dtype, exact=False, protected=0.0, device=device)
+    case.vision_mask[:] = torch.arange(70 + L) < 70
+    case.text_mask = ~case.vision_mask
+    found = []
+    for parts, rounds in SPLITS if device.type == "cuda" or dtype == torch.bfloat16 else SPLITS[::2]:
+        monkeypatch.setattr(two_launches, "split_of", lambda *_, it=tuning.Split(parts, rounds): it)
+        found.append(case.score_select(UniformBudget(0.5)))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    torch.testing.assert_close(found[0][0], case.score_select(UniformBudget(0.5), reference=True)[0], atol=2e-6, rtol=0)
+
+
+def test_a_batch_is_split_by_its_size():
+    config = tuning.score_select_config(3072, torch.bfloat16, 8, 90)
+    splits = {tiles: tuning.split_of(tiles, 3072, config, 132) for tiles in (1, 5, 40, 320, 2560)}
+    assert splits == {
+        1: tuning.Split(6, 2),
+        5: tuning.Split(6, 2),
+        40: tuning.Split(3, 2),  # 2500 tokens: 120 programs on 132 processors
+        320: tuning.Split(1, 0),
+        2560: tuning.Split(1, 0),
+    }
+    assert tuning.split_of(40, 64, config, 132).parts == 1  # one step: nothing to share
+
+
+def test_scratch_stays_small_beside_the_embeddings(monkeypatch):
     monkeypatch.setattr(scratch, "zeroed_counters", lambda device, size: torch.empty(size, dtype=torch.int32))
-    B, S, D = 1, 2530, 3072
-    for arch in (80, 89, 90, 100, 120):
-        for dtype in DTYPES:
-            config = tuning.score_select_config(D, dtype, 16 // dtype.itemsize, arch)
-            pieces = scratch.scratch_of(B, S, config, tuning.rank_config(S), torch.device("meta"))
-            size = pieces.parts.untyped_storage().nbytes() + pieces.counters.nbytes + 4 * B * S  # `order` too
-            assert size < 1_000_000
+    for B, S, D in ((1, 2540, 3072), (1, 296, 3840), (1, 16424, 3584), (64, 2540, 3072), (8, 1000, 3584)):
+        for arch in (80, 89, 90, 100, 120):
+            for dtype in DTYPES:
+                config = tuning.score_select_config(D, dtype, 16 // dtype.itemsize, arch)
+                split = tuning.split_of(B * -(-S // config.block_n), D, config, 132)
+                pieces = scratch.scratch_of(B, S, config, split, tuning.rank_config(S), torch.device("meta"))
+                size = pieces.parts.untyped_storage().nbytes() + pieces.counters.nbytes + 4 * B * S  # `order` too
+                assert size < max(0.4 * B * S * D * dtype.itemsize, 5_000_000), (B, S, D, arch, dtype, size)
