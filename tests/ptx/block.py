@@ -6,6 +6,7 @@ atomic operation and every acquire, and now and then besides.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -45,6 +46,14 @@ class Code:
     program: Program
     layout: Layout
     segments: dict[int, Segment]
+    plan: list[tuple[int, int, np.dtype, int, int]]
+    constants: dict[int, Array]
+    places: list[tuple[int, str, np.dtype]]
+
+    def registers(self, specials: Mapping[str, Array]) -> File:
+        """Those of a new block."""
+        places = {number: specials[name].astype(dtype) for number, name, dtype in self.places}
+        return File(self.layout, self.plan, self.constants | places)
 
 
 def translate(program: Program) -> Code:
@@ -58,14 +67,14 @@ def translate(program: Program) -> Code:
             starts.add(number)
     bounds = sorted(starts | {len(instructions)})
     segments = {}
-    for start, end in zip(bounds, bounds[1:]):
+    for start, end in itertools.pairwise(bounds):
         last = instructions[end - 1]
         ends = last.opcode in ENDS
         steps = [step_of(layout, ins) for ins in instructions[start : end - ends]]
         leave = _leaver(layout, last, end) if ends else lambda block, mask, end=end: [(end, mask)]
         waits = last.opcode.startswith("bar")
         segments[start] = Segment(steps, end - start, leave, _gives_way(instructions[start]), waits)
-    return Code(program, layout, segments)
+    return Code(program, layout, segments, layout.plan(), layout.constant_arrays(), layout.special_views())
 
 
 def _gives_way(ins: Instruction) -> bool:
@@ -127,7 +136,7 @@ class Block:
         self.code, self.program, self.parameters = code, code.program, parameters
         self.shared, self.globals, self.chance = shared, view, chance
         self.threads = np.arange(self.program.threads)
-        registers = File(code.layout, specials(self.threads, place, grid))
+        registers = code.registers(specials(self.threads, place, grid))
         self.views, self.words = registers.views, registers.words
         self.copies: list[Callable[[], None]] = []  # asynchronous, not yet of a group
         self.groups: list[list[Callable[[], None]]] = []

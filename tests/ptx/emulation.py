@@ -1,26 +1,21 @@
 """The project's launchers on CPU tensors: the PTX of what they launch is run instead of being recorded.
 
-    with emulate(90) as launches:
-        scores = score._score_tokens_triton(vision, text, weight, None, None)
+Inside ``with emulate(90) as reports:`` a launcher such as `_score_tokens_triton` fills its outputs on a CPU.
 """
 
 from __future__ import annotations
 
 import contextlib
 import struct
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
-
-sys.path[:0] = [str(Path(__file__).parents[1] / "static"), str(Path(__file__).parent)]
 
 import builds  # before anything of triton: it says that kernels are compiled
 import torch
 from block import Code, translate
 from case import Case
 from formats import Fault
-from grid import Conditions, Report, launch
+from grid import PLAIN, Conditions, Report, launch
 from program import parse
 from storage import Tensors
 
@@ -30,7 +25,7 @@ CODES: dict[tuple[Any, ...], tuple[Code, int]] = {}  # with the bytes of shared 
 @contextlib.contextmanager
 def emulate(
     arch: int,
-    conditions: Conditions = Conditions(),  # noqa: B008  # frozen
+    conditions: Conditions = PLAIN,
     *,
     also: Sequence[torch.Tensor] = (),
     change: Callable[[str], str] | None = None,
@@ -61,8 +56,22 @@ def emulate(
         if races and report.races:
             raise Fault("\n".join(sorted(report.races)))
 
-    with builds.launches_replaced(Case("emulated", list), arch, act):
+    with builds.launches_replaced(Case("emulated", list), arch, act), poisoned():
         yield found
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """`torch.empty` is filled with NaN and large integers, so that no result is right because nobody wrote it."""
+    before, only_warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=only_warns)
 
 
 def translated(build: builds.Build, change: Callable[[str], str] | None) -> tuple[Code, int]:

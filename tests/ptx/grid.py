@@ -26,6 +26,9 @@ class Conditions:
     patience: int = PATIENCE
 
 
+PLAIN = Conditions()
+
+
 @dataclass
 class Report:
     """What a launch did. ``longest``: instructions and barriers of the block that ran most instructions."""
@@ -44,7 +47,7 @@ def launch(
     values: Iterable[int],
     grid: tuple[int, int, int],
     shared: int,
-    conditions: Conditions = Conditions(),  # noqa: B008  # frozen
+    conditions: Conditions = PLAIN,
 ) -> Report:
     """Run a grid to its end. ``values``: the parameters in order; ``shared``: bytes of shared memory."""
     parameters = dict(zip(code.program.parameters, values))

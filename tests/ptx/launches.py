@@ -1,6 +1,6 @@
 """Run launches of the project's kernels on the emulator, and print what each gave as one JSON object a line.
 
-PYTHONPATH=. python tests/ptx/launches.py --arch 90 --case "two launches"
+PYTHONPATH=.:tests/static python tests/ptx/launches.py --arch 90 --case "two launches"
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import launches_prefill
 import launches_training
 import torch
 from check import Launch
-from grid import Conditions, Report
+from grid import PLAIN, Conditions, Report
 
 ARCHITECTURES = (80, 90)
 MODULES = (launches_prefill, launches_decode, launches_training)
@@ -44,7 +44,7 @@ def all_launches() -> Iterator[Launch]:
         yield from module.launches()
 
 
-def run(launch: Launch, arch: int, conditions: Conditions = Conditions()) -> dict[str, Any]:  # noqa: B008  # frozen
+def run(launch: Launch, arch: int, conditions: Conditions = PLAIN) -> dict[str, Any]:
     """What came of it: an error, or none; which kernels ran, and how long it took."""
     reports: list[Report] = []
     started, error = time.process_time(), ""

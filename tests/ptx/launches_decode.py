@@ -18,7 +18,7 @@ Heads = tuple[int, int, int]  # H, G, D
 
 
 def tensors(heads: Heads, dtype: torch.dtype, S: int, Q: int, *, slots: bool, ragged: bool) -> tuple[Any, ...]:
-    """q, k, v of a ``(1, G, S, D)`` cache, lengths, left padding, positions of slots and rows; NaN where nobody looks."""
+    """q, k, v of a ``(1, G, S, D)`` cache, lengths, left padding, places of slots and rows. NaN where nobody looks."""
     (H, G, D), generator = heads, torch.Generator().manual_seed(S)
     q = torch.randn(1, Q, H, D, generator=generator).to(dtype)
     k, v = (torch.randn(1, G, S, D, generator=generator).to(dtype).transpose(1, 2) for _ in range(2))

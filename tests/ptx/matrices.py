@@ -95,7 +95,10 @@ def descriptor_addresses(descriptor: int, count: int, depth: int, along_rows: bo
     return found ^ (((found >> 7) & (width // 16 - 1)) << 4)
 
 
-@makes("wgmma", "mma_async fence commit_group wait_group sync aligned " + " ".join(f"m64n{8 * n}k16" for n in range(33)))
+SHAPES = " ".join(f"m64n{columns}k16" for columns in range(8, 257, 8))
+
+
+@makes("wgmma", f"mma_async fence commit_group wait_group sync aligned {SHAPES}")
 def wgmma(layout: Layout, ins: Instruction) -> Step:
     if "mma_async" not in ins.modifiers:
         return lambda block, mask: whole_warps(mask, ins, GROUP)

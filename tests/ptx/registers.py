@@ -7,7 +7,6 @@ constant. Instructions then need no names at run time.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 import numpy as np
 from formats import TYPES, Array, Unsupported, bits_of
@@ -57,6 +56,11 @@ class Layout:
             return None, int(offset or "0", 0)
         return self.read(base, "u64" if self.program.width(base) == 64 else "u32"), int(offset or "0", 0)
 
+    def special_views(self) -> list[tuple[int, str, np.dtype]]:
+        """Views of registers that say where a thread is."""
+        named = ((number, *view[:2]) for view, number in self.views.items())
+        return [(number, name, dtype) for number, name, dtype in named if SPECIAL.fullmatch(name)]
+
     def _is_register(self, operand: str) -> bool:
         return operand.startswith("%") or operand in self.program.widths
 
@@ -76,11 +80,29 @@ class Layout:
             self.rows[width].setdefault(register, len(self.rows[width]))
         return self.views.setdefault((register, dtype, part, parts), len(self.views))
 
+    def plan(self) -> list[tuple[int, int, np.dtype, int, int]]:
+        """Of each view: width and row of its register, its type, start and step. Width 0: there is no register."""
+        found = []
+        for register, dtype, part, parts in self.views:
+            if register == SINK or register.startswith("constant ") or SPECIAL.fullmatch(register):
+                found.append((0, 0, dtype, 0, 1))
+                continue
+            width = self.program.width(register)
+            steps = max(width // 8, 1) // dtype.itemsize  # more than one where only a part of each register is meant
+            found.append((width, self.rows[width][register], dtype, part * steps // parts, steps))
+        return found
+
+    def constant_arrays(self) -> dict[int, Array]:
+        threads = self.program.threads
+        return {number: np.full(threads, bits_of(value, kind)) for number, (kind, value) in self.constants.items()}
+
 
 class File:
-    """The registers of one block."""
+    """The registers of one block. ``fixed``: arrays of what no instruction changes, by view."""
 
-    def __init__(self, layout: Layout, specials: Mapping[str, Array]) -> None:
+    def __init__(
+        self, layout: Layout, plan: list[tuple[int, int, np.dtype, int, int]], fixed: dict[int, Array]
+    ) -> None:
         threads = layout.program.threads
         banks = {
             width: np.full((max(len(rows), 1), threads * max(width // 8, 1)), POISON, np.uint8)
@@ -88,17 +110,13 @@ class File:
         }
         banks[1][:] = 0
         self.words = banks[32].view(np.uint32)
+        rows: dict[tuple[int, np.dtype], list[Array]] = {}
         self.views: list[Array] = []
-        for number, (register, dtype, part, parts) in enumerate(layout.views):
-            if number in layout.constants:
-                kind, value = layout.constants[number]
-                self.views.append(np.full(threads, bits_of(value, kind)))
-            elif register in specials:
-                self.views.append(specials[register].astype(dtype))
-            elif register == SINK:
-                self.views.append(np.empty(threads, dtype))
-            else:
-                width = layout.program.width(register)
-                view = banks[width][layout.rows[width][register]].view(dtype)
-                steps = len(view) // threads  # more than one where only a part of each register is meant
-                self.views.append(view[part * steps // parts :: steps])
+        for number, (width, row, dtype, start, step) in enumerate(plan):
+            if width == 0:
+                self.views.append(fixed[number] if number in fixed else np.empty(threads, dtype))
+                continue
+            typed = rows.get((width, dtype))
+            if typed is None:
+                typed = rows[width, dtype] = list(banks[width].view(dtype))
+            self.views.append(typed[row] if step == 1 else typed[row][start::step])
