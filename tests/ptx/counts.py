@@ -1,4 +1,4 @@
-"""What the longest program of `prune_sequence` runs, counted on the emulator: no static count sees how often a loop runs.
+"""What the longest program of `prune_sequence` runs, counted on the emulator: how often a loop runs, no text shows.
 
 Counted are instructions and barriers of the longest block of `_score_select_kernel`, and the bytes of the embeddings
 that all blocks read together, beside the bytes that vision and text have. The part that scores does not depend on the

@@ -1,5 +1,7 @@
 """Run launches of the project's kernels on the emulator, and print what each gave as one JSON object a line.
 
+The first line names all kernels that the cases of tests/static describe.
+
 PYTHONPATH=.:tests/static python tests/ptx/launches.py --arch 90 --case "two launches"
 """
 
@@ -17,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
+import builds
 import emulation  # first: it says that kernels are compiled
 import launches_decode
 import launches_prefill
@@ -90,6 +93,7 @@ def main() -> None:
     if args.cache:
         os.environ["TRITON_CACHE_DIR"] = args.cache
     torch.set_num_threads(1)
+    print(json.dumps({"wanted": sorted(name for group in builds.GROUPS.values() for name in group.KERNELS)}))
     for result in run_all(chosen(args.arch, args.case, args.quick), args.jobs):
         print(json.dumps(result), flush=True)
 

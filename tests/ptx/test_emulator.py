@@ -186,7 +186,7 @@ MESSAGE = """
 def passed_on(body: str, seed: int) -> int:
     """What block 1 reads after the flag of block 0."""
     flags = zeros()
-    run(body, zeros(), flags, blocks=2, conditions=Conditions(seed, weak=True, patience=5000))
+    run(body, zeros(), flags, blocks=2, conditions=Conditions(seed, weak=True, patience=200))
     return int(flags[1])
 
 
