@@ -83,7 +83,7 @@ def launches() -> Iterator[Launch]:
     part = functools.partial
     gemma, phi, qwen = (4, 2, 256), (2, 2, 96), (7, 1, 128)  # as in tests/static, of fewer heads
     yield Launch("attend plain", ATTEND, part(check_attend, gemma, BF16, scores=False), (80, 90))
-    yield Launch("attend scores", ATTEND, part(check_attend, gemma, BF16), (90,))
+    yield Launch("attend scores", ATTEND, part(check_attend, gemma, BF16))
     yield Launch("attend slots", ATTEND, part(check_attend, gemma, BF16, slots=True))
     yield Launch("attend 16 rows", ATTEND, part(check_attend, gemma, BF16, slots=True, Q=16))
     yield Launch("attend width 96", ATTEND, part(check_attend, phi, FP16, ragged=True, softcap=50.0), (90,))
