@@ -92,17 +92,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="*", default=[80, 90])
     parser.add_argument("--quick", action="store_true", help="sm_90, one seed, a fault for each path, no barriers")
+    parser.add_argument("--part", nargs="*", default=["orders", "barriers"], choices=["orders", "barriers"])
     parser.add_argument("--cache", help="keep Triton's builds here")
     args = parser.parse_args()
     torch.set_num_threads(1)
     cache = {"TRITON_CACHE_DIR": args.cache} if args.cache else {}
     with patch.dict(os.environ, cache):
-        few = [90], 1, PLANTED | {"one launch": ["relaxed flag"]}
-        for result in weak_results(*few) if args.quick else weak_results(args.arch, 4, PLANTED):
+        for result in results(args.quick, args.arch, args.part):
             print(json.dumps(result), flush=True)
-        for arch in [] if args.quick else args.arch:
-            for result in dropped_barriers(arch, most=16):
-                print(json.dumps(result), flush=True)
+
+
+def results(quick: bool, arches: list[int], parts: list[str]) -> Iterator[dict[str, Any]]:
+    if quick:
+        yield from weak_results([90], 1, PLANTED | {"one launch": ["relaxed flag"]})
+        return
+    if "orders" in parts:
+        yield from weak_results(arches, 4, PLANTED)
+    for arch in arches if "barriers" in parts else []:
+        yield from dropped_barriers(arch, most=16)
 
 
 if __name__ == "__main__":
