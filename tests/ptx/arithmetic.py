@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from formats import TYPES, Array, Mask, Unsupported, bf16_of_float, float_of_bf16, widened
-from instructions import Step, makes, put
+from instructions import Maker, Step, makes, put
 from program import Instruction, elements
 from registers import Layout
 
@@ -152,8 +152,16 @@ def _extreme(layout: Layout, ins: Instruction, ufunc: Any, of_numbers: Any) -> S
     return direct(layout, ins, chosen, ins.kind)
 
 
+def bitwise_maker(ufunc: Any) -> Maker:
+    return lambda layout, ins: direct(layout, ins, ufunc, ins.kind)
+
+
+def unary_maker(function: Function) -> Maker:
+    return lambda layout, ins: computed(layout, ins, function, [ins.kind])
+
+
 for name, bitwise in (("and", np.bitwise_and), ("or", np.bitwise_or), ("xor", np.bitwise_xor)):
-    makes(name)(lambda layout, ins, bitwise=bitwise: direct(layout, ins, bitwise, ins.kind))
+    makes(name)(bitwise_maker(bitwise))
 
 UNARY: dict[str, tuple[Function, str]] = {
     "not": (np.invert, ""),
@@ -167,7 +175,7 @@ UNARY: dict[str, tuple[Function, str]] = {
     "tanh": (np.tanh, "approx"),
 }
 for name, (function, modifiers) in UNARY.items():
-    makes(name, modifiers)(lambda layout, ins, function=function: computed(layout, ins, function, [ins.kind]))
+    makes(name, modifiers)(unary_maker(function))
 
 
 @makes("popc")
@@ -225,7 +233,11 @@ def prmt(layout: Layout, ins: Instruction) -> Step:
 @makes("selp")
 def selp(layout: Layout, ins: Instruction) -> Step:
     kind = f"b{ins.kind[1:]}"
-    return computed(layout, ins, lambda a, b, p: np.where(p, a, b), [kind, kind, "pred"])
+
+    def selected(a: Array, b: Array, p: Array) -> Array:
+        return np.where(p, a, b)
+
+    return computed(layout, ins, selected, [kind, kind, "pred"])
 
 
 COMPARE: dict[str, Function] = {

@@ -54,7 +54,8 @@ def launch(
     chance = random.Random(conditions.seed)
     places = [(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])]
     chance.shuffle(places)
-    report, views, running = Report(code.program.name, grid), [], []
+    report, views = Report(code.program.name, grid), list[GlobalView]()
+    running: list[tuple[Block, Iterator[None]]] = []
     turns = 0
     with np.errstate(all="ignore"):
         while places or running:

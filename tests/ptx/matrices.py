@@ -113,7 +113,8 @@ def wgmma(layout: Layout, ins: Instruction) -> Step:
     adds, along_b = layout.read(ins.operands[3], "pred"), transposed[-1] == "1"
     along_a = not in_registers and transposed[0] == "1"
 
-    def operand(block: Block, view: int, count: int, along: bool, group: int) -> Array:
+    def operand(block: Block, view: int | None, count: int, along: bool, group: int) -> Array:
+        assert view is not None
         of_group = block.views[view][group * GROUP : (group + 1) * GROUP]
         if np.any(of_group != of_group[0]):
             raise Fault(f"{ins}: descriptors differ within a warp group")
@@ -125,9 +126,9 @@ def wgmma(layout: Layout, ins: Instruction) -> Step:
         words, groups = block.words, len(block.threads) // GROUP
         sums = sums_of(words[targets].view(np.float32)).reshape(groups, 64, width)
         left = fragment_a(words[a_rows], kind).reshape(groups, 64, 16) if a_rows is not None else None
-        acting = range(groups) if mask is True else np.flatnonzero(mask[::GROUP])
+        acting = range(groups) if mask is True else np.flatnonzero(mask[::GROUP]).tolist()
         for group in acting:
-            ours = left[group] if a is None else operand(block, a, 64, along_a, group)
+            ours = left[group] if left is not None else operand(block, a, 64, along_a, group)
             product = ours @ operand(block, b, width, along_b, group).T
             sums[group] = sums[group] + product if block.views[adds][group * GROUP] else product
         write_sums(block, targets, sums.reshape(-1, 16, width), mask)

@@ -23,7 +23,7 @@ class Buffer:
 
     def __init__(self, address: int, size: int, name: str) -> None:
         self.start, self.end, self.name = address, address + size, name
-        self.bytes = np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
+        self.bytes: Array = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
         self.bytes_read = 0
         self._words = {word: self.bytes[: size - size % word].view(WORDS[word]) for word in WORDS}
 

@@ -75,7 +75,7 @@ def vote(layout: Layout, ins: Instruction) -> Step:
         whole_warps(mask, ins)
         votes = block.views[source].reshape(-1, WARP)
         if mode == "ballot":
-            found: Array = (votes.astype(np.uint32) << LANE.astype(np.uint32)).sum(1, dtype=np.uint32)
+            found: Any = (votes.astype(np.uint32) << LANE.astype(np.uint32)).sum(1, dtype=np.uint32)
         else:
             found = votes.any(1) if mode == "any" else votes.all(1)
         put(block.views[target], np.repeat(found, WARP), mask)
