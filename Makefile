@@ -27,16 +27,19 @@ AVX2_TESTS += $(addprefix tests/kernels/decode/,test_attend_slots.py test_score_
 AVX2_TESTS += -k "interpreter or reference or batch or masks or padding or accurate"
 
 .DEFAULT_GOAL := help
-.PHONY: demo test $(OLDER:%=test-%) test-floor test-avx2 test-static test-next record bench gate gpu lint format docs clean help
+.PHONY: demo test $(OLDER:%=test-%) test-floor test-avx2 test-static test-next record bench gate ptx gpu lint format docs clean help
 
 demo: .venv/.ready  ## answer a question about an image with and without pruning: IMAGE=… QUESTION=… MODEL=…
 	@.venv/bin/python -m bench.demo $${IMAGE:+--image="$$IMAGE"} $${QUESTION:+--question="$$QUESTION"} $${MODEL:+--model="$$MODEL"}
 
 test: .venv/.ready  ## the test suite on the recorded versions, machine code apart: ARGS="-k gather", JOBS=2
-	$(TEST_ENV) .venv/bin/python $(PYTEST) --ignore=tests/static $(ARGS)
+	$(TEST_ENV) .venv/bin/python $(PYTEST) --ignore=tests/static --ignore=tests/ptx $(ARGS)
 
-test-static: .venv/.ready  ## a sample of the kernels' machine code against the baseline, and planted regressions
-	$(TEST_ENV) .venv/bin/python $(PYTEST) tests/static $(ARGS)
+test-static: .venv/.ready  ## a sample of the kernels' machine code against the baseline; a few compiled kernels emulated
+	$(TEST_ENV) .venv/bin/python $(PYTEST) tests/static tests/ptx $(ARGS)
+
+ptx: .venv/.ready  ## run every compiled kernel on an emulated GPU, with weak memory and planted faults: ARGS="-k counts"
+	$(TEST_ENV) .venv/bin/python $(PYTEST) tests/ptx -m "emulates_all or not emulates_all" $(ARGS)
 
 $(OLDER:%=test-%): test-%: .venv-%/.ready
 	$(TEST_ENV) .venv-$*/bin/python $(PYTEST) tests/api $(ARGS)

@@ -24,7 +24,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -47,6 +47,7 @@ GROUPS = {
     for path in sorted(Path(__file__).parent.glob("cases_*.py"))
 }
 BUILDS: list[Build] = []
+Grid = Any  # of a launch: numbers, or a function of the arguments
 
 
 @dataclass(frozen=True)
@@ -96,24 +97,31 @@ class Build:
         return ".".join([self.kernel.arg_names[path[0]], *map(str, path[1:])])
 
 
-def record(case: Case, arch: int) -> list[Build]:
-    """The builds that ``case`` would launch on a GPU of ``arch``."""
+@contextlib.contextmanager
+def launches_replaced(case: Case, arch: int, act: Callable[[Build, dict[str, Any], Grid], None]) -> Iterator[None]:
+    """Where a launcher would launch on a GPU of ``arch``, ``act`` is given the build, the arguments and the grid."""
     target = GPUTarget("cuda", arch, 32)
     backend = make_backend(target)
-    builds = []
 
-    def run(kernel: JITFunction, *args: Any, grid: object, warmup: bool, **options: Any) -> None:
+    def run(kernel: JITFunction, *args: Any, grid: Grid, warmup: bool, **options: Any) -> None:
         options = {"debug": False, **options}
         bind = create_function_from_signature(kernel.signature, kernel.params, backend)
         bound, specialization, rest = bind(*args, **options)
         parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, rest)
-        builds.append(Build(case, arch, kernel, signature, constants, attributes, parsed))
+        act(Build(case, arch, kernel, signature, constants, attributes, parsed), bound, grid)
 
     with patch.object(JITFunction, "run", run), contextlib.ExitStack() as patched:
         asked = architecture  # this module is among those patched
         for module in list(sys.modules.values()):  # wherever a launcher asks for the device
             if getattr(module, "architecture", None) is asked:
                 patched.enter_context(patch.object(module, "architecture", lambda device: arch))
+        yield
+
+
+def record(case: Case, arch: int) -> list[Build]:
+    """The builds that ``case`` would launch on a GPU of ``arch``."""
+    builds: list[Build] = []
+    with launches_replaced(case, arch, lambda build, arguments, grid: builds.append(build)):
         case.call()
     return builds
 
@@ -142,10 +150,14 @@ def sample(found: list[Build]) -> list[Build]:
     return chosen
 
 
+def compile_build(build: Build) -> Any:
+    source = ASTSource(build.kernel, build.signature, build.constants, build.attributes)
+    return triton.compile(source, target=GPUTarget("cuda", build.arch, 32), options=build.options.__dict__)
+
+
 def inspect(build: Build) -> dict[str, Any]:
     """Compile one build and count its resources and instructions."""
-    source = ASTSource(build.kernel, build.signature, build.constants, build.attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", build.arch, 32), options=build.options.__dict__)
+    compiled = compile_build(build)
     code = disassembled(compiled.asm["cubin"])
     resources = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", code)
     assert resources is not None, code
