@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from asymvlm_kernels.dispatch import define_op
+from asymvlm_kernels.launch import remember
 from asymvlm_kernels.prefill.prune import two_launches
 
 PruneStatic = tuple[
@@ -42,7 +43,7 @@ def in_turn(score_select: Callable[..., Any], gather: Callable[..., Any]) -> Cal
 
 
 _prune_static_reference = in_turn(two_launches._score_select_reference, two_launches._gather_sequence_reference)
-_prune_static_triton = in_turn(two_launches._score_select_triton, two_launches._gather_sequence_triton)
+_prune_static_triton = remember(in_turn(two_launches._score_select_triton, two_launches._gather_sequence_triton))
 _prune_static_fake = in_turn(two_launches._score_select_fake, two_launches._gather_sequence_fake)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from asymvlm_kernels._triton import triton
+from asymvlm_kernels.launch import empty, held
 from asymvlm_kernels.prefill.prune.tokens import Scratch
 from asymvlm_kernels.tuning.prune import RankConfig, ScoreSelectConfig
 
@@ -17,8 +18,8 @@ def scratch_of(B: int, S: int, config: ScoreSelectConfig, rank: RankConfig, devi
     tiles = triton.cdiv(S, config.block_n)
     lists = B * rank.block_s if rank.chunked else 0
     sizes = [B * tiles * config.parts * config.block_n * config.block_l, B * config.parts * config.block_l, lists]
-    parts, squares, keys = torch.empty(sum(sizes), dtype=torch.float32, device=device).split(sizes)
-    counters = zeroed_counters(device, B * (tiles + 1 + BINS * rank.chunked))
+    parts, squares, keys = empty((sum(sizes),), dtype=torch.float32, device=device).split(sizes)
+    counters = held(zeroed_counters, device, B * (tiles + 1 + BINS * rank.chunked))
     return Scratch(parts, parts.view(torch.int32), squares, keys.view(torch.int32), counters)
 
 
