@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -47,6 +47,12 @@ LAUNCHERS: tuple[tuple[str, ...], ...] = (
     ),
 )
 
+
+def known(names: Iterable[str]) -> bool:
+    """Whether a launch of Triton that reads ``names`` is one that somebody has read."""
+    return NAMES.issuperset(names)
+
+
 REPLAYS = False
 if HAS_TRITON and not INTERPRETED:
     try:
@@ -57,7 +63,7 @@ if HAS_TRITON and not INTERPRETED:
 
         RUN = JITFunction.run
         RUNTIME, COMPILATION = knobs.runtime, knobs.compilation
-        REPLAYS = NAMES.issuperset(RUN.__code__.co_names) and isinstance(COMPILATION.instrumentation_mode, str)
+        REPLAYS = known(RUN.__code__.co_names) and isinstance(COMPILATION.instrumentation_mode, str)
     except (ImportError, AttributeError):  # an older or newer Triton: it launches by itself
         REPLAYS = False
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 ALIGNMENT = 16  # bytes: Triton compiles anew for a pointer that is a multiple of it
-PLAIN = frozenset({int, bool, str, type(None)})  # types whose values are equal only where nothing tells them apart
+PLAIN = frozenset({int, bool, str})  # types whose values are equal only where nothing tells them apart
 TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 SEQUENCES = frozenset({list, tuple})
 MOST = 256  # keys: of each a few hundred bytes, and of a tape some kilobytes
@@ -31,6 +31,9 @@ def describe(values: Iterable[Any], tensors: list[torch.Tensor], addresses: list
     """
     key: list[Any] = []
     for value in values:
+        if value is None:
+            key.append(None)
+            continue
         kind = type(value)
         if kind in TENSORS:
             if addresses is None:
@@ -39,7 +42,7 @@ def describe(values: Iterable[Any], tensors: list[torch.Tensor], addresses: list
             address = value.data_ptr()
             tensors.append(value)
             addresses.append(address)
-            key += (value.shape, value.stride(), value.dtype, value.device, address % ALIGNMENT)
+            key += (value.shape, value.stride(), value.dtype, value.get_device(), address % ALIGNMENT)
         elif kind in PLAIN:
             key += (kind, value)
         elif kind is float:

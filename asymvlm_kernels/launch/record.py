@@ -61,11 +61,10 @@ def remember(launcher: Function) -> Function:
             return launcher(*arguments, **options)
         tensors: list[torch.Tensor] = []
         addresses: list[int] = []
-        key = describe(arguments, tensors, addresses)
+        given = (*arguments, *options, *options.values()) if options else arguments
+        key = describe(given, tensors, addresses)
         if key is None:
             return launcher(*arguments, **options)
-        if options:
-            key = (key, *options.items())
         tape = tapes.get(key)
         if type(tape) is Tape:
             results = tape.replay(driver, addresses)

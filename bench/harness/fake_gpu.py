@@ -61,8 +61,12 @@ class Launcher:
         launch_exit_hook: Any,
         *args: Any,
     ) -> None:
+        if launch_enter_hook is not None:
+            launch_enter_hook(launch_metadata)
         if self.driver.heard is not None:
             self.driver.heard(Launch(self.driver.kernels[function], (gridX, gridY, gridZ), stream, args))
+        if launch_exit_hook is not None:
+            launch_exit_hook(launch_metadata)
 
 
 class FakeDriver:
