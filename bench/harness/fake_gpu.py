@@ -105,6 +105,7 @@ def fake_gpu(heard: Callable[[Launch], None] | None = None, arch: int = 90) -> I
         attrs: Any,
         warmup: bool,
     ) -> FakeKernel:
+        assert self.cache_key  # from reading the source, which finds the globals that the kernel uses
         kernel = FakeKernel(self.fn.__name__, key, options, launcher)
         self.device_caches[device][0][key] = driver.kernels[kernel.function] = kernel
         return kernel

@@ -6,6 +6,7 @@ import torch
 
 from asymvlm_kernels._triton import triton
 from asymvlm_kernels.launch import empty, held
+from asymvlm_kernels.prefill.prune import captured
 from asymvlm_kernels.prefill.prune.tokens import Scratch
 from asymvlm_kernels.tuning.prune import RankConfig, ScoreSelectConfig
 
@@ -28,12 +29,14 @@ def zeroed_counters(device: torch.device, size: int, use: str = "tiles") -> torc
 
     One kernel may hold several, each for a ``use`` of its own.
 
-    A CUDA graph gets its own, zeroed by the graph: it may be replayed beside other work, on any stream.
+    A captured call gets its own: a CUDA graph may be replayed beside other work, on any stream (see `captured`).
     """
     stream = 0
     if device.type == "cuda":
         if torch.cuda.is_current_stream_capturing():
-            return torch.zeros(size, dtype=torch.int32, device=device)
+            found = captured.take(device, size)
+            return torch.zeros(size, dtype=torch.int32, device=device) if found is None else found
+        captured.refill(device)
         stream = torch.cuda.current_stream(device).cuda_stream
     held = _counters.get((device, stream, use))
     if held is None or held.numel() < size:
