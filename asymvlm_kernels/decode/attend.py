@@ -28,7 +28,7 @@ from asymvlm_kernels.decode.logits import (
 from asymvlm_kernels.decode.merge import merge_parts
 from asymvlm_kernels.decode.score import score_from_lse_op
 from asymvlm_kernels.device import multiply
-from asymvlm_kernels.dispatch import define_op
+from asymvlm_kernels.dispatch import define_op, straight
 from asymvlm_kernels.launch import empty, launch, remember
 from asymvlm_kernels.tuning.decode import attend_config, head_vector, split_slots
 from asymvlm_kernels.tuning.prefill import architecture
@@ -281,11 +281,13 @@ def _attend_slots_fake(
     return q.new_empty(q.shape), lse, q.new_empty((B, k.shape[1] if score_rows else 0), dtype=torch.float32)
 
 
-attend_slots = define_op(
-    "attend_slots(Tensor q, Tensor k, Tensor v, Tensor? seqlens, Tensor? leftpad, Tensor? slot_pos, Tensor? q_pos, "
-    "float scale, SymInt left, SymInt right, float softcap, SymInt num_splits, bool with_lse, SymInt score_rows) "
-    "-> (Tensor, Tensor, Tensor)",
-    reference=delegate_long(reference.attend_slots),
-    triton=delegate_long(_attend_slots_triton),
-    fake=_attend_slots_fake,
+attend_slots = straight(
+    define_op(
+        "attend_slots(Tensor q, Tensor k, Tensor v, Tensor? seqlens, Tensor? leftpad, Tensor? slot_pos, Tensor? q_pos, "
+        "float scale, SymInt left, SymInt right, float softcap, SymInt num_splits, bool with_lse, SymInt score_rows) "
+        "-> (Tensor, Tensor, Tensor)",
+        reference=delegate_long(reference.attend_slots),
+        triton=delegate_long(_attend_slots_triton),
+        fake=_attend_slots_fake,
+    )
 )

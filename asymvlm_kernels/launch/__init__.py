@@ -7,6 +7,6 @@ that: the same allocations, the same kernels, the same arguments.
 """
 
 from asymvlm_kernels.launch.key import Remembered, outline
-from asymvlm_kernels.launch.record import empty, held, launch, remember
+from asymvlm_kernels.launch.record import empty, forget, held, launch, remember
 
-__all__ = ["Remembered", "empty", "held", "launch", "outline", "remember"]
+__all__ = ["Remembered", "empty", "forget", "held", "launch", "outline", "remember"]

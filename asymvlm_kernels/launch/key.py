@@ -72,3 +72,7 @@ class Remembered:
             while len(self.values) >= self.most:
                 del self.values[next(iter(self.values))]
             self.values[key] = value
+
+    def clear(self) -> None:
+        with self._lock:
+            self.values.clear()

@@ -53,6 +53,7 @@ def remember(launcher: Function) -> Function:
     if not interface.REPLAYS:
         return launcher
     tapes = Remembered()
+    _all_tapes.append(tapes)
 
     @functools.wraps(launcher)
     def run(*arguments: Any, **options: Any) -> Any:
@@ -80,6 +81,15 @@ def remember(launcher: Function) -> Function:
 
     run.tapes = tapes  # type: ignore[attr-defined]
     return run  # type: ignore[return-value]
+
+
+def forget() -> None:
+    """Drop every tape: the next calls launch as written. For tests that put another kernel in the place of one."""
+    for tapes in _all_tapes:
+        tapes.clear()
+
+
+_all_tapes: list[Remembered] = []
 
 
 class Unknown(Exception):

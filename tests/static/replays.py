@@ -31,7 +31,7 @@ from unittest.mock import patch
 import torch
 
 from asymvlm_kernels.decode import attend
-from asymvlm_kernels.launch import interface, record
+from asymvlm_kernels.launch import forget, interface, record
 from asymvlm_kernels.launch.tape import MISFIT, Tape
 from asymvlm_kernels.prefill import gather, score, select
 from asymvlm_kernels.prefill.prune import known_length
@@ -200,7 +200,6 @@ DRAWN = {
     "scores": (score._score_tokens_triton, Draw.scores),
     "ranks": (select._select_tokens_triton, Draw.ranks),
 }
-LAUNCHERS = [launcher for launcher, _ in DRAWN.values()]
 
 
 FACTS = {"shape": 0, "stride": 1, "dtype": 2, "alignment": 4}  # places in the key of a tensor
@@ -233,8 +232,7 @@ def run(without: str, calls: Iterable[Call], check: Check) -> dict[str, Any]:
         key = describe(*given)
         return key and thinned(key, without)
 
-    for launcher in LAUNCHERS:
-        launcher.tapes.values.clear()
+    forget()
     shared = (lambda recorder: []) if without == "shared memory" else record.Recorder._together
     with patch.object(record, "describe", thin), patch.object(record.Recorder, "_together", shared):
         for call in calls:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from asymvlm_kernels.dispatch import define_op
+from asymvlm_kernels.dispatch import define_op, straight
 from asymvlm_kernels.launch import remember
 from asymvlm_kernels.prefill.prune import two_launches
 
@@ -47,12 +47,14 @@ _prune_static_triton = remember(in_turn(two_launches._score_select_triton, two_l
 _prune_static_fake = in_turn(two_launches._score_select_fake, two_launches._gather_sequence_fake)
 
 
-prune_static = define_op(
-    "prune_static(Tensor embeds, Tensor vision_mask, Tensor text_mask, Tensor? protect, Tensor? weight, "
-    "SymInt[] ratios, float[] numbers, Tensor[] carry, Scalar[] pads, bool[] stacked, SymInt capacity, bool left, "
-    "Tensor? given=None) -> "
-    "(Tensor scores, Tensor gap, Tensor counts, Tensor lengths, Tensor out, Tensor index, Tensor[] carried)",
-    reference=_prune_static_reference,
-    triton=_prune_static_triton,
-    fake=_prune_static_fake,
+prune_static = straight(
+    define_op(
+        "prune_static(Tensor embeds, Tensor vision_mask, Tensor text_mask, Tensor? protect, Tensor? weight, "
+        "SymInt[] ratios, float[] numbers, Tensor[] carry, Scalar[] pads, bool[] stacked, SymInt capacity, bool left, "
+        "Tensor? given=None) -> "
+        "(Tensor scores, Tensor gap, Tensor counts, Tensor lengths, Tensor out, Tensor index, Tensor[] carried)",
+        reference=_prune_static_reference,
+        triton=_prune_static_triton,
+        fake=_prune_static_fake,
+    )
 )
