@@ -181,26 +181,21 @@ def straight(op: Callable[..., Any]) -> Callable[..., Any]:
     It takes 10 to 20 microseconds for a dozen arguments. It is passed where nobody traces, transforms, profiles or
     overrides calls, and every tensor is an ordinary one: then it would do no more than call what is called here.
     """
-    run = _registered_call(f"{op._schema.name.removeprefix('asymvlm::')} run")  # type: ignore[attr-defined]
+    key = f"{op._schema.name.removeprefix('asymvlm::')} run"  # type: ignore[attr-defined]
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling() or _is_watched():
+        first = args[0]
+        if torch.compiler.is_compiling() or _is_watched() or not (first.is_cuda or first.is_cpu):
             return op(*args)
         for arg in args:
-            kind = type(arg)
-            if kind is list or kind is tuple:
-                if not all(type(item) in _ORDINARY or not isinstance(item, torch.Tensor) for item in arg):
-                    return op(*args)
-            elif kind not in _ORDINARY and isinstance(arg, torch.Tensor):
+            if type(arg) not in _ORDINARY and not (type(arg) in (list, tuple) and _ORDINARY.issuperset(map(type, arg))):
                 return op(*args)
-        if args[0].device.type not in ("cuda", "cpu"):
-            return op(*args)
-        return run(*args)
+        return _registered[key](*args)
 
     return call
 
 
-_ORDINARY = frozenset({torch.Tensor, torch.nn.Parameter})
+_ORDINARY = frozenset({torch.Tensor, torch.nn.Parameter, type(None), bool, int, float})
 
 
 def _is_watched() -> bool:
