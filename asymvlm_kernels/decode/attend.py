@@ -28,8 +28,9 @@ from asymvlm_kernels.decode.logits import (
 from asymvlm_kernels.decode.merge import merge_parts
 from asymvlm_kernels.decode.score import score_from_lse_op
 from asymvlm_kernels.device import multiply
-from asymvlm_kernels.dispatch import define_op, straight
+from asymvlm_kernels.dispatch import define_op
 from asymvlm_kernels.launch import empty, launch, remember
+from asymvlm_kernels.straight import straight
 from asymvlm_kernels.tuning.decode import attend_config, head_vector, split_slots
 from asymvlm_kernels.tuning.prefill import architecture
 

@@ -37,7 +37,7 @@ def describe(values: Iterable[Any], tensors: list[torch.Tensor], addresses: list
         kind = type(value)
         if kind in TENSORS:
             if addresses is None:
-                key += (value.shape, value.stride(), value.dtype, value.device)
+                key += (value.shape, value.stride(), value.dtype, value.get_device(), value.is_cpu)
                 continue
             address = value.data_ptr()
             tensors.append(value)

@@ -132,7 +132,7 @@ class Recorder:
         return Tape(
             driver=driver,
             device=driver.get_current_device(),
-            on=device,
+            allocate=interface.allocator(device),
             allocations=[Allocation(tuple(tensor.shape), tensor.stride(), tensor.dtype) for tensor in self.made],
             held=[held for _, held in self.held],
             together=self._together(),

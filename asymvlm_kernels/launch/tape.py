@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from asymvlm_kernels.launch.interface import allocator
 from asymvlm_kernels.launch.key import ALIGNMENT
 
 MISFIT = object()  # the answer of a tape to a call that it cannot serve: nothing was launched
@@ -56,7 +55,7 @@ class Held(NamedTuple):
 class Tape:
     driver: Any  # Triton's, and its number of the device
     device: int
-    on: torch.device
+    allocate: Callable[..., torch.Tensor]  # there, by size, stride and type
     allocations: list[Allocation]
     held: list[Held]
     together: list[tuple[int, int, int]]  # tensors of one memory: first, second, bytes between them
@@ -78,7 +77,7 @@ class Tape:
         for scope, name, value in self.constants:
             if scope.get(name) is not value:
                 return MISFIT
-        allocate = allocator(self.on)
+        allocate = self.allocate
         made = [allocate(size, stride, dtype) for size, stride, dtype in self.allocations]
         kept = [make(*arguments) for make, arguments in self.held]
         given = len(addresses)

@@ -242,7 +242,7 @@ def run(without: str, calls: Iterable[Call], check: Check) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--draws", type=int, default=150, help="random calls of each launcher")
+    parser.add_argument("--draws", type=int, default=100, help="random calls of each launcher")
     options = parser.parse_args()
     heard: list[Launch] = []
     arena = Arena()

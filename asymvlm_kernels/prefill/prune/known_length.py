@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from asymvlm_kernels.dispatch import define_op, straight
+from asymvlm_kernels.dispatch import define_op
 from asymvlm_kernels.launch import remember
 from asymvlm_kernels.prefill.prune import two_launches
+from asymvlm_kernels.straight import straight
 
 PruneStatic = tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]

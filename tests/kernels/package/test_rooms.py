@@ -62,7 +62,7 @@ def test_a_phase_needs_no_other(phase):
 
 
 @pytest.mark.parametrize(
-    "below", ["_checks", "_triton", "device", "millionths", "ranking", "dispatch", "launch", "tuning"]
+    "below", ["_checks", "_triton", "device", "millionths", "ranking", "dispatch", "straight", "launch", "tuning"]
 )
 def test_the_ground_floor_knows_no_phase(below):
     for phase in (*PHASES, "budget"):

@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from asymvlm_kernels import dispatch, flash_attn_with_kvcache
+from asymvlm_kernels import flash_attn_with_kvcache, straight
 from asymvlm_kernels.decode import attend
 
 
@@ -99,7 +99,7 @@ def test_a_subclass_sees_the_op():
 
 
 def test_nobody_watches_an_ordinary_call(monkeypatch):
-    assert not dispatch._is_watched()
+    assert not straight._is_watched()
     op = torch.ops.asymvlm.attend_slots.default
     monkeypatch.setattr(type(op), "__call__", lambda *args: pytest.fail("through the dispatcher"))
     attend.attend_slots(*inputs(), None, None, None, None, 0.25, -1, -1, 0.0, 0, True, 1)
