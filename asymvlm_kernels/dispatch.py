@@ -233,7 +233,7 @@ def _why_not(name: str, device: torch.device) -> str:
         return ""
     if device.type != "cuda":
         return "Triton kernels need a CUDA device, or TRITON_INTERPRET=1 set before import"
-    capability = torch.cuda.get_device_capability(device)
+    capability = _asked(torch.cuda.get_device_capability, device)
     if capability < MINIMUM_CAPABILITY:
         return f"compute capability {capability[0]}.{capability[1]} found, 8.0 or newer wanted"
     return ""
@@ -241,7 +241,17 @@ def _why_not(name: str, device: torch.device) -> str:
 
 def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Kernels are launched on the current device, which need not be that of the arguments."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    there = device.type != "cuda" or device.index == torch.cuda.current_device()
+    return _there if there else torch.cuda.device(device)
+
+
+_there = contextlib.nullcontext()
+
+
+@functools.cache
+def _asked(question: Callable[[torch.device], Any], device: torch.device) -> Any:
+    """What PyTorch answers of a device takes longer than the rest of a choice."""
+    return question(device)
 
 
 @functools.cache

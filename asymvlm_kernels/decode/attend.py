@@ -29,6 +29,8 @@ from asymvlm_kernels.decode.merge import merge_parts
 from asymvlm_kernels.decode.score import score_from_lse_op
 from asymvlm_kernels.device import multiply
 from asymvlm_kernels.dispatch import define_op
+from asymvlm_kernels.launch import empty, launch, remember
+from asymvlm_kernels.straight import straight
 from asymvlm_kernels.tuning.decode import attend_config, head_vector, split_slots
 from asymvlm_kernels.tuning.prefill import architecture
 
@@ -143,6 +145,7 @@ def _attend_slots_kernel(
     tl.store(parts_ptr + at[:, None] * D + offs_d[None, :], result, mask=(mask_r & alive)[:, None] & mask_d[None, :])
 
 
+@remember
 def _attend_slots_triton(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -174,15 +177,17 @@ def _attend_slots_triton(
     parts = triton.cdiv(S, chunk)
 
     def fp32(*size: int) -> torch.Tensor:
-        return torch.empty(size, dtype=torch.float32, device=q.device)
+        return empty(size, dtype=torch.float32, device=q.device)
 
     partial, sums = fp32(B, H, Q, parts, D), fp32(B, H, Q, parts)
     logits = fp32(B, H * score_rows, S) if score_rows else None
-    out, lse = torch.empty((B, Q, H, D), dtype=q.dtype, device=q.device), fp32(B, H, Q if with_lse else 0)
+    out, lse = empty((B, Q, H, D), dtype=q.dtype, device=q.device), fp32(B, H, Q if with_lse else 0)
     scores = fp32(B, S if score_rows else 0)
     lengths, leftpads = _contiguous(seqlens), _contiguous(leftpad)
     bounds = window_bounds(left, right, slot_pos)
-    _attend_slots_kernel[(G * tiles, parts, B)](
+    launch(
+        _attend_slots_kernel,
+        (G * tiles, parts, B),
         q,
         k,
         v,
@@ -277,11 +282,13 @@ def _attend_slots_fake(
     return q.new_empty(q.shape), lse, q.new_empty((B, k.shape[1] if score_rows else 0), dtype=torch.float32)
 
 
-attend_slots = define_op(
-    "attend_slots(Tensor q, Tensor k, Tensor v, Tensor? seqlens, Tensor? leftpad, Tensor? slot_pos, Tensor? q_pos, "
-    "float scale, SymInt left, SymInt right, float softcap, SymInt num_splits, bool with_lse, SymInt score_rows) "
-    "-> (Tensor, Tensor, Tensor)",
-    reference=delegate_long(reference.attend_slots),
-    triton=delegate_long(_attend_slots_triton),
-    fake=_attend_slots_fake,
+attend_slots = straight(
+    define_op(
+        "attend_slots(Tensor q, Tensor k, Tensor v, Tensor? seqlens, Tensor? leftpad, Tensor? slot_pos, Tensor? q_pos, "
+        "float scale, SymInt left, SymInt right, float softcap, SymInt num_splits, bool with_lse, SymInt score_rows) "
+        "-> (Tensor, Tensor, Tensor)",
+        reference=delegate_long(reference.attend_slots),
+        triton=delegate_long(_attend_slots_triton),
+        fake=_attend_slots_fake,
+    )
 )

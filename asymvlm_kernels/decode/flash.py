@@ -13,6 +13,9 @@ import torch
 from asymvlm_kernels._checks import check_device, check_dtype, check_no_grad, check_shape
 from asymvlm_kernels.decode import arguments
 from asymvlm_kernels.decode.attend import attend_slots
+from asymvlm_kernels.launch import Remembered, outline
+
+_options = Remembered()  # of calls that were in order, by what the checks look at
 
 
 def flash_attn_func(
@@ -57,9 +60,10 @@ def flash_attn_func(
     arguments.check_heads(q, k, v, ("q", "k", "v"))
     check_no_grad("flash_attn_func", q=q, k=k, v=v)
     slots, rows = arguments.Slots(None, None, None, None), score_rows if return_scores else None
-    out, lse, scores = _attend(q, k, v, slots, softmax_scale, causal, window_size, softcap, 0, return_attn_probs, rows)
-    results = (out, lse, q.new_empty(0)) if return_attn_probs else (out,)
-    return _returned(results, scores, return_scores)
+    options = _check_options(q, softmax_scale, causal, window_size, softcap, 0, None, rows)
+    out, lse, scores = attend_slots(q, k, v, *slots, *options, 0, return_attn_probs, rows or 0)
+    found = _returned(out, lse, scores, return_attn_probs, return_scores)
+    return (*found[:2], q.new_empty(0), *found[2:]) if return_attn_probs else found
 
 
 def flash_attn_with_kvcache(
@@ -118,47 +122,36 @@ def flash_attn_with_kvcache(
     What lies in slots that nobody sees, NaN included, has no influence. The output is bitwise the same with and without
     scores, and for a sample in any batch (of the same S). Does not synchronise.
     """
-    arguments.check_unsupported(
-        "flash_attn_with_kvcache",
-        rotary_cos=rotary_cos,
-        rotary_sin=rotary_sin,
-        cache_batch_idx=cache_batch_idx,
-        block_table=block_table,
-        alibi_slopes=alibi_slopes,
-    )
+    if not (rotary_cos is rotary_sin is cache_batch_idx is block_table is alibi_slopes is None):
+        arguments.check_unsupported(
+            "flash_attn_with_kvcache",
+            rotary_cos=rotary_cos,
+            rotary_sin=rotary_sin,
+            cache_batch_idx=cache_batch_idx,
+            block_table=block_table,
+            alibi_slopes=alibi_slopes,
+        )
+    rows = score_rows if return_scores else None
+    places = (cache_seqlens, cache_leftpad, slot_pos, q_pos)
+    inputs = (q, k_cache, v_cache, *places, softmax_scale, causal, window_size, softcap, num_splits, score_rows)
+    key = None if torch.compiler.is_compiling() else outline((*inputs, return_scores))
+    options = None if key is None else _options.get(key)
+    if options is not None and k is None and v is None:  # a call like one before, which was in order
+        check_no_grad("flash_attn_with_kvcache", q=q, k_cache=k_cache, v_cache=v_cache)
+        out, lse, scores = attend_slots(
+            q, k_cache, v_cache, *places, *options, num_splits, return_softmax_lse, rows or 0
+        )
+        return _returned(out, lse, scores, return_softmax_lse, return_scores)
     arguments.check_heads(q, k_cache, v_cache, ("q", "k_cache", "v_cache"))
     check_no_grad("flash_attn_with_kvcache", q=q, k_cache=k_cache, v_cache=v_cache, k=k, v=v)
-    slots = arguments.slots(q, k_cache, cache_seqlens, cache_leftpad, slot_pos, q_pos)
-    rows = score_rows if return_scores else None
-    _check_options(q, softmax_scale, causal, window_size, softcap, num_splits, slots.slot_pos, rows)
+    slots = arguments.slots(q, k_cache, *places)
+    options = _check_options(q, softmax_scale, causal, window_size, softcap, num_splits, slots.slot_pos, rows)
     if k is not None or v is not None:  # only a call that nothing else refuses may write
         slots = slots._replace(seqlens=_append_(k_cache, v_cache, k, v, slots))
-    out, lse, scores = _attend(
-        q, k_cache, v_cache, slots, softmax_scale, causal, window_size, softcap, num_splits, return_softmax_lse, rows
-    )
-    return _returned((out, lse) if return_softmax_lse else (out,), scores, return_scores)
-
-
-def _attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    slots: arguments.Slots,
-    softmax_scale: float | None,
-    causal: bool,
-    window_size: tuple[int, int],
-    softcap: float,
-    num_splits: int,
-    with_lse: bool,
-    score_rows: int | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    left, right, scale = _check_options(
-        q, softmax_scale, causal, window_size, softcap, num_splits, slots.slot_pos, score_rows
-    )
-    result: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = attend_slots(
-        q, k, v, *slots, scale, left, right, float(softcap), num_splits, with_lse, score_rows or 0
-    )
-    return result
+    elif key is not None and all(slot is place for slot, place in zip(slots, places)):
+        _options.put(key, options)
+    out, lse, scores = attend_slots(q, k_cache, v_cache, *slots, *options, num_splits, return_softmax_lse, rows or 0)
+    return _returned(out, lse, scores, return_softmax_lse, return_scores)
 
 
 def _check_options(
@@ -170,14 +163,14 @@ def _check_options(
     num_splits: int,
     slot_pos: torch.Tensor | None,
     score_rows: int | None,
-) -> tuple[int, int, float]:
-    """The window and the scale."""
+) -> tuple[float, int, int, float]:
+    """The scale, the window and the cap, as `attend_slots` takes them."""
     left, right = arguments.window(window_size, causal, slot_pos)
     if score_rows is not None:
         arguments.check_score_rows(score_rows, q.shape[1])
     if num_splits < 0:
         raise ValueError(f"num_splits must be 0 or more, got {num_splits}")
-    return left, right, arguments.scale(softmax_scale, softcap, q.shape[-1])
+    return arguments.scale(softmax_scale, softcap, q.shape[-1]), left, right, float(softcap)
 
 
 def _append_(
@@ -218,6 +211,7 @@ def _check_room(seqlens: torch.Tensor, new: int, slots: int) -> None:
         )
 
 
-def _returned(results: tuple[torch.Tensor, ...], scores: torch.Tensor, return_scores: bool) -> Any:
-    results = (*results, scores) if return_scores else results
-    return results if len(results) > 1 else results[0]
+def _returned(out: torch.Tensor, lse: torch.Tensor, scores: torch.Tensor, with_lse: bool, with_scores: bool) -> Any:
+    results = (out, lse) if with_lse else (out,)
+    results = (*results, scores) if with_scores else results
+    return results if len(results) > 1 else out

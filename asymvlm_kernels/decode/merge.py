@@ -11,6 +11,7 @@ import torch
 
 from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.decode.logits import VARYING, slot_range
+from asymvlm_kernels.launch import launch
 from asymvlm_kernels.tuning.decode import merge_config, power_of_two
 
 
@@ -166,7 +167,9 @@ def merge_parts(
     block_d = max(power_of_two(D), 16)
     config = merge_config(block_d)
     S = 0 if logits is None else logits.shape[2]
-    _merge_parts_kernel[(H * Q + triton.cdiv(S, config.block_s), B)](
+    launch(
+        _merge_parts_kernel,
+        (H * Q + triton.cdiv(S, config.block_s), B),
         partial,
         sums,
         logits,

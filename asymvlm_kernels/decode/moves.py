@@ -18,6 +18,7 @@ from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.decode import reference
 from asymvlm_kernels.decode.address_table import FIELDS, address_tables
 from asymvlm_kernels.dispatch import define_op
+from asymvlm_kernels.launch import empty, launch, remember
 from asymvlm_kernels.tuning.decode import move_config, plan_config
 
 
@@ -53,12 +54,15 @@ def _plan_moves_kernel(keep_ptr, source_ptr, target_ptr, stride_kb, stride_ks, S
         tl.store(target_ptr + offs_s, padding, mask=(offs_s >= moving) & (offs_s < capacity))
 
 
+@remember
 def _plan_moves_triton(keep: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
     B, S = keep.shape
-    source, target = (torch.empty((B, capacity), dtype=torch.int64, device=keep.device) for _ in range(2))
+    source, target = (empty((B, capacity), dtype=torch.int64, device=keep.device) for _ in range(2))
     if B * capacity > 0:
         block_s = plan_config(S)
-        _plan_moves_kernel[(B,)](keep, source, target, *keep.stride(), S, capacity, BLOCK_S=block_s, num_warps=4)
+        launch(
+            _plan_moves_kernel, (B,), keep, source, target, *keep.stride(), S, capacity, BLOCK_S=block_s, num_warps=4
+        )
     return source, target
 
 
@@ -119,7 +123,9 @@ def _move_slots_triton(source: torch.Tensor, target: torch.Tensor, tensors: Sequ
         return
     for table in address_tables(tensors):
         config = move_config(table.words, table.origin.itemsize)
-        _move_slots_kernel[(len(table.numbers) * table.rows, B, config.workers)](
+        launch(
+            _move_slots_kernel,
+            (len(table.numbers) * table.rows, B, config.workers),
             table.numbers,
             table.origin,
             source,

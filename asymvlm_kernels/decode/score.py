@@ -16,6 +16,7 @@ from asymvlm_kernels.decode.logits import (
     window_bounds,
 )
 from asymvlm_kernels.dispatch import define_op
+from asymvlm_kernels.launch import empty, launch, remember
 from asymvlm_kernels.tuning.decode import head_vector, score_lse_config
 from asymvlm_kernels.tuning.prefill import architecture
 
@@ -91,6 +92,7 @@ def _score_from_lse_kernel(
     tl.store(scores_ptr + pid_b * S + offs_n, score / (G * R * scored), mask=offs_n < S)
 
 
+@remember
 def _score_from_lse_triton(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -107,12 +109,14 @@ def _score_from_lse_triton(
 ) -> torch.Tensor:
     B, Q, H, D = q.shape
     S, G = k.shape[1:3]
-    scores = torch.empty((B, S), dtype=torch.float32, device=q.device)
+    scores = empty((B, S), dtype=torch.float32, device=q.device)
     if scores.numel() == 0:
         return scores
     vector = head_vector(q, k)
     config = score_lse_config(D, q.dtype, vector, architecture(q.device))
-    _score_from_lse_kernel[(triton.cdiv(S, config.block_n), B)](
+    launch(
+        _score_from_lse_kernel,
+        (triton.cdiv(S, config.block_n), B),
         q,
         k,
         lse,

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 
 from asymvlm_kernels._triton import constant, tl, triton
+from asymvlm_kernels.launch import empty, launch
 from asymvlm_kernels.prefill import reference
 from asymvlm_kernels.tuning.prefill import ScoreConfig, fold_config, row_vector
-
 
 TURN = constant(8)  # rows of `high`, then as many of `low`
 
@@ -105,11 +105,13 @@ def fold_text(
     B, L, D = text.shape
     high_low = text.dtype != torch.float32
     width = triton.cdiv(D, config.block_d) * config.block_d
-    folded = torch.empty((B, 1 + high_low, L, width), dtype=text.dtype, device=text.device)
-    unlift = torch.empty((B, L), dtype=torch.float32, device=text.device)
+    folded = empty((B, 1 + high_low, L, width), dtype=text.dtype, device=text.device)
+    unlift = empty((B, L), dtype=torch.float32, device=text.device)
     if L > 0:
-        launch = fold_config(width)
-        _fold_text_kernel[(B * L,)](
+        tiles = fold_config(width)
+        launch(
+            _fold_text_kernel,
+            (B * L,),
             text,
             weight,
             folded,
@@ -120,9 +122,9 @@ def fold_text(
             EPSILON=reference.EPSILON,
             D=D,
             WIDTH=width,
-            BLOCK_D=launch.block_d,
+            BLOCK_D=tiles.block_d,
             VECTOR=row_vector(text),
             HIGH_LOW=high_low,
-            num_warps=launch.num_warps,
+            num_warps=tiles.num_warps,
         )
     return folded, unlift

@@ -19,6 +19,7 @@ from asymvlm_kernels._checks import (
 )
 from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.dispatch import define_op
+from asymvlm_kernels.launch import empty, launch, remember
 from asymvlm_kernels.prefill import reference
 from asymvlm_kernels.tuning.prefill import gather_config, row_vector
 
@@ -58,8 +59,9 @@ def _gather_rows_kernel(
     tl.store(out_ptr + out[:, None] + offs_d[None, :], tile, mask=mask_k[:, None] & mask_d[None, :])
 
 
+@remember
 def _gather_rows_triton(rows: torch.Tensor, index: torch.Tensor, pad: float) -> torch.Tensor:
-    out = torch.empty((*index.shape, *rows.shape[2:]), dtype=rows.dtype, device=rows.device)
+    out = empty((*index.shape, *rows.shape[2:]), dtype=rows.dtype, device=rows.device)
     if rows.itemsize not in WORDS:
         return reference.gather_rows(rows, index, pad)
     if out.numel() == 0:
@@ -69,7 +71,9 @@ def _gather_rows_triton(rows: torch.Tensor, index: torch.Tensor, pad: float) -> 
     word = WORDS[rows.itemsize]
     source = rows.view(word).reshape(B, rows.shape[1], D)  # copies where the trailing axes are not one axis in memory
     config = gather_config(D, rows.itemsize)
-    _gather_rows_kernel[(B * triton.cdiv(K, config.block_k), triton.cdiv(D, config.block_d))](
+    launch(
+        _gather_rows_kernel,
+        (B * triton.cdiv(K, config.block_k), triton.cdiv(D, config.block_d)),
         source,
         index,
         out.view(word),

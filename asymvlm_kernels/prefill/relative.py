@@ -14,6 +14,7 @@ from asymvlm_kernels._checks import check_dtype, check_mask, check_no_grad, chec
 from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.device import multiply_f64
 from asymvlm_kernels.dispatch import define_op
+from asymvlm_kernels.launch import empty, launch, remember
 from asymvlm_kernels.millionths import to_millionths
 from asymvlm_kernels.prefill import reference
 from asymvlm_kernels.prefill.order import count_keys, key_score, kth_keys, kth_keys_chunked, load_keys
@@ -82,15 +83,18 @@ def _relative_counts_reference(
     return reference.relative_counts(scores, mask, beta, minimum, maximum, LOW, HIGH)
 
 
+@remember
 def _relative_counts_triton(
     scores: torch.Tensor, mask: torch.Tensor, beta: float, minimum: int, maximum: int
 ) -> torch.Tensor:
     B, N = scores.shape
-    counts = torch.empty(B, dtype=torch.int32, device=scores.device)
+    counts = empty((B,), dtype=torch.int32, device=scores.device)
     if B == 0:
         return counts
     config = select_config(N)
-    _relative_counts_kernel[(B,)](
+    launch(
+        _relative_counts_kernel,
+        (B,),
         scores.contiguous(),
         mask.contiguous(),
         counts,

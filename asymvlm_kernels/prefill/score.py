@@ -21,6 +21,7 @@ from asymvlm_kernels._checks import (
 )
 from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.dispatch import define_backward, define_op
+from asymvlm_kernels.launch import empty, launch, remember
 from asymvlm_kernels.prefill import reference
 from asymvlm_kernels.prefill.fold import fold_text
 from asymvlm_kernels.prefill.score_grad import score_tokens_grad
@@ -93,6 +94,7 @@ def _score_tokens_kernel(
         tl.store(norm_ptr + pid_b * N + offs_n, norm, mask=mask_n)
 
 
+@remember
 def _score_tokens_triton(
     vision: torch.Tensor,
     text: torch.Tensor,
@@ -120,7 +122,9 @@ def launch_score(
     vector = row_vector(vision)
     config = score_config(vision.dtype, vector, architecture(vision.device))
     folded, unlift = fold_text(text, weight, config)
-    _score_tokens_kernel[(triton.cdiv(N, config.block_n), B)](
+    launch(
+        _score_tokens_kernel,
+        (triton.cdiv(N, config.block_n), B),
         vision,
         folded,
         unlift,
@@ -153,7 +157,7 @@ def _score_tokens_fake(
     vision_mask: torch.Tensor | None,
     text_mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    return torch.empty(vision.shape[:2], dtype=torch.float32, device=vision.device)
+    return empty(vision.shape[:2], dtype=torch.float32, device=vision.device)
 
 
 _score_tokens = define_op(
@@ -164,6 +168,7 @@ _score_tokens = define_op(
 )
 
 
+@remember
 def _score_tokens_best_triton(
     vision: torch.Tensor,
     text: torch.Tensor,
@@ -184,7 +189,7 @@ def _score_tokens_best_fake(
     text_mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     dtypes = (weight.dtype, torch.int32, weight.dtype)
-    scores, best, norm = (torch.empty(vision.shape[:2], dtype=dtype, device=vision.device) for dtype in dtypes)
+    scores, best, norm = (empty(vision.shape[:2], dtype=dtype, device=vision.device) for dtype in dtypes)
     return scores, best, norm
 
 

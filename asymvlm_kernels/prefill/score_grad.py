@@ -12,6 +12,7 @@ import torch
 
 from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.dispatch import define_backward, define_op
+from asymvlm_kernels.launch import launch
 from asymvlm_kernels.prefill import reference
 from asymvlm_kernels.tuning.prefill import grad_config, row_vector
 
@@ -82,7 +83,9 @@ def _score_tokens_grad_triton(
     lifted, factor = reference.lift_rows(text.float())
     text_norm = torch.linalg.vector_norm(lifted, dim=-1).clamp_min_(reference.EPSILON) / factor[..., 0]
     parts = torch.empty((programs, D), dtype=torch.float32, device=grad.device)
-    _score_tokens_grad_kernel[(programs, triton.cdiv(D, config.block_d))](
+    launch(
+        _score_tokens_grad_kernel,
+        (programs, triton.cdiv(D, config.block_d)),
         grad.contiguous(),
         vision,
         text,

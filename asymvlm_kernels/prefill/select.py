@@ -7,6 +7,7 @@ import torch
 from asymvlm_kernels._checks import check_device, check_dtype, check_mask, check_no_grad, check_shape
 from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.dispatch import define_op
+from asymvlm_kernels.launch import empty, launch, remember
 from asymvlm_kernels.prefill import reference
 from asymvlm_kernels.prefill.order import (
     count_keys,
@@ -89,13 +90,16 @@ def clamp_count(count, real, capacity):
     return tl.maximum(tl.minimum(count, tl.minimum(real, capacity)), 0).to(tl.int32)
 
 
+@remember
 def _importance_gap_triton(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     B, N = scores.shape
-    gap = torch.empty(B, dtype=torch.float32, device=scores.device)
+    gap = empty((B,), dtype=torch.float32, device=scores.device)
     if B == 0:
         return gap
     config = select_config(N)
-    _importance_gap_kernel[(B,)](
+    launch(
+        _importance_gap_kernel,
+        (B,),
         scores.contiguous(),
         None if mask is None else mask.contiguous(),
         gap,
@@ -107,15 +111,18 @@ def _importance_gap_triton(scores: torch.Tensor, mask: torch.Tensor | None) -> t
     return gap
 
 
+@remember
 def _select_tokens_triton(
     scores: torch.Tensor, counts: torch.Tensor, mask: torch.Tensor | None, capacity: int
 ) -> torch.Tensor:
     B, N = scores.shape
-    index = torch.empty((B, capacity), dtype=torch.int64, device=scores.device)
+    index = empty((B, capacity), dtype=torch.int64, device=scores.device)
     if index.numel() == 0:
         return index
     config = select_config(N)
-    _select_tokens_kernel[(B,)](
+    launch(
+        _select_tokens_kernel,
+        (B,),
         scores.contiguous(),
         counts.contiguous(),
         None if mask is None else mask.contiguous(),

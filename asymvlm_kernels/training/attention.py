@@ -14,6 +14,7 @@ import torch
 from asymvlm_kernels._checks import FLOATS, check_device, check_dtype, check_no_transform, check_number, check_shape
 from asymvlm_kernels._triton import triton
 from asymvlm_kernels.dispatch import define_backward, define_op
+from asymvlm_kernels.launch import empty, launch, remember
 from asymvlm_kernels.training import reference
 from asymvlm_kernels.training.kernels import (
     _key_bias_attention_kernel,
@@ -27,6 +28,7 @@ WIDEST = 256  # head_dim
 Grads = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
+@remember
 def _key_bias_attention_triton(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,7 +38,9 @@ def _key_bias_attention_triton(
     if out.numel() == 0:
         return out, lse
     config = attention_config(D, q.dtype, "forward")
-    _key_bias_attention_kernel[(triton.cdiv(S, config.block_m), B * H)](
+    launch(
+        _key_bias_attention_kernel,
+        (triton.cdiv(S, config.block_m), B * H),
         q,
         k,
         v,
@@ -82,13 +86,25 @@ def _key_bias_attention_grad_triton(
     by_group = torch.empty((B, G, S), dtype=torch.float32, device=q.device)
     vector = _vector(grad, q, k, v)
     sizes: dict[str, Any] = {"D": D, "BLOCK_D": _width(D), "VECTOR": vector}
-    _key_bias_delta_kernel[(triton.cdiv(S, 32), B * H)](
-        grad, out, delta, *grad.stride()[:3], S, H, BLOCK_M=32, num_warps=4, **sizes
+    launch(
+        _key_bias_delta_kernel,
+        (triton.cdiv(S, 32), B * H),
+        grad,
+        out,
+        delta,
+        *grad.stride()[:3],
+        S,
+        H,
+        BLOCK_M=32,
+        num_warps=4,
+        **sizes,
     )
     inputs = (grad, q, k, v, bias, lse, delta)
     strides = tuple(stride for tensor in (grad, q, k, v) for stride in tensor.stride()[:3])
     config = attention_config(D, q.dtype, "key")
-    _key_bias_grad_key_kernel[(triton.cdiv(S, config.block_n), B * G)](
+    launch(
+        _key_bias_grad_key_kernel,
+        (triton.cdiv(S, config.block_n), B * G),
         *inputs,
         grad_k,
         grad_v,
@@ -105,7 +121,9 @@ def _key_bias_attention_grad_triton(
         **sizes,
     )
     config = attention_config(D, q.dtype, "query")
-    _key_bias_grad_query_kernel[(triton.cdiv(S, config.block_m), B * H)](
+    launch(
+        _key_bias_grad_query_kernel,
+        (triton.cdiv(S, config.block_m), B * H),
         *inputs,
         grad_q,
         *strides,
@@ -142,8 +160,8 @@ def _key_bias_attention_fake(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     B, S, H, D = q.shape
-    out = torch.empty((B, S, H, D), dtype=q.dtype, device=q.device)
-    return out, torch.empty((B, H, S), dtype=bias.dtype, device=q.device)
+    out = empty((B, S, H, D), dtype=q.dtype, device=q.device)
+    return out, empty((B, H, S), dtype=bias.dtype, device=q.device)
 
 
 def _key_bias_attention_grad_fake(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from asymvlm_kernels._triton import tl, triton
+from asymvlm_kernels.launch import held, launch, remember
 from asymvlm_kernels.prefill.prune.gather_item import gather_item
 from asymvlm_kernels.prefill.prune.score_item import NOT_SPECIALIZED, score_item
 from asymvlm_kernels.prefill.prune.scratch import zeroed_counters
@@ -200,6 +201,7 @@ def _prune_static_kernel(
     leave(tickets_ptr, ranked_ptr, B)
 
 
+@remember
 def prune_in_one_launch(
     tokens: tuple[Any, ...],
     ratios: Sequence[int],
@@ -225,7 +227,9 @@ def prune_in_one_launch(
     )
     words, _, _, out, index, carries, carries_out, _, _, _, *carry_numbers, _, _, K = gather_arguments
     ahead = min(triton.cdiv(PROGRAMS_AHEAD, pieces), B)
-    _prune_static_kernel[(B * (pieces + items),)](
+    launch(
+        _prune_static_kernel,
+        (B * (pieces + items),),
         *score_arguments,
         words,
         out,
@@ -233,7 +237,7 @@ def prune_in_one_launch(
         carries,
         carries_out,
         *carry_numbers,
-        zeroed_counters(embeds.device, B + 2, "tickets"),
+        held(zeroed_counters, embeds.device, B + 2, "tickets"),
         B,
         K,
         items,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from asymvlm_kernels._triton import tl, triton
+from asymvlm_kernels.launch import empty, held, launch
 from asymvlm_kernels.prefill.order import order_key
 from asymvlm_kernels.prefill.prune.budget_numbers import number_bits
 from asymvlm_kernels.prefill.prune.keys import bin_of
@@ -111,15 +112,17 @@ def select_given(
     """Fill the outputs of `score_select` from ``given`` ``(B, S)`` fp32, B x S > 0. Masks: vision, text, protect."""
     B, S = given.shape
     rank = rank_config(S)
-    memory = torch.empty(B * (S + rank.block_s * rank.chunked), dtype=torch.int32, device=given.device)
+    memory = empty((B * (S + rank.block_s * rank.chunked),), dtype=torch.int32, device=given.device)
     keys, lists = memory.split([B * S, B * rank.block_s * rank.chunked])
-    _select_given_kernel[(B,)](
+    launch(
+        _select_given_kernel,
+        (B,),
         given,
         *masks,
         Kept(*outputs),
         keys,
         lists,
-        zeroed_counters(given.device, B * BINS * rank.chunked),
+        held(zeroed_counters, given.device, B * BINS * rank.chunked),
         *given.stride(),
         *(stride for mask in masks for stride in ((0, 0) if mask is None else mask.stride())),
         S,

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from asymvlm_kernels.dispatch import define_op
+from asymvlm_kernels.launch import remember
 from asymvlm_kernels.prefill.prune import two_launches
+from asymvlm_kernels.straight import straight
 
 PruneStatic = tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]
@@ -42,16 +44,18 @@ def in_turn(score_select: Callable[..., Any], gather: Callable[..., Any]) -> Cal
 
 
 _prune_static_reference = in_turn(two_launches._score_select_reference, two_launches._gather_sequence_reference)
-_prune_static_triton = in_turn(two_launches._score_select_triton, two_launches._gather_sequence_triton)
+_prune_static_triton = remember(in_turn(two_launches._score_select_triton, two_launches._gather_sequence_triton))
 _prune_static_fake = in_turn(two_launches._score_select_fake, two_launches._gather_sequence_fake)
 
 
-prune_static = define_op(
-    "prune_static(Tensor embeds, Tensor vision_mask, Tensor text_mask, Tensor? protect, Tensor? weight, "
-    "SymInt[] ratios, float[] numbers, Tensor[] carry, Scalar[] pads, bool[] stacked, SymInt capacity, bool left, "
-    "Tensor? given=None) -> "
-    "(Tensor scores, Tensor gap, Tensor counts, Tensor lengths, Tensor out, Tensor index, Tensor[] carried)",
-    reference=_prune_static_reference,
-    triton=_prune_static_triton,
-    fake=_prune_static_fake,
+prune_static = straight(
+    define_op(
+        "prune_static(Tensor embeds, Tensor vision_mask, Tensor text_mask, Tensor? protect, Tensor? weight, "
+        "SymInt[] ratios, float[] numbers, Tensor[] carry, Scalar[] pads, bool[] stacked, SymInt capacity, bool left, "
+        "Tensor? given=None) -> "
+        "(Tensor scores, Tensor gap, Tensor counts, Tensor lengths, Tensor out, Tensor index, Tensor[] carried)",
+        reference=_prune_static_reference,
+        triton=_prune_static_triton,
+        fake=_prune_static_fake,
+    )
 )

@@ -204,7 +204,7 @@ def add_parts(
     odd = length < 0
     if shares == 1:  # blocks taken whole come first
         square_n = tl.load(ends_ptr + own, cache_modifier=".cg")
-        for part in range(0, parts):
+        for part in range(parts):
             best = larger_or_nan(best, tl.load(ends_ptr + part * slot + BLOCK_N + own, cache_modifier=".cg"))
             odd = odd | (tl.load(ends_ptr + part * slot + 2 * BLOCK_N, cache_modifier=".cg") > 0)
     else:
@@ -216,7 +216,7 @@ def add_parts(
         if shares == 1:
             done += parts
         else:
-            for number in range(0, parts // shares):
+            for number in range(parts // shares):
                 first = number * shares  # part of the block's first share
                 real_l = (done + number) * BLOCK_L + offs_l < length
                 sums_ptr = parts_ptr + first * slot + turn * (BLOCK_N * BLOCK_L)

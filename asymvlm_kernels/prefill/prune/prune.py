@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,7 +24,8 @@ from asymvlm_kernels._checks import (
     check_pad,
     check_shape,
 )
-from asymvlm_kernels.budget import Budget, ScoreBudget, as_budget
+from asymvlm_kernels.budget import Budget, LinearBudget, ScoreBudget, ThresholdBudget, UniformBudget, as_budget
+from asymvlm_kernels.launch import Remembered, outline
 from asymvlm_kernels.prefill.gather import _gather_rows, gather_rows
 from asymvlm_kernels.prefill.prune.known_length import prune_static
 from asymvlm_kernels.prefill.prune.specification import Steps, longest, select_places
@@ -40,6 +42,7 @@ from asymvlm_kernels.prefill.spread import Spread
 
 PADDING_SIDES = ("left", "right")
 MOST_ROWS = 65535  # of a batch: the second axis of a grid
+BUDGETS = frozenset({float, int, type(None), UniformBudget, ThresholdBudget, LinearBudget})  # equal: the same answer
 MOST_NUMBERS = 64  # of a token in a tensor that the gather of the embeddings moves along
 
 REGISTERED = Steps(_gather_rows, _score_tokens, _importance_gap, _select_tokens, longest)
@@ -116,55 +119,101 @@ def prune_sequence(
     lie closer together than two backends round may change places (see `score_tokens`). Source: sections 3.2 and 3.3
     of arXiv:2605.29535.
     """
-    budget = as_budget(0.5 if budget is None else budget)
     carry, pads = carry or {}, carry_pad or {}
-    masks = {"vision_mask": vision_mask, "text_mask": text_mask, "protect": protect}
-    _check(embeds, weight, scores, masks, groups, per_image, carry, pads, padding_side)
-    if capacity is not None and (capacity < 0 or not static):
-        raise ValueError(f"capacity must be 0 or more and goes with static=True, got {capacity} and static={static}")
-    spreading = None if spread is None or lines is None else (spread, lines)
-    if spread is not None and lines is None:
-        raise ValueError("spread needs lines, got None")
-    most = embeds.shape[1] if capacity is None else capacity
-    encoded = None if groups is not None or spreading is not None else _encoded(budget, embeds)
-    narrow = [name for name, tensor in carry.items() if _is_narrow(tensor, embeds)][:MOST_CARRIES]
-    moving = (
-        [carry[name] for name in narrow],
-        alike([pads.get(name, 0) for name in narrow]),
-        [_is_stacked(carry[name], embeds) for name in narrow],
-    )
-    tokens = (embeds, vision_mask, text_mask, protect, weight)
-    left = padding_side == "left"
-    if static and encoded is not None:
-        results = prune_static(*tokens, *encoded, *moving, most, left, scores)
-        ranked, gap, counts, lengths, rows, index, moved = results
+    inputs = (embeds, vision_mask, text_mask, protect, weight, scores, groups, per_image, spread, lines)
+    plan = _planned(inputs, budget, carry, pads, static, capacity, padding_side)
+    check_no_grad("prune_sequence", embeds=embeds, weight=weight, scores=scores, **carry)
+    most, left, narrow = plan.capacity, plan.left, plan.narrow
+    tokens, moving = inputs[:5], ([carry[name] for name in narrow], plan.pads, plan.stacked)
+    if static and plan.encoded is not None:
+        ranked, gap, counts, lengths, rows, index, moved = prune_static(
+            *tokens, *plan.encoded, *moving, most, left, scores
+        )
     else:
-        if encoded is not None:
-            ranked, gap, counts, lengths, order = score_select(*tokens, *encoded, most, scores)
+        if plan.encoded is not None:
+            ranked, gap, counts, lengths, order = score_select(*tokens, *plan.encoded, most, scores)
         else:
             ranked, gap, counts, lengths, order = select_places(
-                *(REGISTERED, tokens, scores, budget, most),
+                *(REGISTERED, tokens, scores, plan.budget, most),
                 groups=groups,
                 per_image=per_image,
-                spreading=spreading,
+                spreading=None if spread is None or lines is None else (spread, lines),
                 static=static,
             )
         most = most if static else longest(lengths)
         rows, index, moved = gather_sequence(embeds, order, lengths, *moving, most, left)
-    done = dict(zip(narrow, moved, strict=True))
-    return PrunedSequence(
-        embeds=rows,
-        index=index,
-        lengths=lengths,
-        counts=counts,
-        scores=ranked,
-        gap=gap,
-        carry={
+    done = dict(zip(narrow, moved)) if narrow else {}
+    if len(done) < len(carry):
+        done = {
             name: done[name]
             if name in done
             else _gather_carry(tensor, index, pads.get(name, 0), _is_stacked(tensor, embeds))
             for name, tensor in carry.items()
-        },
+        }
+    return PrunedSequence(rows, index, lengths, counts, ranked, gap, done)
+
+
+class _Plan(NamedTuple):
+    """What the arguments of `prune_sequence` come to, once they are checked."""
+
+    budget: Budget | ScoreBudget
+    encoded: tuple[list[int], list[float]] | None  # the budget as `score_select` takes it
+    narrow: list[str]  # tensors that the gather of the embeddings moves along, with their pads
+    pads: list[float]
+    stacked: list[bool]
+    capacity: int
+    left: bool
+
+
+_plans = Remembered()
+
+
+def _planned(
+    inputs: tuple[Any, ...],
+    budget: float | Budget | ScoreBudget | None,
+    carry: Mapping[str, torch.Tensor],
+    pads: Mapping[str, float],
+    *options: Any,
+) -> _Plan:
+    """`_plan`, remembered by what it looks at: sizes, strides and types, the numbers and the names."""
+    known = type(budget) in BUDGETS and not torch.compiler.is_compiling()
+    key = outline((*inputs, *carry.values(), *carry, *pads.values(), *pads, *options)) if known else None
+    if key is None:
+        return _plan(inputs, budget, carry, pads, *options)
+    key = (key, len(carry), budget)
+    plan = _plans.get(key)
+    if plan is None:
+        plan = _plan(inputs, budget, carry, pads, *options)
+        _plans.put(key, plan)
+    return plan
+
+
+def _plan(
+    inputs: tuple[Any, ...],
+    budget: float | Budget | ScoreBudget | None,
+    carry: Mapping[str, torch.Tensor],
+    pads: Mapping[str, float],
+    static: bool,
+    capacity: int | None,
+    padding_side: str,
+) -> _Plan:
+    embeds, vision_mask, text_mask, protect, weight, scores, groups, per_image, spread, lines = inputs
+    budget = as_budget(0.5 if budget is None else budget)
+    masks = {"vision_mask": vision_mask, "text_mask": text_mask, "protect": protect}
+    _check(embeds, weight, scores, masks, groups, per_image, carry, pads, padding_side)
+    if capacity is not None and (capacity < 0 or not static):
+        raise ValueError(f"capacity must be 0 or more and goes with static=True, got {capacity} and static={static}")
+    if spread is not None and lines is None:
+        raise ValueError("spread needs lines, got None")
+    narrow = [name for name, tensor in carry.items() if _is_narrow(tensor, embeds)][:MOST_CARRIES]
+    return _Plan(
+        budget=budget,
+        encoded=None if groups is not None or spread is not None else _encoded(budget, embeds),
+        narrow=narrow,
+        pads=alike([pads.get(name, 0) for name in narrow]),
+        stacked=[_is_stacked(carry[name], embeds) for name in narrow],
+        capacity=embeds.shape[1] if capacity is None else capacity,
+        left=padding_side == "left",
     )
 
 
@@ -242,6 +291,5 @@ def _check(
             raise ValueError(
                 f"carry_pad must name tensors of carry, {', '.join(carry) or 'which is empty'}; got {name}"
             )
-    check_no_grad("prune_sequence", embeds=embeds, weight=weight, scores=scores, **carry)
     if padding_side not in PADDING_SIDES:
         raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")

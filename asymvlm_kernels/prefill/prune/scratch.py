@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from asymvlm_kernels._triton import triton
+from asymvlm_kernels.launch import empty, held
+from asymvlm_kernels.prefill.prune import captured
 from asymvlm_kernels.prefill.prune.tokens import Scratch
 from asymvlm_kernels.tuning.prune import RankConfig, ScoreSelectConfig, Split
 
@@ -24,8 +26,8 @@ def scratch_of(
         B * tiles * config.block_n,
         B * rank.block_s if rank.chunked else 0,
     ]
-    parts, squares, keys, lists = torch.empty(sum(sizes), dtype=torch.float32, device=device).split(sizes)
-    counters = zeroed_counters(device, B * (tiles + 1 + BINS * rank.chunked))
+    parts, squares, keys, lists = empty((sum(sizes),), dtype=torch.float32, device=device).split(sizes)
+    counters = held(zeroed_counters, device, B * (tiles + 1 + BINS * rank.chunked))
     return Scratch(parts, squares, keys.view(torch.int32), lists.view(torch.int32), counters)
 
 
@@ -34,12 +36,14 @@ def zeroed_counters(device: torch.device, size: int, use: str = "tiles") -> torc
 
     One kernel may hold several, each for a ``use`` of its own.
 
-    A CUDA graph gets its own, zeroed by the graph: it may be replayed beside other work, on any stream.
+    A captured call gets its own: a CUDA graph may be replayed beside other work, on any stream (see `captured`).
     """
     stream = 0
     if device.type == "cuda":
         if torch.cuda.is_current_stream_capturing():
-            return torch.zeros(size, dtype=torch.int32, device=device)
+            found = captured.take(device, size)
+            return torch.zeros(size, dtype=torch.int32, device=device) if found is None else found
+        captured.refill(device)
         stream = torch.cuda.current_stream(device).cuda_stream
     held = _counters.get((device, stream, use))
     if held is None or held.numel() < size:

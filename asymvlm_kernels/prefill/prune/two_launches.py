@@ -15,6 +15,7 @@ import torch
 from asymvlm_kernels._checks import WORDS
 from asymvlm_kernels._triton import triton
 from asymvlm_kernels.dispatch import define_op
+from asymvlm_kernels.launch import empty, launch, remember
 from asymvlm_kernels.prefill import reference
 from asymvlm_kernels.prefill.gather import _bits
 from asymvlm_kernels.prefill.prune import specification
@@ -46,6 +47,7 @@ _score_select_reference = specification.score_select
 _gather_sequence_reference = specification.gather_sequence
 
 
+@remember
 def _score_select_triton(
     embeds: torch.Tensor,
     vision_mask: torch.Tensor,
@@ -68,7 +70,7 @@ def _score_select_triton(
         return outputs
     tokens = (embeds, vision_mask, text_mask, protect, weight)
     arguments, constants, programs = score_launch(tokens, outputs, ratios, numbers, capacity)
-    _score_select_kernel[(programs, B)](*arguments, **constants, OVERLAP=overlap)
+    launch(_score_select_kernel, (programs, B), *arguments, **constants, OVERLAP=overlap)
     return outputs
 
 
@@ -138,12 +140,13 @@ def _score_select_fake(
     given: torch.Tensor | None = None,
 ) -> ScoreSelect:
     B, S, _ = embeds.shape
-    scores = torch.empty((B, S), dtype=torch.float32, device=embeds.device)
-    gap = torch.empty((B,), dtype=torch.float32, device=embeds.device)
-    counts, lengths = (torch.empty((B,), dtype=torch.int32, device=embeds.device) for _ in range(2))
-    return scores, gap, counts, lengths, torch.empty((B, S), dtype=torch.int32, device=embeds.device)
+    scores = empty((B, S), dtype=torch.float32, device=embeds.device)
+    gap = empty((B,), dtype=torch.float32, device=embeds.device)
+    counts, lengths = (empty((B,), dtype=torch.int32, device=embeds.device) for _ in range(2))
+    return scores, gap, counts, lengths, empty((B, S), dtype=torch.int32, device=embeds.device)
 
 
+@remember
 def _gather_sequence_triton(
     embeds: torch.Tensor,
     order: torch.Tensor,
@@ -164,8 +167,8 @@ def _gather_sequence_triton(
     arguments, constants, items = gather_launch(
         embeds, order, lengths, carry, pads, stacked, capacity, left, outputs, config
     )
-    pdl = {"launch_pdl": True} if overlap else {}
-    _gather_sequence_kernel[(B * items,)](*arguments, **constants, OVERLAP=overlap, num_warps=config.num_warps, **pdl)
+    constants |= {"OVERLAP": overlap, "num_warps": config.num_warps} | ({"launch_pdl": True} if overlap else {})
+    launch(_gather_sequence_kernel, (B * items,), *arguments, **constants)
     return outputs
 
 
@@ -235,15 +238,15 @@ def _gather_sequence_fake(
 ) -> GatherSequence:
     B, _, D = embeds.shape
     outs = [
-        torch.empty(
+        empty(
             (tensor.shape[0], B, capacity) if is_stacked else (B, capacity, *tensor.shape[2:]),
             dtype=tensor.dtype,
             device=tensor.device,
         )
         for tensor, is_stacked in zip(carry, stacked, strict=True)
     ]
-    rows = torch.empty((B, capacity, D), dtype=embeds.dtype, device=embeds.device)
-    return rows, torch.empty((B, capacity), dtype=torch.int64, device=embeds.device), outs
+    rows = empty((B, capacity, D), dtype=embeds.dtype, device=embeds.device)
+    return rows, empty((B, capacity), dtype=torch.int64, device=embeds.device), outs
 
 
 score_select = define_op(

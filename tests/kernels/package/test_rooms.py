@@ -61,10 +61,38 @@ def test_a_phase_needs_no_other(phase):
         assert not importers(f"asymvlm_kernels.{phase}", f"asymvlm_kernels.{other}")
 
 
-@pytest.mark.parametrize("below", ["_checks", "_triton", "device", "millionths", "ranking", "dispatch", "tuning"])
+@pytest.mark.parametrize(
+    "below", ["_checks", "_triton", "device", "millionths", "ranking", "dispatch", "straight", "launch", "tuning"]
+)
 def test_the_ground_floor_knows_no_phase(below):
     for phase in (*PHASES, "budget"):
         assert not importers(f"asymvlm_kernels.{below}", f"asymvlm_kernels.{phase}")
+
+
+def test_launching_knows_nothing_of_what_is_launched():
+    room = "asymvlm_kernels.launch"
+    known = set().union(*(IMPORTS[name] for name in FILES if name.startswith(room)))
+    assert {name for name in known if not name.startswith(room)} == {"asymvlm_kernels._triton"}
+
+
+def test_one_file_knows_the_inside_of_triton():
+    inside = ("triton.runtime", "triton.compiler", "triton.backends", "triton.knobs", "from triton import knobs")
+    found = {name for name, file in FILES.items() if any(word in file.read_text(encoding="utf-8") for word in inside)}
+    assert found == {"asymvlm_kernels.launch.interface"}
+
+
+def test_kernels_are_launched_in_one_place():
+    """So that a launcher can be remembered."""
+    subscripts = {
+        name
+        for name, file in FILES.items()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Subscript)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id.endswith("kernel")
+    }
+    assert subscripts == {"asymvlm_kernels.launch.record"}
 
 
 def test_nothing_imports_what_is_unproven():
