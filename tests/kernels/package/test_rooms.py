@@ -74,6 +74,12 @@ def test_nothing_imports_what_is_unproven():
     assert {name for name in doors if not name.startswith(UNPROVEN)} == {"asymvlm_kernels.dispatch"}
 
 
+def test_nothing_that_runs_knows_how_it_is_compiled_beforehand():
+    warming = "asymvlm_kernels.warming"
+    outside = {name for name in importers("asymvlm_kernels", warming) if not name.startswith(warming)}
+    assert outside == {"asymvlm_kernels"}
+
+
 def test_prune_sequence_is_met_at_the_door_of_its_folder():
     folder = "asymvlm_kernels.prefill.prune"
     for name, modules in importers("asymvlm_kernels", folder).items():
