@@ -46,6 +46,8 @@ def main(args: list[str] | None = None) -> int:
         return 0
     if options.cache is not None and options.cache.exists():
         print(f"== cache: {cache.adopt(options.cache)} builds in {options.cache}", flush=True)
+    if options.device == "cuda" and not (compiler := cache.c_compiler())["ok"]:
+        print(f"== C compiler: {compiler['reason']}", flush=True)
     place = options.results.resolve() / environment.device_slug(options.device)
     file = place / f"{datetime.now(UTC):%Y-%m-%d}.json"
     statuses = []

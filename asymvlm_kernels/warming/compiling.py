@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -20,7 +21,15 @@ _builds: list[Build] = []
 def distinct(builds: Sequence[Build]) -> list[Build]:
     """One of each compilation, the longest first, so that no worker is left alone with one at the end."""
     found = {build.key: build for build in builds}
-    return sorted(found.values(), key=lambda build: -len(build.source.fn.src))
+    return sorted(found.values(), key=lambda build: -_length(build.source.fn, set()))
+
+
+def _length(function: Any, seen: set[str]) -> int:
+    """Of the source of a kernel and of all functions that it calls, each once: what there is to compile."""
+    seen.add(function.__name__)
+    names = set(re.findall(r"\w+", function.src)) - seen
+    called = [found for name in names if hasattr(found := function.fn.__globals__.get(name), "src")]
+    return len(function.src) + sum(_length(found, seen) for found in called if found.__name__ not in seen)
 
 
 def compile_builds(builds: Sequence[Build], jobs: int) -> Iterator[Outcome]:

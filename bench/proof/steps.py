@@ -64,14 +64,14 @@ def core(options: argparse.Namespace, file: Path, limit: float) -> list[str]:
     """One test a kernel and dtype at goal sizes, and what only a GPU has: graphs, streams."""
     if options.device != "cuda":
         raise Skip("no CUDA device")
-    return [*_suite(file, "core", limit), *_workers(4), *CORE_TESTS]
+    return [*_suite(file, "core", limit), *_workers(4, "load"), *CORE_TESTS]
 
 
 def suite(options: argparse.Namespace, file: Path, limit: float) -> list[str]:
     """All tests of the kernels; a file with failures runs once more in a fresh process."""
     if options.smoke:
         return [*_suite(file, "suite", limit), "tests/bench/test_floors.py"]
-    return [*_suite(file, "suite", limit), *_workers(14), "tests/kernels", *API_TESTS]
+    return [*_suite(file, "suite", limit), *_workers(14, "loadfile"), "tests/kernels", *API_TESTS]
 
 
 def _suite(file: Path, name: str, limit: float) -> list[str]:
@@ -79,10 +79,11 @@ def _suite(file: Path, name: str, limit: float) -> list[str]:
     return [sys.executable, "-m", "bench.proof.suite", "--records", str(records), "--seconds", f"{limit:.0f}", "--"]
 
 
-def _workers(most: int) -> list[str]:
+def _workers(most: int, dist: str) -> list[str]:
+    """``dist``: "loadfile" where the tests of a file share what they compile, "load" where all is compiled."""
     if importlib.util.find_spec("xdist") is None:
         return []
-    return ["-n", str(min(os.cpu_count() or 1, most)), "--dist", "loadfile"]  # a file's tests share what they compile
+    return ["-n", str(min(os.cpu_count() or 1, most)), "--dist", dist]
 
 
 def measured(options: argparse.Namespace, file: Path, limit: float) -> list[str]:
@@ -200,18 +201,18 @@ def cuda(options: argparse.Namespace, file: Path, limit: float) -> list[str]:
 
 
 STEPS = {
-    "warm": Step(60, warm, "json"),
-    "core": Step(45, core, "xml"),
-    "prune": Step(55, prune),
-    "decode": Step(45, decode),
-    "ops": Step(40, ops),
-    "profile": Step(40, profile, "txt"),
+    "warm": Step(45, warm, "json"),
+    "core": Step(40, core, "xml"),
+    "prune": Step(50, prune),
+    "decode": Step(40, decode),
+    "ops": Step(35, ops),
+    "profile": Step(35, profile, "txt"),
     "memcheck": Step(35, memcheck, "txt"),
     "racecheck": Step(35, racecheck, "txt"),
     "suite": Step(110, suite, "xml", takes_rest=True),
-    "generate": Step(35, generate, "json"),
-    "eviction": Step(20, eviction, "json"),
-    "training": Step(20, training, "json"),
+    "generate": Step(50, generate, "json", takes_rest=True),
+    "eviction": Step(30, eviction, "json", takes_rest=True),
+    "training": Step(35, training, "json", takes_rest=True),
     "prefill": Step(240, prefill),
     "compiled": Step(100, compiled),
     "flex": Step(100, flex),
