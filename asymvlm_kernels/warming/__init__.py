@@ -2,5 +2,5 @@
 
 There `calls` makes the calls that are to come on CPU tensors, `recording` keeps each launch from happening and notes
 what Triton would have compiled for it, and `compiling` compiles that, many at a time, into Triton's cache. `cache`
-looks at what lies there.
+looks at what lies there, and `inside` is all that knows how Triton does it.
 """

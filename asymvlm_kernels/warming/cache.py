@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from asymvlm_kernels._triton import HAS_TRITON, triton
+from asymvlm_kernels._triton import HAS_TRITON
+from asymvlm_kernels.warming.inside import cache_folder
 
 PACKAGE = Path(__file__).resolve().parents[1]
 GROUP = "__grp__"  # in front of the name of the file that lists a build's files, by their whole paths
@@ -22,7 +23,7 @@ GROUP = "__grp__"  # in front of the name of the file that lists a build's files
 def folder_of() -> str:
     """The folder that Triton keeps its builds in: ``TRITON_CACHE_DIR``, else in the home of the user."""
     if HAS_TRITON:
-        return str(triton.knobs.cache.dir)
+        return cache_folder()
     return os.environ.get("TRITON_CACHE_DIR") or str(Path.home() / ".triton" / "cache")
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from multiprocessing import get_context
 from typing import Any
 
-from asymvlm_kernels._triton import triton
+from asymvlm_kernels.warming.inside import compile_now
 from asymvlm_kernels.warming.recording import Build
 
 Outcome = dict[str, Any]  # kernel, key, state, seconds, problem
@@ -50,19 +50,12 @@ def compile_builds(builds: Sequence[Build], jobs: int) -> Iterator[Outcome]:
 
 
 def _compile(number: int) -> Outcome:
-    build, state = _builds[number], "compiled"
-
-    def listen(*_: Any, cache_hit: bool, **__: Any) -> None:
-        nonlocal state
-        state = "found" if cache_hit else "compiled"
-
-    triton.knobs.compilation.listener = listen
-    started = time.perf_counter()
+    build, started = _builds[number], time.perf_counter()
     try:
-        triton.compile(build.source, target=build.target, options=build.options)
+        found = compile_now(build.source, build.target, build.options)
     except Exception as error:  # whatever a compiler raises; the others go on
         return _outcome(build, "failed", time.perf_counter() - started, error)
-    return _outcome(build, state, time.perf_counter() - started)
+    return _outcome(build, "found" if found else "compiled", time.perf_counter() - started)
 
 
 def _outcome(build: Build, state: str, seconds: float, error: BaseException | None = None) -> Outcome:

@@ -17,11 +17,9 @@ from typing import Any
 from unittest.mock import patch
 
 from asymvlm_kernels import dispatch
-from asymvlm_kernels._triton import triton
 from asymvlm_kernels.dispatch import use_backend
 from asymvlm_kernels.tuning.prefill import architecture
-
-WARP = 32  # threads
+from asymvlm_kernels.warming.inside import launches_end_at_compiling
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,49 +42,19 @@ class Build:
         return f"{self.kernel} {hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
 
-class _Driver:
-    """Stands for the GPU: one device a compute capability, so that Triton keeps what it knows of each apart."""
-
-    def __init__(self, arch: int) -> None:
-        self.arch = arch
-
-    def get_current_device(self) -> int:
-        return self.arch
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> Any:
-        return triton.backends.compiler.GPUTarget("cuda", self.arch, WARP)
-
-
 @contextlib.contextmanager
 def recording(arch: int) -> Iterator[list[Build]]:
     """Record what the launches inside the ``with`` block would compile for a GPU of ``arch``, 90 for capability 9.0.
 
     Nothing is launched: what the kernels would write stays as it was allocated. Ops of CPU tensors take the launchers.
     """
-    driver, jit = triton.runtime.driver, triton.runtime.jit.JITFunction
-    launch, before, builds = jit.run, driver._active, []
-
-    def run(kernel: Any, *args: Any, grid: object, warmup: bool = False, **options: Any) -> None:
-        builds.append(launch(kernel, *args, grid=grid, warmup=True, **options))
-
-    def compile_later(source: Any, target: Any = None, options: Any = None, **_: Any) -> Build:
-        return Build(source, target, dict(options or {}))
-
-    driver.set_active(_Driver(arch))
-    try:
-        with (
-            patch.object(jit, "run", run),
-            patch.object(triton.compiler, "compile", compile_later),
-            patch.object(dispatch, "INTERPRETED", True),  # a CPU will do: nothing runs
-            _architecture(arch),
-            use_backend("triton"),
-        ):
-            yield builds
-    finally:
-        driver._active = before
+    with (
+        launches_end_at_compiling(arch, Build) as builds,
+        patch.object(dispatch, "INTERPRETED", True),  # a CPU will do: nothing runs
+        _architecture(arch),
+        use_backend("triton"),
+    ):
+        yield builds
 
 
 @contextlib.contextmanager

@@ -156,6 +156,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--file", type=Path, help="compile, and tell of it here")
     options = parser.parse_args(args)
     started = time.monotonic()
+    torch.set_num_threads(1)  # before a fork
     found = {name: recorded(name, options.arch) for name in steps.STEPS if name not in (*steps.BY_NAME, "warm")}
     builds = distinct([build for some in found.values() for build in some or ()])
     if options.file is None:

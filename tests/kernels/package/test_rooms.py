@@ -80,6 +80,13 @@ def test_nothing_that_runs_knows_how_it_is_compiled_beforehand():
     assert outside == {"asymvlm_kernels"}
 
 
+def test_one_file_of_the_warm_up_knows_the_inside_of_triton():
+    inside = ("triton.runtime", "triton.compiler", "triton.backends", "triton.knobs")
+    room = {name: file.read_text(encoding="utf-8") for name, file in FILES.items() if ".warming" in name}
+    found = {name for name, source in room.items() if any(word in source for word in inside)}
+    assert found == {"asymvlm_kernels.warming.inside"}
+
+
 def test_prune_sequence_is_met_at_the_door_of_its_folder():
     folder = "asymvlm_kernels.prefill.prune"
     for name, modules in importers("asymvlm_kernels", folder).items():
