@@ -28,12 +28,16 @@ from asymvlm_kernels.prefill.select import importance_gap, select_tokens
 from asymvlm_kernels.prefill.spread import Spread
 from asymvlm_kernels.training.attention import key_bias_attention
 from asymvlm_kernels.training.soft_mask import soft_mask
+from asymvlm_kernels.warming.calls import Calls, Carried
+from asymvlm_kernels.warming.warm import Warmed, WarmedBuild, warmup
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
     "Budget",
+    "Calls",
+    "Carried",
     "LinearBudget",
     "PrunedSequence",
     "RelativeThresholdBudget",
@@ -41,6 +45,8 @@ __all__ = [
     "Spread",
     "ThresholdBudget",
     "UniformBudget",
+    "Warmed",
+    "WarmedBuild",
     "flash_attn_func",
     "flash_attn_with_kvcache",
     "gather_rows",
@@ -55,6 +61,7 @@ __all__ = [
     "select_tokens",
     "soft_mask",
     "use_backend",
+    "warmup",
 ]
 
 

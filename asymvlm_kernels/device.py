@@ -138,6 +138,6 @@ def larger_or_nan(a, b):
 
 @triton.jit
 def halves_of(wide, dtype: tl.constexpr):
-    """``high`` and ``low`` of ``dtype``, whose sum is fp32 ``wide`` but for its last bits; ``low`` is NaN for infinity."""
+    """``high`` and ``low`` of ``dtype``, whose sum is fp32 ``wide`` but for its last bits. Infinity has a ``low`` of NaN."""
     high = narrowed(wide, dtype)
     return high, narrowed(wide - widened(high), dtype)

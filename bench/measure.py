@@ -156,18 +156,31 @@ def wanted(
             if skipped or (names and shape.name not in names):
                 continue
             found += [cases[op](shape, DTYPES[dtype], device) for op in cases if op in (ops or cases)]
+    # names say in which order, where they are given
+    found.sort(key=lambda case: names.index(case.shape.name) if names else 0)
     return list({case.key: case for case in found}.values())  # select has no dtype of its own
+
+
+def chosen(options: argparse.Namespace) -> list[Case]:
+    """The cases that a command measures."""
+    cases = wanted(options.phase, options.device, options.smoke, options.op, options.shape, options.dtype)
+    return [case for case in (choose(case, options.compiled) for case in cases) if case.variants]
 
 
 def choose(case: Case, compiled: str) -> Case:
     """``case`` with or without its compiled peers. With ``"only"`` a case that has none loses all its variants."""
-    has = any("compiled" in name for name in case.variants)
+    plain = {name: variant for name, variant in case.variants.items() if not _is_compiled(name)}
+    has = len(plain) < len(case.variants)
     if compiled == "without" and has:
-        return replace(case, variants={name: v for name, v in case.variants.items() if "compiled" not in name})
+        return replace(case, variants=plain)
     return replace(case, variants={}) if compiled == "only" and not has else case
 
 
-def main(args: list[str] | None = None) -> int:
+def _is_compiled(name: str) -> bool:
+    return "compiled" in name or name == "FlexAttention"
+
+
+def parse(args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--file", type=Path, required=True, help="results file, merged into")
@@ -180,7 +193,11 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
     parser.add_argument("--compiled", choices=("with", "without", "only"), default="with", help="the compiled peers")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no case after this long")
-    options = parser.parse_args(args)
+    return parser.parse_args(args)
+
+
+def main(args: list[str] | None = None) -> int:
+    options = parse(args)
     if options.threads:
         torch.set_num_threads(options.threads)
     return run(options)
@@ -197,9 +214,7 @@ def run(options: argparse.Namespace) -> int:
     seconds = 0.0 if options.smoke else 0.4 if options.device == "cpu" else 0.05
     failures = 0
     outcome: dict[str, Any]
-    cases = wanted(options.phase, options.device, options.smoke, options.op, options.shape, options.dtype)
-    cases = [case for case in (choose(case, options.compiled) for case in cases) if case.variants]
-    for case in cases:
+    for case in chosen(options):
         key = case.key if options.device == "cuda" else f"{case.key}@{torch.get_num_threads()}"
         if options.resume and results.is_measured(options.file, key, record["environment"]["source"], case.variants):
             print(f"{key}: measured already", flush=True)

@@ -1,7 +1,7 @@
 """The text side of the score: ``t'_j = w * t_j / ||t_j||`` as a sum of two numbers of the dtype of V.
 
 One bf16 t' would cost 6e-4 of score, enough to swap near ties; a sum of two (``high + low``) 2e-6 and twice the rows of
-one matrix product. Both halves are rows of it, in turns of eight: so a thread of a tensor core instruction holds the two
+one matrix product. Both halves are rows of it, in turns of eight: so a thread of a tensor core instruction holds both
 products of a text, and adds them without asking another.
 """
 

@@ -92,7 +92,8 @@ def kth_keys(keys, k, m):
 @triton.jit
 def three_keys(keys, k, m, cut, with_cut):
     """The ``k``-th and the ``m``-th largest of fewer than 32768 keys, and where ``with_cut`` is set the answer of
-    `kth_key` for ``cut``, from one loop. There the key may be any number below the ``cut``-th largest and above the next.
+    `kth_key` for ``cut``, from one loop. There the key may be any number from the next largest to just below the
+    ``cut``-th.
     """
     kth, bit = shared_bits(keys)
     mth = kth

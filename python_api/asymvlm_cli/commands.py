@@ -200,4 +200,27 @@ def verify(
     do("verify", locals())
 
 
-COMMANDS = (run, chat, heatmap, train, calibrate, doctor, verify)
+def warmup(
+    model: options.Model,
+    lengths: Annotated[
+        str | None,
+        typer.Option("--lengths", metavar="NUMBERS", help="Tokens of the prompts to come: 700,3000. All if none."),
+    ] = None,
+    dtype: options.DtypeOption = "auto",
+    arch: Annotated[
+        int | None,
+        typer.Option("--arch", help="GPU to compile for, 90 for compute capability 9.0; the one that is here if none."),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Compilations at a time; one a processor if none.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Folder to compile into; Triton's own if none.", show_default=False)
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Compile all kernels that a patched model will need, before the first call. Exit code 1 if a build fails."""
+    do("warmup", locals())
+
+
+COMMANDS = (run, chat, heatmap, train, calibrate, doctor, verify, warmup)

@@ -12,8 +12,8 @@ import torch
 
 from asymvlm_kernels import build
 from asymvlm_kernels.unproven.cuda import library as cuda
-from bench import gpu
 from bench.ops.cuda import check as check_cuda
+from bench.proof import steps
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="here the part itself runs")
 
@@ -46,7 +46,11 @@ def test_a_failing_step_fails(emulator, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "code,word",
-    [("pass", "clean"), ("raise SystemExit(9)", "failed"), (f"print({gpu.UNSUPPORTED!r}); exit(1)", "not supported")],
+    [
+        ("pass", "clean"),
+        ("raise SystemExit(9)", "failed"),
+        ("print('Device not supported'); exit(1)", "not supported"),
+    ],
 )
 def test_what_the_sanitizer_says(code, word, tmp_path):
     tool = tmp_path / "compute-sanitizer"
@@ -57,10 +61,10 @@ def test_what_the_sanitizer_says(code, word, tmp_path):
 
 def test_without_a_library_and_a_compiler_the_part_is_skipped(monkeypatch, tmp_path):
     options = argparse.Namespace(device="cuda", smoke=False)
-    monkeypatch.setattr(gpu, "find", lambda: None)
-    monkeypatch.setattr(gpu, "nvcc", lambda: None)
+    monkeypatch.setattr(steps, "find", lambda: None)
+    monkeypatch.setattr(steps, "nvcc", lambda: None)
     monkeypatch.setattr(check_cuda, "CARRIED", tmp_path / "none.so")
-    with pytest.raises(gpu.Skip, match="no CUDA library"):
-        gpu.cuda(options, tmp_path / "x.json", 100)
+    with pytest.raises(steps.Skip, match="no CUDA library"):
+        steps.cuda(options, tmp_path / "x.json", 100)
     (tmp_path / "none.so").write_bytes(b"")
-    assert gpu.cuda(options, tmp_path / "x.json", 100)[2:4] == ["bench.ops.cuda.check", "--file"]
+    assert steps.cuda(options, tmp_path / "x.json", 100)[2:4] == ["bench.ops.cuda.check", "--file"]

@@ -14,17 +14,18 @@ import torch
 from bench import gpu
 from bench.harness import exercise
 from bench.ops.prefill.cases import CASES
+from bench.proof import running, steps
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def options(tmp_path: Path, **values: object) -> argparse.Namespace:
-    defaults = {"device": "cpu", "smoke": True, "resume": False, "threads": 1, "limit": None}
+    defaults = {"device": "cpu", "smoke": True, "resume": False, "threads": 1, "cache": None}
     return argparse.Namespace(**(defaults | {"results": tmp_path} | values))
 
 
-def part_that_runs(code: str) -> gpu.Part:
-    return gpu.Part(20, lambda *_: [sys.executable, "-c", code])
+def step_that_runs(code: str) -> steps.Step:
+    return steps.Step(20, lambda *_: [sys.executable, "-c", code])
 
 
 @pytest.mark.slow
@@ -52,45 +53,59 @@ def test_without_a_gpu_one_line_and_exit_code_2(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_part_keeps_the_others_and_their_results(tmp_path, monkeypatch, capfd):
-    parts = {"correctness": part_that_runs("print('fine')"), "sanitizer": gpu.PARTS["sanitizer"]}
-    parts["prefill"] = part_that_runs("print('it broke'); raise SystemExit(3)")
-    monkeypatch.setattr(gpu, "PARTS", parts)
+@pytest.fixture
+def replaced(monkeypatch: pytest.MonkeyPatch) -> dict[str, steps.Step]:
+    """The steps there are, for the test to replace."""
+    found = dict(steps.STEPS)
+    for module in (gpu, running, steps):
+        monkeypatch.setattr(module, "STEPS", found)
+    return found
+
+
+def test_a_failed_step_keeps_the_others_and_their_results(tmp_path, replaced, capfd):
+    for name in [name for name in replaced if name not in ("core", "memcheck", "prune")]:
+        del replaced[name]
+    replaced |= {"core": step_that_runs("print('fine')"), "prune": step_that_runs("print('it broke'); exit(3)")}
     args = ["--device", "cpu", "--smoke", "--results", str(tmp_path)]
     assert gpu.main(args) == 1
     (file,) = tmp_path.glob("*/*.json")
     recorded = json.loads(file.read_text())["parts"]
     statuses = {name: part["status"] for name, part in recorded.items()}
-    assert statuses == {"correctness": "passed", "sanitizer": "skipped", "prefill": "failed"}
-    assert recorded["prefill"]["tail"] == ["it broke"]
-    parts["prefill"] = part_that_runs("print('mended')")
-    assert gpu.main([*args, "--only", "prefill"]) == 0
+    assert statuses == {"core": "passed", "memcheck": "skipped", "prune": "failed"}
+    assert recorded["prune"]["tail"] == ["it broke"]
+    replaced["prune"] = step_that_runs("print('mended')")
+    assert gpu.main([*args, "--only", "prune"]) == 0
     recorded = json.loads(file.read_text())["parts"]
-    assert (recorded["prefill"]["summary"], recorded["correctness"]["summary"]) == ("mended", "fine")
+    assert (recorded["prune"]["summary"], recorded["core"]["summary"]) == ("mended", "fine")
 
 
-def test_a_part_that_hangs_is_ended_with_its_children(tmp_path, monkeypatch, capfd):
+def test_a_step_that_hangs_is_ended_with_its_children(tmp_path, replaced, capfd):
     child = "import time; print('started', flush=True); time.sleep(60)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    monkeypatch.setitem(gpu.PARTS, "prefill", part_that_runs(code))
-    assert gpu.run_part("prefill", options(tmp_path, limit=3), tmp_path / "x" / "day.json") == "timeout"
-    record = json.loads((tmp_path / "x" / "day.json").read_text())["parts"]["prefill"]
+    replaced["prune"] = step_that_runs(code)
+    assert running.run_step("prune", options(tmp_path), tmp_path / "x" / "day.json", 3) == "timeout"
+    record = json.loads((tmp_path / "x" / "day.json").read_text())["parts"]["prune"]
     assert (record["status"], record["tail"]) == ("timeout", ["started"])
     assert record["seconds"] < 15, "the child held the pipe open"
 
 
-def test_a_machine_that_refuses_the_sanitizer_is_no_failure(tmp_path, monkeypatch, capfd):
-    code = "print('========= Error: Device not supported'); raise SystemExit(1)"
-    monkeypatch.setitem(gpu.PARTS, "sanitizer", part_that_runs(code))
-    assert gpu.run_part("sanitizer", options(tmp_path), tmp_path / "day.json") == "skipped"
+def test_tests_of_a_step_that_was_broken_off_are_told(tmp_path, replaced, capfd):
+    line = json.dumps({"test": "a.py::b", "outcome": "passed", "seconds": 1, "again": False, "told": ""})
+    lines = steps.beside(tmp_path / "day.json", "core", "jsonl")
+    code = f"import time; open({str(lines)!r}, 'w').write({line!r} + chr(10)); time.sleep(60)"
+    replaced["core"] = steps.Step(20, lambda *_: [sys.executable, "-c", code], "xml")
+    assert running.run_step("core", options(tmp_path), tmp_path / "day.json", 3) == "timeout"
+    assert 'name="b"' in (tmp_path / "day-core.xml").read_text()
 
 
-def test_parts_stay_within_eight_minutes_and_the_long_ones_in_another_eight():
-    limits = {name: part.limit for name, part in gpu.PARTS.items()}
-    assert sum(limits.pop(name) for name in gpu.BY_NAME) <= 8 * 60
-    assert sum(limits.values()) <= 8 * 60
+@pytest.mark.parametrize("words", running.UNSUPPORTED)
+def test_a_machine_that_refuses_a_tool_is_no_failure(words, tmp_path, replaced, capfd):
+    replaced["memcheck"] = step_that_runs(f"print('========= Error: {words}'); raise SystemExit(1)")
+    assert running.run_step("memcheck", options(tmp_path), tmp_path / "day.json", 20) == "skipped"
 
 
 def test_the_sanitizers_job_agrees_with_the_reference(capsys):
     assert exercise.main(["--device", "cpu"]) == 0
     assert "9 combinations agree" in capsys.readouterr().out
+    assert exercise.main(["--device", "cpu", "--one"]) == 0
+    assert "1 combinations agree" in capsys.readouterr().out

@@ -45,17 +45,9 @@ def load(
         InputError: if it is not there, not supported, incomplete, or the device is missing; what can be checked before
             weights are read is.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor, PretrainedConfig
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    source = locate(model)
-    try:
-        config, _ = PretrainedConfig.get_config_dict(source)
-    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: JSON, but no object
-        raise InputError(f"cannot load model {model!r}: {first_line(error).rstrip('.')}; {_WANTED}") from error
-    found = config.get("model_type") if isinstance(config, dict) else None
-    supported = supported_models()
-    if found not in supported:
-        raise InputError(f"model {model!r} has model_type {found!r}, wanted one of {', '.join(supported)}")
+    source = known_source(model)
     target = _device(device, device_map)
     placed = _placement(device_map, load_in_8bit, load_in_4bit, target)
     try:
@@ -80,6 +72,34 @@ def load(
     if missing := sorted(info["missing_keys"]):
         logger.warning("%d weights are not in %s and stay random, first: %s", len(missing), model, missing[0])
     return Session(model, (loaded if placed else loaded.to(target)).eval(), processor)
+
+
+def known_source(model: str) -> str:
+    """The folder or hub id of a supported model. Raises InputError where its configuration tells another."""
+    from transformers import PretrainedConfig
+
+    source = locate(model)
+    try:
+        config, _ = PretrainedConfig.get_config_dict(source)
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: JSON, but no object
+        raise InputError(f"cannot load model {model!r}: {first_line(error).rstrip('.')}; {_WANTED}") from error
+    found = config.get("model_type") if isinstance(config, dict) else None
+    supported = supported_models()
+    if found not in supported:
+        raise InputError(f"model {model!r} has model_type {found!r}, wanted one of {', '.join(supported)}")
+    return source
+
+
+def load_config(model: str) -> Any:
+    """The configuration of a supported model, without its weights. Raises InputError where there is none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(known_source(model), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot read the configuration of {model!r}: {first_line(error)}") from error
 
 
 def _missing_package(error: ImportError) -> str:

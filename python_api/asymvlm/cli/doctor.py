@@ -1,4 +1,4 @@
-"""`asymvlm doctor`: what is installed, which backend runs here and why, and whether pruning gives the right tokens."""
+"""`asymvlm doctor`: what is installed and compiled, which backend runs here and why, whether pruning is right."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from asymvlm.hf import versions
 from asymvlm.models import supported_models
 from asymvlm_kernels import UniformBudget, prune_sequence
 from asymvlm_kernels.dispatch import explain_backend
+from asymvlm_kernels.warming import cache
 
 PACKAGES = ("torch", "triton", "transformers", "flash-attn", "matplotlib", *VISION_EXTRA)
 
@@ -48,6 +49,8 @@ def diagnose() -> dict[str, Any]:
         },
         "devices": [_describe(name) for name in devices],
         "backend": explain_backend(),
+        "compiled": cache.describe(),
+        "c_compiler": cache.c_compiler(),
         "supported_models": supported_models(),
         "self_test": [self_test(name) for name in devices],
     }
@@ -135,6 +138,12 @@ def _show(record: dict[str, Any]) -> None:
     table.add_row("backend", f"{backend['backend']}: {backend['reason']}")
     for name, state in backend["available"].items():
         table.add_row(f"  {name}", "available" if state["ok"] else f"not available: {state['reason']}")
+    compiled, compiler = record["compiled"], record["c_compiler"]
+    archs = ", ".join(f"{count} for {name}" for name, count in compiled["architectures"].items())
+    found = f"{compiled['builds']} builds of this package{f' ({archs})' if archs else ''}"
+    table.add_row("compiled", f"{found}, {compiled['bytes'] / 2**20:.1f} MiB in {compiled['folder']}")
+    words = compiler["path"] if compiler["ok"] else f"{compiler['path'] or 'none'}: {compiler['reason']}"
+    table.add_row("C compiler", f"{words} (Triton calls it when it first launches a kernel)")
     table.add_row("models", ", ".join(record["supported_models"]))
     for test in record["self_test"]:
         verdict = "ok" if test["ok"] else f"FAILED: {test['problem']}"

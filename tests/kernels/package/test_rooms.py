@@ -75,10 +75,10 @@ def test_launching_knows_nothing_of_what_is_launched():
     assert {name for name in known if not name.startswith(room)} == {"asymvlm_kernels._triton"}
 
 
-def test_one_file_knows_the_inside_of_triton():
+def test_two_files_know_the_inside_of_triton():
     inside = ("triton.runtime", "triton.compiler", "triton.backends", "triton.knobs", "from triton import knobs")
     found = {name for name, file in FILES.items() if any(word in file.read_text(encoding="utf-8") for word in inside)}
-    assert found == {"asymvlm_kernels.launch.interface"}
+    assert found == {"asymvlm_kernels.launch.interface", "asymvlm_kernels.warming.inside"}
 
 
 def test_kernels_are_launched_in_one_place():
@@ -100,6 +100,12 @@ def test_nothing_imports_what_is_unproven():
     assert not outside
     doors = {name for name, file in FILES.items() if UNPROVEN in file.read_text(encoding="utf-8")}
     assert {name for name in doors if not name.startswith(UNPROVEN)} == {"asymvlm_kernels.dispatch"}
+
+
+def test_nothing_that_runs_knows_how_it_is_compiled_beforehand():
+    warming = "asymvlm_kernels.warming"
+    outside = {name for name in importers("asymvlm_kernels", warming) if not name.startswith(warming)}
+    assert outside == {"asymvlm_kernels"}
 
 
 def test_prune_sequence_is_met_at_the_door_of_its_folder():

@@ -152,7 +152,7 @@ def test_how_a_tile_is_split_changes_no_bit(L, dtype, device, monkeypatch):
     case.text_mask = ~case.vision_mask
     found = []
     for parts, rounds in SPLITS if device.type == "cuda" or dtype == torch.bfloat16 else SPLITS[::2]:
-        monkeypatch.setattr(two_launches, "split_of", lambda *_, it=tuning.Split(parts, rounds): it)
+        monkeypatch.setattr(two_launches, "split_of", lambda *_, split=(parts, rounds): tuning.Split(*split))
         found.append(case.score_select(UniformBudget(0.5)))
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
