@@ -2,7 +2,8 @@
 
 Counted are instructions and barriers of the longest block of `_score_select_kernel`, and the bytes of the embeddings
 that all blocks read together, beside the bytes that vision and text have. The part that scores does not depend on the
-number of rows, so few stand for many; the selection is counted by itself, on many rows that are narrow.
+number of rows, but for how a tile is split, so few stand for many; the selection is counted by itself, on many rows that
+are narrow.
 
     PYTHONPATH=.:tests/static python tests/ptx/counts.py             # what differs; exit code 1 where something grew
     PYTHONPATH=.:tests/static python tests/ptx/counts.py --update    # take what was found as the baseline
@@ -28,6 +29,7 @@ import torch
 import triton
 
 from asymvlm_kernels.prefill.prune import two_launches
+from asymvlm_kernels.tuning import prune as tuning
 
 ARCH = 90
 FIGURES = ("instructions", "barriers", "bytes_read", "bytes")
@@ -38,26 +40,30 @@ FOLDER = Path(__file__).parent / "baseline"
 
 @dataclass(frozen=True)
 class Size:
-    """Vision rows, text rows, width and dtype of one sample."""
+    """Vision rows, text rows, width and dtype of one sample; work is split as for ``rows`` places of a batch."""
 
     N: int
     L: int
     D: int
+    rows: int = 0
     dtype: torch.dtype = torch.bfloat16
 
     @property
     def name(self) -> str:
-        what = f"{self.N} keys" if self.D < 64 else f"D={self.D}, {self.N} rows"
+        what = f"{self.N} keys" if self.D < 64 else f"D={self.D}, split as {self.rows} places"
         return f"{what}, {self.L} text, {str(self.dtype).removeprefix('torch.')}"
 
 
 SIZES = (
-    Size(64, 30, 3072),
-    Size(64, 40, 3072),
-    Size(64, 40, 3840),
-    Size(64, 200, 3840),
-    Size(64, 40, 4096),
-    Size(64, 40, 3584),
+    Size(64, 30, 3072, 2530),
+    Size(64, 40, 3072, 2540),
+    Size(64, 40, 3840, 296),
+    Size(64, 200, 3840, 456),
+    Size(64, 40, 4096, 2920),
+    Size(64, 40, 3584, 4136),
+    Size(64, 40, 3584, 16424),
+    Size(64, 40, 3072, 8 * 2540),
+    Size(64, 40, 3072, 64 * 2540),
     Size(250, 9, 16),
     Size(2500, 9, 16),
 )
@@ -70,7 +76,12 @@ def count(size: Size) -> list[int]:
     vision = torch.zeros(1, S, dtype=torch.bool)
     vision[:, : size.N] = True
     arguments = (embeds, vision, ~vision, None, torch.ones(size.D), [500_000] * 3, [0.0, 0.0], S)
-    with emulation.emulate(ARCH) as reports:
+    split = two_launches.split_of
+
+    def as_asked(tiles: int, D: int, config: tuning.ScoreSelectConfig, processors: int) -> tuning.Split:
+        return split(-(-size.rows // config.block_n) or tiles, D, config, processors)
+
+    with emulation.emulate(ARCH) as reports, patch.object(two_launches, "split_of", as_asked):
         two_launches._score_select_triton(*arguments)
     read = sum(report.bytes_read[embeds.untyped_storage().data_ptr()] for report in reports)
     instructions, barriers = (sum(report.longest[at] for report in reports) for at in range(2))  # one after the other

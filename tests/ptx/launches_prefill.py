@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from check import Emulated, Launch, close, same
 
 from asymvlm_kernels.prefill import gather, reference, relative, score, score_grad, select
-from asymvlm_kernels.prefill.prune import known_length, scratch
+from asymvlm_kernels.prefill.prune import known_length, scratch, two_launches
 from asymvlm_kernels.testing import exact_inputs, prefill_inputs
+from asymvlm_kernels.tuning import prune as tuning
 from asymvlm_kernels.unproven import one_launch
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -141,6 +143,20 @@ def check_prune(
     compare_pruned(got, known_length._prune_static_reference(*arguments), exact)
 
 
+def check_splits(size: tuple[int, int, int, int], dtype: torch.dtype, emulated: Emulated) -> None:
+    """However the parts of a tile share the width, the bits are the same."""
+    tokens = sequence(*size, dtype)[:7]
+    found = []
+    for parts, rounds in ((1, 0), (3, 1), (3, 2), (6, 2)):
+        split = tuning.Split(parts, rounds)
+        with emulated(), patch.object(two_launches, "split_of", lambda *_, split=split: split):
+            found.append(two_launches._score_select_triton(*tokens, size[1] + size[2]))
+    for other in found[1:]:
+        for name, got, want in zip(("scores", "gap", "counts", "lengths", "order"), other, found[0], strict=True):
+            same(got, want, name)
+    close(found[0][0], two_launches._score_select_reference(*tokens, size[1] + size[2])[0], SCORE, "scores")
+
+
 def check_given(N: int, emulated: Emulated) -> None:
     arguments = sequence(2, N, 9, 8, BF16)
     given, _ = ties_and_nan(N + 9)
@@ -175,6 +191,9 @@ def launches() -> Iterator[Launch]:
     yield Launch("given scores", ("_select_given_kernel", TWO[1]), part(check_given, 300), (90,))
     yield Launch("two launches bfloat16", TWO, part(check_prune, two, (2, 130, 9, 256), BF16), (90,))
     yield Launch("two launches bfloat16 long text", TWO, part(check_prune, two, (2, 130, 40, 256), BF16), (90,))
+    yield Launch("two launches bfloat16 200 texts", TWO, part(check_prune, two, (1, 130, 200, 256), BF16))
+    yield Launch("splits bfloat16", TWO[:1], part(check_splits, (1, 70, 200, 512), BF16))
+    yield Launch("splits float16", TWO[:1], part(check_splits, (1, 70, 70, 256), FP16))
     yield Launch("two launches bfloat16 odd", TWO, part(check_prune, two, (1, 130, 33, 70), BF16))
     yield Launch("two launches float16", TWO, part(check_prune, two, (1, 130, 9, 256), FP16))
     yield Launch("two launches float32", TWO, part(check_prune, two, (1, 70, 9, 128), FP32))

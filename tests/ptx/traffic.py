@@ -107,6 +107,19 @@ def st(layout: Layout, ins: Instruction) -> Step:
     return step
 
 
+@makes("prefetch", "global L1 L2")
+def prefetch(layout: Layout, ins: Instruction) -> Step:
+    """Nothing but the check that something lies there."""
+    address = addresser(layout, ins.operands[0])
+
+    def step(block: Block, mask: Mask) -> None:
+        addresses = at(address(block), chosen(mask, block), mask).view(np.uint64)
+        for _ in block.globals.tensors.place(addresses, 1, ins):
+            pass
+
+    return step
+
+
 OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "add": lambda old, x: old + x,
     "exch": lambda old, x: x,

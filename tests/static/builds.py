@@ -38,8 +38,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from asymvlm_kernels.tuning.prefill import architecture
+from asymvlm_kernels.tuning.prefill import architecture, processors
 
+PROCESSORS = 132  # of an H100: how work is split follows from it, no build does
 ARCHITECTURES = (80, 89, 90, 100, 120)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 GROUPS = {
@@ -111,10 +112,12 @@ def launches_replaced(case: Case, arch: int, act: Callable[[Build, dict[str, Any
         act(Build(case, arch, kernel, signature, constants, attributes, parsed), bound, grid)
 
     with patch.object(JITFunction, "run", run), contextlib.ExitStack() as patched:
-        asked = architecture  # this module is among those patched
+        # this module is among those patched, so its names are read before
+        answers = {"architecture": (architecture, arch), "processors": (processors, PROCESSORS)}
         for module in list(sys.modules.values()):  # wherever a launcher asks for the device
-            if getattr(module, "architecture", None) is asked:
-                patched.enter_context(patch.object(module, "architecture", lambda device: arch))
+            for name, (asked, answer) in answers.items():
+                if getattr(module, name, None) is asked:
+                    patched.enter_context(patch.object(module, name, lambda device, answer=answer: answer))
         yield
 
 
