@@ -98,10 +98,6 @@ else:
         )
 
     @triton.jit
-    def _add(a, b, c, d):
-        return a + c, b + d
-
-    @triton.jit
     def _smaller(a, b, c, d):
         return tl.minimum(a, c), tl.minimum(b, d)
 
@@ -111,8 +107,8 @@ else:
 
     @triton.jit
     def sum_both(a, b):
-        """Sums along the first axis of two arrays, in one reduction."""
-        return tl.reduce((a, b), 0, _add)
+        """Sums along the first axis of two int32 arrays, in one reduction, which adds a warp in one instruction."""
+        return tl.split(tl.sum(tl.join(a, b), 0))
 
     @triton.jit
     def min_both(a, b):
@@ -138,6 +134,6 @@ def larger_or_nan(a, b):
 
 @triton.jit
 def halves_of(wide, dtype: tl.constexpr):
-    """``high`` and ``low`` of ``dtype``, whose sum is fp32 ``wide`` but for its last bits. Infinity has a ``low`` of NaN."""
+    """``high`` and ``low`` of ``dtype``, whose sum is fp32 ``wide`` but for its last bits; for infinity ``low`` is NaN."""
     high = narrowed(wide, dtype)
     return high, narrowed(wide - widened(high), dtype)

@@ -2,8 +2,8 @@
 
 Counted are instructions and barriers of the longest block of `_score_select_kernel`, and the bytes of the embeddings
 that all blocks read together, beside the bytes that vision and text have. The part that scores does not depend on the
-number of rows, but for how a tile is split, so few stand for many; the selection is counted by itself, on many rows that
-are narrow.
+number of rows, but for how a tile is split, so few stand for many; the selection is counted by itself, on many narrow
+rows.
 
     PYTHONPATH=.:tests/static python tests/ptx/counts.py             # what differs; exit code 1 where something grew
     PYTHONPATH=.:tests/static python tests/ptx/counts.py --update    # take what was found as the baseline

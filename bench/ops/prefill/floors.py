@@ -10,12 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from asymvlm_kernels.tuning.prune import ScoreSelectConfig, Split, score_select_config, split_of
 from bench.ops.prefill.shapes import Shape
 
 OPS = ("score_tokens", "select_tokens", "gather_rows", "prune_sequence")
 LAUNCHES = {"score_tokens": 2, "select_tokens": 1, "gather_rows": 1, "prune_sequence": 2}  # kernels of the design
 SCORE, COUNT, INDEX = 4, 4, 8  # bytes of an fp32 score, an int32 count, an int64 index
-FUSED_ROWS, FUSED_PARTS, FUSED_TEXT = 64, 3, 32  # tile of prune_sequence: rows, parts of the width, text columns
+PROCESSORS = 132  # of an H100
 
 
 @dataclass(frozen=True)
@@ -67,17 +70,37 @@ def traffic(op: str, shape: Shape, itemsize: int, tile_rows: int = 32) -> Traffi
         read, written, reread = kept + B * K * INDEX, kept, 0
     elif op == "prune_sequence":  # scores, counts and index need not leave the chip; the sequence does
         masks = 2 * B * shape.S
-        tiles = -(-shape.S // FUSED_ROWS)
+        config = fused_config(D, itemsize)
+        tiles = -(-shape.S // config.block_n)
         text_again = (tiles - 1) * text  # as it lies: the kernel splits it tile by tile
-        # Parts are written and read once, in L2; their last column holds norms. More text than that leaves room for is
-        # split instead of the width.
-        parts = 2 * B * tiles * FUSED_PARTS * FUSED_ROWS * 4 * (FUSED_TEXT if L < FUSED_TEXT else 2)
-        vision_again = (-(-L // FUSED_TEXT) - 1) * vision if L else 0
+        split = split_of(B * tiles, D, config, PROCESSORS)
+        parts = 2 * B * tiles * config.block_n * 4 * shared_columns(L, split, config.block_l)  # written and read, in L2
+        vision_again = (-(-L // config.block_l) - 1) * vision if L else 0
         read, written = vision + text + weight + masks, kept + text
         reread = text_again + parts + vision_again + kept + text
     else:
         raise ValueError(f"op must be one of {', '.join(OPS)}, got {op!r}")
     return Traffic(read, written, reread, LAUNCHES[op])
+
+
+def fused_config(D: int, itemsize: int) -> ScoreSelectConfig:
+    """Tiles of `prune_sequence` on an H100."""
+    dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
+    return score_select_config(D, dtype, 16 // itemsize if D * itemsize % 16 == 0 else 1, 90)
+
+
+def shared_columns(L: int, split: Split, block_l: int) -> int:
+    """Text columns of a tile that lie in scratch, once for each part of the width (see `prefill.prune.parts`)."""
+    blocks, per_turn = -(-L // block_l), max(split.parts // 3, 1)
+    rest = blocks % split.parts
+    if -(-rest // per_turn) > split.rounds:  # taken whole
+        return 0
+    columns = 0
+    while rest:
+        of_turn = min(rest, per_turn)
+        columns += split.parts // of_turn * min(of_turn * block_l, L)
+        rest -= of_turn
+    return columns
 
 
 def floor_us(op: str, shape: Shape, itemsize: int, device: Device) -> float:
