@@ -134,6 +134,6 @@ def larger_or_nan(a, b):
 
 @triton.jit
 def halves_of(wide, dtype: tl.constexpr):
-    """``high`` and ``low`` of ``dtype``, whose sum is fp32 ``wide`` but for its last bits; for infinity ``low`` is NaN."""
+    """``high`` and ``low`` of ``dtype``: the sum is fp32 ``wide`` but for its last bits; of infinity ``low`` is NaN."""
     high = narrowed(wide, dtype)
     return high, narrowed(wide - widened(high), dtype)

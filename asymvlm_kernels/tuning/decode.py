@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from asymvlm_kernels.tuning.prefill import SMALL_SHARED_MEMORY
-from asymvlm_kernels.tuning.prune import WARP_GROUPS
 
+WARP_GROUPS = (90, 100, 103)  # matrix products read both operands from shared memory
 PROGRAMS = 256  # of one sample: two for each of the 132 SMs of an H100, at most
 MINIMUM_BYTES = (
     32768  # of K and V that a program reads: its partial output (rows x D in fp32) stays some per cent of it

@@ -100,7 +100,8 @@ def score_config(dtype: torch.dtype, vector: int, arch: int) -> ScoreConfig:
     ):  # FMA: steps of 64 columns or 4 warps spill; with block_l 64 Triton 3.6 uses TF32 on sm_100
         return ScoreConfig(32, 32, 32, num_warps=8, num_stages=3, registers=127)
     if vector == 1:
-        return ScoreConfig(32, 64, 64, num_warps=8, num_stages=2)  # 2-byte loads cannot be asynchronous; 4 warps spill
+        # 2-byte loads cannot be asynchronous; 4 warps spill, and blocks of 64 texts on sm_100
+        return ScoreConfig(32, 32, 64, num_warps=8, num_stages=2)
     if arch < 90 or arch in SMALL_SHARED_MEMORY:
         return ScoreConfig(32, 64, 64, num_warps=4, num_stages=4, registers=255)  # 60 KB: one program an SM
     return ScoreConfig(32, 64, 64, num_warps=4, num_stages=5)  # 96 to 100 KB: two programs share the 227 KB of an SM
@@ -117,7 +118,7 @@ def grad_config(D: int, itemsize: int, vector: int) -> GradConfig:
 def select_config(N: int) -> SelectConfig:
     block_n = max(_power_of_two(N), 128)
     num_warps = min(max(block_n // 256, 4), 16)  # 8 keys a thread hide the latency of a reduction; 32 warps spill
-    width = min(block_n // (32 * num_warps), 8)
+    width = min(block_n // (32 * num_warps), 4)  # 8 spill with 16 warps
     chunked = block_n > 16384  # twice that would spill, and overflow the packed 16-bit counts
     return SelectConfig(4096 if chunked else block_n, width, chunked, num_warps)
 

@@ -15,7 +15,6 @@ from asymvlm_kernels.tuning.prefill import GatherConfig, gather_config
 
 SCRATCH = 64 << 20  # most bytes of partial sums with which two turns are shared
 GIVEN_WARPS = 8  # of a program that ranks given scores: 16 keys a thread at 4096 tokens
-WARP_GROUPS = (90, 100, 103)  # matrix products read both operands from shared memory
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def score_select_config(D: int, dtype: torch.dtype, vector: int, arch: int) -> S
         block_n, block_d, num_stages = 32, 16, 4  # FMA; steps of 32 columns spill
     elif vector == 1:
         block_n, block_d, num_stages = 64, 32, 2  # 2-byte loads cannot be asynchronous
-    elif arch in WARP_GROUPS and dtype == torch.bfloat16:
+    elif arch == 90 and dtype == torch.bfloat16:
         block_n, block_d, num_stages = 64, 64, 4
     else:
         block_n, block_d, num_stages = (
@@ -64,7 +63,9 @@ def score_select_config(D: int, dtype: torch.dtype, vector: int, arch: int) -> S
             32,
             6,
         )  # steps of 64 columns spill: operands in registers, or the lift of fp16
-    block_l = 32 if dtype == torch.float16 and arch in (100, 103) else 64  # spills with its lift
+    # what spills with 64: loads of 2 bytes, fp16 with its lift on sm_100, fp32 on sm_120
+    narrow = vector == 1 or (dtype, arch // 10) in ((torch.float16, 10), (torch.float32, 12))
+    block_l = 32 if narrow else 64
     return ScoreSelectConfig(block_n, block_l, block_d, num_warps=8, num_stages=num_stages)
 
 
