@@ -100,8 +100,8 @@ def score_config(dtype: torch.dtype, vector: int, arch: int) -> ScoreConfig:
     ):  # FMA: steps of 64 columns or 4 warps spill; with block_l 64 Triton 3.6 uses TF32 on sm_100
         return ScoreConfig(32, 32, 32, num_warps=8, num_stages=3, registers=127)
     if vector == 1:
-        # 2-byte loads cannot be asynchronous; 4 warps spill, and blocks of 64 texts on sm_100
-        return ScoreConfig(32, 32, 64, num_warps=8, num_stages=2)
+        # 2-byte loads cannot be asynchronous; 4 warps spill, so do blocks of 64 texts on sm_100 and of 32 on sm_80
+        return ScoreConfig(32, 32 if arch in (100, 103) else 64, 64, num_warps=8, num_stages=2)
     if arch < 90 or arch in SMALL_SHARED_MEMORY:
         return ScoreConfig(32, 64, 64, num_warps=4, num_stages=4, registers=255)  # 60 KB: one program an SM
     return ScoreConfig(32, 64, 64, num_warps=4, num_stages=5)  # 96 to 100 KB: two programs share the 227 KB of an SM
