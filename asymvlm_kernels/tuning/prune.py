@@ -63,8 +63,9 @@ def score_select_config(D: int, dtype: torch.dtype, vector: int, arch: int) -> S
             32,
             6,
         )  # steps of 64 columns spill: operands in registers, or the lift of fp16
-    # what spills with 64: loads of 2 bytes, fp16 with its lift on sm_100, fp32 on sm_120
-    narrow = vector == 1 or (dtype, arch // 10) in ((torch.float16, 10), (torch.float32, 12))
+    # With 64 spill loads of 2 bytes, fp16 with its lift on sm_100, and fp32 on sm_120; Triton 3.6 would take TF32 for
+    # fp32 on sm_100.
+    narrow = vector == 1 or (dtype != torch.bfloat16 and arch // 10 == 10) or (dtype == torch.float32 and arch >= 120)
     block_l = 32 if narrow else 64
     return ScoreSelectConfig(block_n, block_l, block_d, num_warps=8, num_stages=num_stages)
 
