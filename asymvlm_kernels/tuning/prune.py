@@ -57,12 +57,8 @@ def score_select_config(D: int, dtype: torch.dtype, vector: int, arch: int) -> S
         block_n, block_d, num_stages = 64, 32, 2  # 2-byte loads cannot be asynchronous
     elif arch == 90 and dtype == torch.bfloat16:
         block_n, block_d, num_stages = 64, 64, 4
-    else:
-        block_n, block_d, num_stages = (
-            64,
-            32,
-            6,
-        )  # steps of 64 columns spill: operands in registers, or the lift of fp16
+    else:  # steps of 64 columns spill: operands in registers, or the lift of fp16
+        block_n, block_d, num_stages = 64, 32, 6
     # With 64 spill loads of 2 bytes, fp16 with its lift on sm_100, and fp32 on sm_120; Triton 3.6 would take TF32 for
     # fp32 on sm_100.
     narrow = vector == 1 or (dtype != torch.bfloat16 and arch // 10 == 10) or (dtype == torch.float32 and arch >= 120)
