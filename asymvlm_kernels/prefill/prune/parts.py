@@ -113,10 +113,9 @@ def score_part(
         real_l = start_l + offs_l < length
         place = tl.load(places_ptr + start_l + offs_l, mask=real_l, other=0)
         row_l = tl.multiple_of(place.to(tl.int64) * stride_es, VECTOR)
-        # of a whole block all pairs of chunks; of a shared one a pair, or the chunk `first`
-        share = part % shares
-        first = tl.where(shares == CHUNKS, share, tl.where(shares == 1, 0, 2 * share))
-        last = tl.where(block < blocks, first + tl.where(shares == CHUNKS, 1, tl.where(shares == 1, CHUNKS, 2)), first)
+        width = CHUNKS // shares  # chunks of a share: all of a whole block, a pair, or one
+        first = part % shares * width
+        last = tl.where(block < blocks, first + width, first)
         similarity = tl.zeros((BLOCK_L, BLOCK_N), tl.float32)
         square_n = tl.zeros((BLOCK_N,), tl.float32)
         square_l = tl.zeros((BLOCK_L,), tl.float32)

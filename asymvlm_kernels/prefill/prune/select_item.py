@@ -52,6 +52,19 @@ def count_of(N, millionths, has_text, most):
 
 
 @triton.jit
+def write_order(keys_ptr, order_ptr, kth, wanted, length, S, THREADS: tl.constexpr, WIDTH: tl.constexpr):
+    """The places of the keys above ``kth`` and of ``wanted`` of those equal to it, ascending and padded with -1."""
+    better = tl.zeros((), tl.int32)
+    equal = tl.zeros((), tl.int32)
+    for start in range(0, S, THREADS * WIDTH):
+        offs_s = places_of(start, THREADS, WIDTH)
+        block = load_stored_keys(keys_ptr, offs_s, S)
+        keep, slot, better, equal = keep_best(block, kth, better, equal, wanted)
+        tl.store(order_ptr + slot, offs_s, mask=keep)
+        tl.store(order_ptr + offs_s, -1, mask=(offs_s >= length) & (offs_s < S))
+
+
+@triton.jit
 def select_sample(
     keys_ptr,
     list_ptr,
@@ -108,11 +121,4 @@ def select_sample(
     tl.store(gap_ptr, gap)
     tl.store(count_ptr, count)
     tl.store(length_ptr, length)
-    better = tl.zeros((), tl.int32)
-    equal = tl.zeros((), tl.int32)
-    for start in range(0, S, THREADS * WIDTH):
-        offs_s = places_of(start, THREADS, WIDTH)
-        block = load_stored_keys(keys_ptr, offs_s, S)
-        keep, slot, better, equal = keep_best(block, kth, better, equal, length - above)
-        tl.store(order_ptr + slot, offs_s, mask=keep)
-        tl.store(order_ptr + offs_s, -1, mask=(offs_s >= length) & (offs_s < S))
+    write_order(keys_ptr, order_ptr, kth, length - above, length, S, THREADS, WIDTH)
