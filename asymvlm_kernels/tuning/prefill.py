@@ -78,6 +78,9 @@ def architecture(device: torch.device) -> int:
     return 10 * major + minor
 
 
+H100_PROCESSORS = 132
+
+
 @functools.cache
 def processors(device: torch.device) -> int:
     """Streaming multiprocessors of ``device``. A CPU counts as four: the interpreter runs one program at a time."""

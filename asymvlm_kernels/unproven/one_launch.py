@@ -28,10 +28,10 @@ from asymvlm_kernels.prefill.prune.two_launches import (
     nothing_selected,
     score_launch,
 )
-from asymvlm_kernels.tuning.prefill import row_vector
+from asymvlm_kernels.tuning.prefill import H100_PROCESSORS, row_vector
 from asymvlm_kernels.tuning.prune import one_launch_config
 
-PROGRAMS_AHEAD = 264  # two for each of 132 processors score before a copy waits for them
+PROGRAMS_AHEAD = 2 * H100_PROCESSORS  # so many score before a copy waits for them
 
 
 @triton.jit

@@ -21,9 +21,12 @@ from asymvlm_kernels.decode.moves import move_slots_, plan_moves
 from asymvlm_kernels.prefill.gather import gather_rows
 from asymvlm_kernels.prefill.prune import prune_sequence
 from asymvlm_kernels.prefill.score import score_tokens
+from asymvlm_kernels.tuning.prefill import select_config
+from asymvlm_kernels.tuning.prune import rank_config
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.bfloat16, torch.float16, torch.float32)}
-LENGTHS = (512, 1024, 2048, 4096, 8192, 65536)  # one of each compilation: a longer prompt takes the next one
+# one of each compilation: a longer prompt takes the next one's; beyond the last there is no other
+LENGTHS = tuple({(rank_config(S), select_config(S)): S for S in (2**n for n in range(17))}.values())
 
 
 class Carried(NamedTuple):
@@ -36,12 +39,12 @@ class Carried(NamedTuple):
 
 @dataclass(frozen=True)
 class Calls:
-    """The calls to compile for. Batch sizes compile nothing new, lengths only at powers of two, so few are named.
+    """The calls to compile for. Batch sizes compile nothing new, lengths only at some powers of two, so few are named.
 
     Args:
         width: D, of the embeddings.
         dtype: of the embeddings, and of K and V.
-        lengths: tokens of a prompt. Only the next power of two counts, and from 8193 to 65536 all are one.
+        lengths: tokens of a prompt. Only the next of ``LENGTHS`` counts.
         weight: with a learned weight, without, or both.
         protect: with a mask of protected tokens, without, or both.
         carry: what calls gather along; one entry a kind of call, in the order that they are given.

@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 from asymvlm_kernels import dispatch
 from asymvlm_kernels.dispatch import use_backend
-from asymvlm_kernels.tuning.prefill import architecture
+from asymvlm_kernels.tuning.prefill import H100_PROCESSORS, architecture, processors
 from asymvlm_kernels.warming.inside import launches_end_at_compiling
 
 
@@ -51,17 +51,22 @@ def recording(arch: int) -> Iterator[list[Build]]:
     with (
         launches_end_at_compiling(arch, Build) as builds,
         patch.object(dispatch, "INTERPRETED", True),  # a CPU will do: nothing runs
-        _architecture(arch),
+        answering_for(arch),
         use_backend("triton"),
     ):
         yield builds
 
 
 @contextlib.contextmanager
-def _architecture(arch: int) -> Iterator[None]:
-    """Whoever asks for the compute capability of a device hears ``arch``."""
+def answering_for(arch: int) -> Iterator[None]:
+    """Whoever asks for the compute capability of a device hears ``arch``, for its processors those of an H100.
+
+    The first decides what is compiled, the second only how work is split.
+    """
+    answers = {"architecture": (architecture, arch), "processors": (processors, H100_PROCESSORS)}
     with contextlib.ExitStack() as patched:
-        for module in list(sys.modules.values()):
-            if getattr(module, "architecture", None) is architecture:
-                patched.enter_context(patch.object(module, "architecture", lambda device: arch))
+        for module in list(sys.modules.values()):  # wherever a launcher asks for the device
+            for name, (asked, answer) in answers.items():
+                if getattr(module, name, None) is asked:
+                    patched.enter_context(patch.object(module, name, lambda device, answer=answer: answer))
         yield

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import arithmetic
+import conversions
 import matrices
 import numpy as np
 import traffic
@@ -22,7 +23,7 @@ from program import Instruction, Program
 from registers import File, Layout
 from storage import GlobalView, Shared
 
-MODULES = (arithmetic, traffic, warps, matrices)  # imported for the instructions that they make
+MODULES = (arithmetic, conversions, traffic, warps, matrices)  # imported for the instructions that they make
 TURN = 0.02  # the chance that a block gives way after a segment
 ENDS = ("bra", "brx", "ret", "exit", "bar", "barrier")
 Leave = Callable[["Block", Mask], list[tuple[int, Mask]]]

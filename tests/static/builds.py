@@ -22,7 +22,6 @@ import importlib
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -38,9 +37,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from asymvlm_kernels.tuning.prefill import architecture, processors
+from asymvlm_kernels.warming.recording import answering_for
 
-PROCESSORS = 132  # of an H100: how work is split follows from it, no build does
 ARCHITECTURES = (80, 89, 90, 100, 120)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 GROUPS = {
@@ -111,13 +109,7 @@ def launches_replaced(case: Case, arch: int, act: Callable[[Build, dict[str, Any
         parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, rest)
         act(Build(case, arch, kernel, signature, constants, attributes, parsed), bound, grid)
 
-    with patch.object(JITFunction, "run", run), contextlib.ExitStack() as patched:
-        # this module is among those patched, so its names are read before
-        answers = {"architecture": (architecture, arch), "processors": (processors, PROCESSORS)}
-        for module in list(sys.modules.values()):  # wherever a launcher asks for the device
-            for name, (asked, answer) in answers.items():
-                if getattr(module, name, None) is asked:
-                    patched.enter_context(patch.object(module, name, lambda device, answer=answer: answer))
+    with patch.object(JITFunction, "run", run), answering_for(arch):
         yield
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from asymvlm_kernels.tuning.prefill import H100_PROCESSORS as PROCESSORS
 from asymvlm_kernels.tuning.prune import rank_config, split_of
-from bench.ops.prefill.floors import ASSUMED, PROCESSORS, floor_us, fused_config
+from bench.ops.prefill.floors import ASSUMED, floor_us, fused_config
 from bench.ops.prefill.shapes import BATCHES, SINGLES, Shape
 
 # Microseconds. A step of the product: 250 instructions in two warps a scheduler and 3 barriers at 1.75 GHz. A step of

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
+from asymvlm_kernels.tuning.prefill import H100_PROCESSORS
 from asymvlm_kernels.tuning.prune import ScoreSelectConfig, Split, score_select_config, split_of
 from bench.ops.prefill.shapes import Shape
 
 OPS = ("score_tokens", "select_tokens", "gather_rows", "prune_sequence")
 LAUNCHES = {"score_tokens": 2, "select_tokens": 1, "gather_rows": 1, "prune_sequence": 2}  # kernels of the design
 SCORE, COUNT, INDEX = 4, 4, 8  # bytes of an fp32 score, an int32 count, an int64 index
-PROCESSORS = 132  # of an H100
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def traffic(op: str, shape: Shape, itemsize: int, tile_rows: int = 32) -> Traffi
         config = fused_config(D, itemsize)
         tiles = -(-shape.S // config.block_n)
         text_again = (tiles - 1) * text  # as it lies: the kernel splits it tile by tile
-        split = split_of(B * tiles, D, config, PROCESSORS)
+        split = split_of(B * tiles, D, config, H100_PROCESSORS)
         parts = 2 * B * tiles * config.block_n * 4 * shared_columns(L, split, config.block_l)  # written and read, in L2
         vision_again = (-(-L // config.block_l) - 1) * vision if L else 0
         read, written = vision + text + weight + masks, kept + text

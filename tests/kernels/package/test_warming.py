@@ -17,6 +17,8 @@ import torch
 
 import asymvlm_kernels as ak
 from asymvlm_kernels.dispatch import BackendError
+from asymvlm_kernels.tuning.prefill import select_config
+from asymvlm_kernels.tuning.prune import rank_config
 from asymvlm_kernels.warming import cache, calls, warm
 
 ROOT = Path(__file__).parents[3]
@@ -98,6 +100,16 @@ def test_any_calls_reach_the_other_process_as_they_are():
     carry = ((), (ak.Carried(-100, 3, torch.int32), ak.Carried()))
     many = ak.Calls(3072, torch.float16, (700,), (True,), carry=carry, heads=((32, 8, 128),), given=True, softcap=True)
     assert calls.from_json(json.loads(json.dumps(calls.to_json(many)))) == many
+
+
+def test_the_lengths_are_one_of_each_compilation():
+    def compiled(S: int) -> tuple[Any, ...]:
+        return rank_config(S), select_config(S)
+
+    assert len({compiled(S) for S in calls.LENGTHS}) == len(calls.LENGTHS)
+    for S in {*range(1, 70000, 97), *(size + more for size in calls.LENGTHS for more in (-1, 0, 1))}:
+        following = next((length for length in calls.LENGTHS if length >= S), calls.LENGTHS[-1])
+        assert compiled(S) == compiled(following), S
 
 
 @pytest.mark.parametrize(
