@@ -7,7 +7,6 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is first imported
 
 import copy
-import functools
 from collections.abc import Iterator
 
 import pytest
@@ -16,20 +15,11 @@ import torch
 import transformers
 from checks import set_tolerance
 from model_state import changes, snapshot
+from shared_models import build_once
 from transformers import PreTrainedModel
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
-
-
-@functools.cache
-def build_once(family: str) -> PreTrainedModel:
-    model = tiny.build(family)
-    # transformers adds hooks of its own on first use; later snapshots must not see that
-    model.generate(**tiny.make_batch(family, "single"), max_new_tokens=2)
-    if tiny.FAMILIES[family].video is not None:
-        model.generate(**tiny.make_video(family), max_new_tokens=1)
-    return model
 
 
 def pytest_configure(config: pytest.Config) -> None:

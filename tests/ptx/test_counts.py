@@ -9,7 +9,7 @@ from importlib import metadata
 
 import pytest
 from compiled import ROOT
-from conftest import CACHE, HERE, jobs
+from scripts import CACHE, HERE, jobs
 
 UPDATE = "PYTHONPATH=.:tests/static python tests/ptx/counts.py --update"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import jobs, lines
+from scripts import jobs, lines
 
 Results = list[dict[str, Any]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import lines
+from scripts import lines
 
 
 def check(results: list[dict[str, Any]]) -> None:

@@ -113,7 +113,8 @@ def score_part(
         real_l = start_l + offs_l < length
         place = tl.load(places_ptr + start_l + offs_l, mask=real_l, other=0)
         row_l = tl.multiple_of(place.to(tl.int64) * stride_es, VECTOR)
-        width = CHUNKS // shares  # chunks of a share: all of a whole block, a pair, or one
+        # chunks of a share: all of a whole block, a pair, or one; a division would take registers
+        width = tl.where(shares == 1, CHUNKS, tl.where(shares == CHUNKS, 1, 2))
         first = part % shares * width
         last = tl.where(block < blocks, first + width, first)
         similarity = tl.zeros((BLOCK_L, BLOCK_N), tl.float32)

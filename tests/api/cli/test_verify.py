@@ -11,8 +11,8 @@ import pytest
 import tiny
 import torch
 from checkpoint import checkpoint, page
-from conftest import build_once
 from model_state import changes, snapshot
+from shared_models import build_once
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from verifying import fewer_steps, llava, verdicts
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from conftest import build_once
 from model_state import changes, snapshot
+from shared_models import build_once
 from transformers import PreTrainedModel
 from verifying import failed, fewer_steps, llava, verdicts
 

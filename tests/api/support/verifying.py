@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-from conftest import build_once
+from shared_models import build_once
 from transformers import PreTrainedModel
 
 import asymvlm
