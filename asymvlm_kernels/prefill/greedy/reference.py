@@ -41,8 +41,10 @@ def farthest_points(similarity: torch.Tensor, mask: torch.Tensor | None, counts:
     """At first the largest distance to the nearest other token, then the largest to the nearest chosen one."""
     B, N, _ = similarity.shape
     free = _free(similarity, mask)
-    unknown = similarity.diagonal(dim1=1, dim2=2).isnan()
     chosen = torch.zeros((B, N), dtype=torch.bool, device=similarity.device)
+    if N == 0:
+        return chosen
+    unknown = similarity.diagonal(dim1=1, dim2=2).isnan()
     others = free[:, None] & ~torch.eye(N, dtype=torch.bool, device=similarity.device)
     distance = _nearest(1.0 - similarity, others)
     for step in range(_most(counts, N)):
