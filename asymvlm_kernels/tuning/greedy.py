@@ -32,7 +32,7 @@ class DropConfig:
     num_warps: int
 
 
-LONGEST = 16384  # tokens whose distances fit the registers of a program; their matrix is 1 GiB
+LONGEST = 8192  # tokens whose distances fit the registers of a program: twice as many spill; their matrix is 256 MiB
 
 
 @functools.cache

@@ -32,12 +32,14 @@ def _nearest_points_kernel(similarity_ptr, mask_ptr, nearest_ptr, N, BLOCK_I: tl
     nearest = tl.full((BLOCK_I, BLOCK_N), float("inf"), tl.float32)
     for start in range(0, N, BLOCK_N):
         offs_n = start + tl.arange(0, BLOCK_N)  # [BLOCK_N]
-        real = offs_n < N
+        mask_n = offs_n < N
+        mask = mask_n[None, :] & (offs_i < N)[:, None]
+        found = _distances(tl.load(rows[:, None] + offs_n[None, :], mask=mask, other=float("nan")))
+        real = mask_n
         if mask_ptr is not None:
-            real = tl.load(mask_ptr + pid_b * N + offs_n, mask=real, other=0) != 0
-        other = real[None, :] & (offs_n[None, :] != offs_i[:, None]) & (offs_i < N)[:, None]
-        found = _distances(tl.load(rows[:, None] + offs_n[None, :], mask=other, other=float("nan")))
-        nearest = tl.minimum(nearest, found)
+            real = tl.load(mask_ptr + pid_b * N + offs_n, mask=mask_n, other=0) != 0
+        other = real[None, :] & (offs_n[None, :] != offs_i[:, None])
+        nearest = tl.minimum(nearest, tl.where(other, found, float("inf")))
     own = tl.load(rows + offs_i, mask=offs_i < N, other=0.0)
     result = tl.where(own != own, float("nan"), tl.min(nearest, 1))  # nobody knows this token
     tl.store(nearest_ptr + pid_b * N + offs_i, result, mask=offs_i < N)
@@ -48,20 +50,21 @@ def _farthest_points_kernel(similarity_ptr, mask_ptr, counts_ptr, nearest_ptr, c
     # one program: a sample, a token a step
     pid_b = tl.program_id(0).to(tl.int64)
     offs_n = tl.arange(0, BLOCK_N)  # [BLOCK_N]
-    real = offs_n < N
+    mask_n = offs_n < N
+    real = mask_n
     if mask_ptr is not None:
-        real = tl.load(mask_ptr + pid_b * N + offs_n, mask=real, other=0) != 0
-    distance = tl.load(nearest_ptr + pid_b * N + offs_n, mask=real, other=0.0)
+        real = tl.load(mask_ptr + pid_b * N + offs_n, mask=mask_n, other=0) != 0
+    distance = tl.load(nearest_ptr + pid_b * N + offs_n, mask=mask_n, other=0.0)
     unknown = distance != distance
     free = real
     for step in range(wanted(counts_ptr, pid_b, tl.sum(real.to(tl.int32), 0))):
         best = tl.max(rank(tl.where(unknown, float("nan"), distance), free, offs_n), 0)
         token = place_of(best)
         free = free & (offs_n != token)
-        row = tl.load(similarity_ptr + (pid_b * N + token) * N + offs_n, mask=free, other=0.0)
+        row = tl.load(similarity_ptr + (pid_b * N + token) * N + offs_n, mask=mask_n, other=0.0)
         found = _distances(row)
         distance = tl.where(step == 0, found, tl.minimum(distance, found))
-    tl.store(chosen_ptr + pid_b * N + offs_n, real & (free == 0), mask=offs_n < N)
+    tl.store(chosen_ptr + pid_b * N + offs_n, real & (free == 0), mask=mask_n)
 
 
 @remember
@@ -115,7 +118,7 @@ def farthest_points(similarity: torch.Tensor, mask: torch.Tensor | None, counts:
 
     Ties: the lowest index. A token with a NaN similarity to itself is chosen last; any other NaN is no distance. The
     same tokens on every backend and in any batch. Two launches: the nearest neighbours, and one program a sample, which
-    reads a row of the matrix a step. Synchronises a GPU only where the reference runs there, as for N above 16384.
+    reads a row of the matrix a step. Synchronises a GPU only where the reference runs there, as for N above 8192.
     """
     arguments.check_matrix("similarity", similarity, counts)
     check_mask("mask", mask, similarity)

@@ -83,6 +83,7 @@ def _dpp_map_kernel(
             rest = row - _products(factor_ptr, offs_n, mask_n, token, step, N, BLOCK_N)
             part = tl.div_rn(rest, root + tl.zeros_like(rest))
             gain -= multiply_f32(part, part)
+            tl.debug_barrier()  # warps may hold copies of one block: all have read what is now written
             tl.store(factor_ptr + step.to(tl.int64) * N + offs_n, part, mask=mask_n)
             tl.store(gain_ptr + offs_n, gain, mask=mask_n)
             tl.store(chosen_ptr + offs_n, tl.full((BLOCK_N,), 1, tl.int8), mask=offs_n == token)
