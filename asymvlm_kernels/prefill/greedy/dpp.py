@@ -41,7 +41,7 @@ def _products(factor_ptr, offs_n, mask_n, token, step, N, BLOCK_N: tl.constexpr)
     return (a + b) + (c + d)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity"])
 def _dpp_map_kernel(
     kernel_ptr, mask_ptr, counts_ptr, factor_ptr, gain_ptr, chosen_ptr, N, capacity, BLOCK_N: tl.constexpr
 ):
