@@ -78,6 +78,7 @@ class Adapter:
     # (model, inputs, the tower's hidden states, grids) -> (tokens, width): its features by vision token, in the order
     # of the grids (`asymvlm.models.tower_tokens`); None where nobody has said how its patches become tokens
     tower_tokens: Callable[[nn.Module, Inputs, torch.Tensor, list[Grid]], torch.Tensor] | None = None
+    projector: str | None = None  # the projector, where a token is one patch and its embedding that of the patch alone
     # the attention layer in front of the projector (`asymvlm.models.tower_attention`); None: not told
     tower_attention: Callable[[nn.Module], TowerLayer] | None = None
     # (model, inputs, grids) -> (tokens, n): numbers, equal where pixels are (`asymvlm.models.pixels`); None: not told

@@ -31,6 +31,7 @@ ADAPTER = Adapter(
     grids=_grids,
     vision_flops=_vision_flops,
     tower_tokens=tower_tokens.pictures,
+    projector="model.multi_modal_projector",
     tower_attention=square_tower("model.vision_tower"),
     pixels=square_pixels(tower_tokens.pictures),
 )

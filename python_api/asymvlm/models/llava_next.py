@@ -46,6 +46,8 @@ def grids(model: nn.Module, inputs: Inputs) -> Grids:
 
 def _pictures(model: nn.Module, inputs: Inputs) -> torch.Tensor:
     """The whole view and the crops of each image, less those that fill it up to the most of any."""
+    if inputs["pixel_values"].ndim == 4:  # one after another already
+        return inputs["pixel_values"]
     used = [1 + rows * columns for rows, columns in layouts(model, inputs)]
     return torch.cat([views[:count] for views, count in zip(inputs["pixel_values"], used, strict=True)])
 
@@ -61,6 +63,7 @@ ADAPTER = Adapter(
     vision_flops=tower_flops(),
     protect=newlines,
     tower_tokens=TOWER_TOKENS,
+    projector="model.multi_modal_projector",
     tower_attention=square_tower("model.vision_tower"),
     pixels=square_pixels(TOWER_TOKENS, _pictures),
 )

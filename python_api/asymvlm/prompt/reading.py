@@ -58,4 +58,5 @@ def read_prompt(
         make_features=tower.features,
         make_attention=tower.attention,
         make_pixels=tower.pixels,
+        project=tower.project,
     )

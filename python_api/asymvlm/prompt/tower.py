@@ -52,9 +52,24 @@ class TowerReader:
             raise NotImplementedError(f"pixels by vision token of {self.adapter.model_type} need {error}") from error
         return self._place(numbers)
 
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """Tower features ``(n, Dv)`` to embeddings ``(n, D)``, by the model's own projector."""
+        if self.adapter.projector is None:
+            raise NotImplementedError(
+                f"the projector of {self.adapter.model_type} is not known to see one patch at a time: merge its "
+                "embeddings, not its features"
+            )
+        with torch.no_grad():
+            found: torch.Tensor = self.model.get_submodule(self.adapter.projector)(features)
+        return found
+
     def _pool(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """Rows by patch to rows by vision token."""
-        tower_tokens = self.adapter.tower_tokens
+        tower_tokens, asked = self.adapter.tower_tokens, self.inputs.get("vision_feature_layer")
+        if asked is not None:
+            raise NotImplementedError(
+                f"the vision tower is read as the configuration says: leave out vision_feature_layer, got {asked}"
+            )
         if tower_tokens is None:
             raise NotImplementedError(
                 f"the {self.adapter.model_type} adapter does not say how patches of its vision tower become tokens"

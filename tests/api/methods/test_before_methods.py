@@ -39,7 +39,7 @@ def keep(method: str, prompt: VisionPrompt, ratio: float = 0.4) -> tuple[Tensor,
 def check(method: str, prompt: VisionPrompt, ratio: float, tolerance: float = 1e-5) -> None:
     mask, embeds = keep(method, prompt, ratio)
     for number, count in enumerate(counts_of(prompt, ratio).tolist()):
-        wanted = RULES[method](Row(prompt, number), count)
+        wanted = RULES[method](Row(prompt, number), count) if count else {}
         assert mask[number].nonzero()[:, 0].tolist() == sorted(wanted), f"row {number}"
         for column, rows in wanted.items():
             torch.testing.assert_close(embeds[number, column].double(), rows, rtol=tolerance, atol=tolerance)
@@ -54,8 +54,8 @@ def test_a_method_keeps_what_its_rule_says(family, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("batch", ["ends_in_image", "right_padded"])
-def test_the_rule_holds_where_a_prompt_ends_in_an_image_and_on_either_side(method, batch):
+@pytest.mark.parametrize("batch", ["ends_in_image", "right_padded", "image_free_row"])
+def test_the_rule_holds_where_a_prompt_ends_in_an_image_or_has_none(method, batch):
     check(method, seen("llava", batch), 0.4)
 
 
@@ -132,6 +132,25 @@ def test_equal_tokens_go_to_the_first_and_one_token_is_enough(family, plain):
     for method in METHODS:
         found = asymvlm.prune_inputs(plain, uniform(1 / 16, method=method), **inputs)
         assert found["inputs_embeds"].shape[1] == embeds.shape[1] - len(columns) + 1
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_merging_before_the_projector_is_the_same_of_what_is_projected_alone(family):
+    prompt, model = seen(family, "left_padded"), build_once(family)
+    places = prompt.tokens.vision & ~prompt.tokens.separators
+    assert_close(prompt.project(prompt.features[places]), prompt.embeds[places])
+    row, features = Row(prompt, 0), Row(prompt, 0)
+    features.embeds = features.features
+    count = int(counts_of(prompt)[0])
+    wanted = row.whole(RULES["visionzip"](row, count))
+    merged = RULES["visionzip"](features, count)
+    kept = VisionZip(before_projector=True).keep(prompt, counts_of(prompt))
+    assert kept.mask[0].nonzero()[:, 0].tolist() == sorted(wanted)
+    for column, rows in merged.items():
+        with torch.no_grad():
+            assert_close(kept.embeds[0, column], model.model.multi_modal_projector(rows.float()))
+    with pytest.raises(NotImplementedError, match="projector of gemma3 is not known to see one patch at a time"):
+        VisionZip(before_projector=True).keep(seen("gemma3", "left_padded"), torch.tensor([6, 6, 12]))
 
 
 def test_a_grid_is_no_larger_than_its_count_and_of_the_shape_of_the_image():

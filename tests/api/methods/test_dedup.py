@@ -14,7 +14,8 @@ import asymvlm
 from asymvlm import VisionPruning
 from asymvlm.methods import Dedup
 
-TOLD = ["llava", "llava_next", "gemma3", "paligemma", "qwen2_vl", "qwen2_5_vl", "phi3_v"]
+TOLD = ["llava", "llava_next", "llava_next_video", "gemma3", "paligemma", "qwen2_vl", "qwen2_5_vl", "glm4v"]
+TOLD += ["phi3_v"]
 
 
 def few_kinds(family: str, batch: str) -> dict[str, Tensor]:
@@ -42,7 +43,7 @@ def squares(picture: Tensor, side: int) -> list[bytes]:
 def tokens_of(family: str, inputs: dict[str, Tensor]) -> list[bytes]:
     """The pixels under each vision token of a call, in the order of the prompt."""
     pixels, found = inputs["pixel_values"], []
-    if family.startswith("qwen"):
+    if family.startswith(("qwen", "glm")):
         return [pixels[4 * token : 4 * token + 4].numpy().tobytes() for token in range(len(pixels) // 4)]
     if family in ("llava", "gemma3", "paligemma"):
         side = pixels.shape[-1] // 4
@@ -106,7 +107,7 @@ def test_pictures_that_cannot_be_cut_are_refused():
     with pytest.raises(NotImplementedError, match="need one kind of pictures in a call"):
         asymvlm.prune_inputs(build_once("qwen2_vl"), VisionPruning(method="dedup"), **video)
     video = make_video("llava_next_video")
-    with pytest.raises(NotImplementedError, match="pixels by vision token of llava_next_video need 'image_sizes'"):
+    with pytest.raises(NotImplementedError, match="pixels by vision token of llava_next_video need 'pixel_values'"):
         asymvlm.prune_inputs(build_once("llava_next_video"), VisionPruning(method="dedup"), **video)
 
 

@@ -13,10 +13,13 @@ from torch import Tensor
 
 import asymvlm
 from asymvlm.methods import VisPruner
-from asymvlm.models import adapter_for
+from asymvlm.models import FAMILIES, adapter_for
 from asymvlm.settings.policies import VisionPruning
 
-TOLD = ["llava", "llava_next", "gemma3", "paligemma", "qwen2_vl", "qwen2_5_vl", "phi3_v"]
+TOLD = [
+    *("llava", "llava_next", "llava_next_video", "llava_onevision", "gemma3", "paligemma", "phi3_v"),
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm4v_moe", "glm46v"),
+]
 
 
 def attention_of(model, inputs: dict[str, Tensor], number: int) -> tuple[Tensor, Tensor]:
@@ -70,6 +73,11 @@ def test_attention_and_keys_are_those_of_the_whole_matrix(family, plain):
         assert not found[~places].any()
 
 
+def test_every_family_that_tells_its_tower_is_held_to_the_whole_matrix():
+    known = {module.ADAPTER.model_type for module in FAMILIES if module.ADAPTER.tower_attention is not None}
+    assert known - set(TOLD) == {"vipllava"}, "its projector reads several layers"
+
+
 @pytest.mark.parametrize("family", ["llava"], indirect=True)
 def test_the_layer_is_the_one_whose_output_the_projector_reads(family, model):
     inputs = make_batch(family, "single")
@@ -113,3 +121,6 @@ def test_towers_that_cannot_be_read_are_refused():
             module.__class__ = type("OtherAttention", (type(module),), {})
     with pytest.raises(NotImplementedError, match="from CLIPAttention or SiglipAttention, got OtherAttention in CLIP"):
         asymvlm.prune_inputs(model, vision, **make_batch("llava", "single"))
+    layer = {**make_batch("llava", "single"), "vision_feature_layer": -2}
+    with pytest.raises(NotImplementedError, match="leave out vision_feature_layer, got -2"):
+        asymvlm.prune_inputs(build_once("llava"), vision, **layer)

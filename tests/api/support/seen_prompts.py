@@ -12,6 +12,9 @@ from tiny import make_batch, single_rows
 
 import asymvlm
 from asymvlm.methods import BeforeMethod, VisionPrompt
+from asymvlm.models import adapter_for
+
+NO_PIXELS = ("llava_onevision",)
 
 
 class Watch(BeforeMethod):
@@ -19,16 +22,24 @@ class Watch(BeforeMethod):
 
     name = "watch"
     needs_tower = needs_tower_attention = True
+    model_type = ""
 
     def scores(self, prompt: VisionPrompt) -> torch.Tensor:
         self.prompt = prompt
-        _ = prompt.cells, prompt.features, prompt.tower_keys, prompt.pixels
+        _ = prompt.cells, prompt.features, prompt.tower_keys, prompt.project
+        if self.model_type not in NO_PIXELS:
+            _ = prompt.pixels
         return prompt.tower_attention
 
 
 def see(model, inputs) -> VisionPrompt:
-    watch = Watch()
-    asymvlm.prune_inputs(model, uniform(0.5, method=watch), **inputs)
+    watch, adapter = Watch(), adapter_for(model)
+    vision, watch.model_type = uniform(0.5, method=watch), adapter.model_type
+    if not adapter.deepstack:
+        asymvlm.prune_inputs(model, vision, **inputs)
+        return watch.prompt
+    with torch.no_grad(), asymvlm.patch(copy.deepcopy(model), vision=vision) as handle:
+        handle.model(**inputs)
     return watch.prompt
 
 

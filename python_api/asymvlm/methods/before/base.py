@@ -41,6 +41,8 @@ class VisionPrompt:
         images: ``(B, S)`` int64: number of the image that a vision token belongs to, -1 elsewhere. Numbers go on from
             row to row: two tokens of a row are of one image if they are equal.
         grids: (rows, columns) of each row's images in reading order; None where unknown.
+        project: tower features ``(n, Dv)`` to the embeddings that the model makes of them, ``(n, D)``; a
+            NotImplementedError for a family whose projector sees several patches at once.
     """
 
     tokens: Tokens
@@ -52,6 +54,7 @@ class VisionPrompt:
     make_features: Callable[[], torch.Tensor] = field(repr=False)
     make_attention: Callable[[], tuple[torch.Tensor, torch.Tensor]] = field(repr=False)
     make_pixels: Callable[[], torch.Tensor] = field(repr=False)
+    project: Callable[[torch.Tensor], torch.Tensor] = field(repr=False)
 
     @cached_property
     def cells(self) -> Cells:
