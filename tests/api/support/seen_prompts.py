@@ -1,0 +1,48 @@
+"""What methods before the decoder see of tiny prompts: made once, read by many tests."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import torch
+from checks import uniform
+from shared_models import build_once
+from tiny import make_batch, single_rows
+
+import asymvlm
+from asymvlm.methods import BeforeMethod, VisionPrompt
+
+
+class Watch(BeforeMethod):
+    """Keeps what it sees, and all that can be read of it."""
+
+    name = "watch"
+    needs_tower = needs_tower_attention = True
+
+    def scores(self, prompt: VisionPrompt) -> torch.Tensor:
+        self.prompt = prompt
+        _ = prompt.cells, prompt.features, prompt.tower_keys, prompt.pixels
+        return prompt.tower_attention
+
+
+def see(model, inputs) -> VisionPrompt:
+    watch = Watch()
+    asymvlm.prune_inputs(model, uniform(0.5, method=watch), **inputs)
+    return watch.prompt
+
+
+@functools.cache
+def seen(family: str, batch: str, dtype: torch.dtype = torch.float32) -> VisionPrompt:
+    model = build_once(family)
+    inputs = make_batch(family, batch)
+    if dtype != torch.float32:
+        model = copy.deepcopy(model).to(dtype)
+        inputs = {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
+    return see(model, inputs)
+
+
+@functools.cache
+def seen_alone(family: str, batch: str) -> list[VisionPrompt]:
+    """Each row of a batch by itself."""
+    return [see(build_once(family), inputs) for inputs in single_rows(family, batch)]
