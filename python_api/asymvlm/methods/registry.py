@@ -9,6 +9,9 @@ from asymvlm.methods.before.controls import RandomTokens, Spiral, Stride
 from asymvlm.methods.before.similarity import AsymVLM
 from asymvlm.methods.cached.attention import LastRow
 from asymvlm.methods.cached.controls import OldestFirst, RandomEviction
+from asymvlm.methods.inside.fastv import FastV, FastVMasked
+from asymvlm.methods.inside.pyramiddrop import PyramidDrop
+from asymvlm.methods.inside.sparsevlm import SparseVLM, SparseVLM2
 
 ENTRY_POINT_GROUP = "asymvlm.methods"
 OURS: tuple[type[Any], ...] = (
@@ -16,6 +19,11 @@ OURS: tuple[type[Any], ...] = (
     RandomTokens,
     Stride,
     Spiral,
+    FastV,
+    FastVMasked,
+    SparseVLM,
+    SparseVLM2,
+    PyramidDrop,
     LastRow,
     OldestFirst,
     RandomEviction,
