@@ -147,6 +147,11 @@ def asking(tokens: Tokens, labels: torch.Tensor | None) -> torch.Tensor:
     return front & (front.long().flip(-1).cumsum(-1).flip(-1) == 1)
 
 
+def keeping(tokens: Tokens, asks: torch.Tensor) -> Tokens:
+    """A vision token that asks stays, as the last token of a prompt does."""
+    return Tokens(tokens.ids, tokens.real, tokens.vision, tokens.separators | (tokens.vision & asks))
+
+
 def check_scores(method: InsideMethod, scores: Any, tokens: Tokens) -> None:
     """Raise a ValueError in the words of whoever wrote the method."""
     wanted = tuple(tokens.ids.shape)

@@ -7,6 +7,7 @@ K/V cache  S + t     | S' + t columns
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -22,7 +23,7 @@ from asymvlm.hf.layers import MECHANISM, LayerDoors, at_columns, rotary_of, scor
 from asymvlm.hf.pruned_cache import hold
 from asymvlm.hf.windows import sliding_window
 from asymvlm.inside.masks import later_mask, picked, stage_mask, visible_block
-from asymvlm.inside.prefill import Prefill, asking, kept_columns
+from asymvlm.inside.prefill import Prefill, asking, keeping, kept_columns
 from asymvlm.inside.rotary import RotaryTable, check_consecutive, ranks
 from asymvlm.inside.state import InsideState, inside_state
 from asymvlm.methods.inside.base import InsideMethod, LayerTokens
@@ -107,6 +108,8 @@ class InsidePruner:
         if len(embeds) > len(ids):
             raise NotImplementedError("methods inside the decoder do not work with beams or several sequences")
         prompt = read_prompt(self.model, self.adapter, policy, inputs, {EMBEDS: embeds})
+        asks = asking(prompt.tokens, inputs.get("labels"))
+        prompt = dataclasses.replace(prompt, tokens=keeping(prompt.tokens, asks))
         several = policy.per_image or has_several(prompt.grids, self.adapter.views)
         index = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
         with torch.no_grad():
@@ -115,7 +118,7 @@ class InsidePruner:
             method=self.method,
             policy=policy,
             prompt=prompt,
-            asking=asking(prompt.tokens, inputs.get("labels")),
+            asking=asks,
             noted=noted,
             groups=prompt.images if several else None,
             tokens=prompt.tokens,

@@ -141,7 +141,8 @@ def clusters(rows: Tensor, count: int) -> tuple[list[int], list[list[int]]]:
     near = [sorted(line)[:count] for line in distance]
     density = [torch.tensor(-sum(d * d for d in line) / count).exp().item() for line in near]
     farthest = max(max(line) for line in distance)
-    apart = [min([distance[i][j] for j in range(n) if density[j] > density[i]] or [farthest]) for i in range(n)]
+    ahead = [sorted(range(n), key=lambda i: (-density[i], i)).index(i) for i in range(n)]  # mutual neighbours tie
+    apart = [min([distance[i][j] for j in range(n) if ahead[j] < ahead[i]] or [farthest]) for i in range(n)]
     centres = sorted(sorted(range(n), key=lambda i: -apart[i] * density[i])[:count])
     members: list[list[int]] = [[] for _ in centres]
     for i in range(n):
