@@ -164,8 +164,7 @@ class InsidePruner:
         whole = prefill.prompt.tokens.real
         if cache is not None and prefill.real:
             table = None if prefill.rotary is None else RotaryTable(prefill.rotary, whole)
-            shortest = min(real.shape[1] for real in prefill.real.values())
-            hold(cache, InsideState(whole.shape[1], shortest, dict(prefill.real), whole.sum(1), table))
+            hold(cache, InsideState(whole.shape[1], dict(prefill.real), whole.sum(1), table))
         return prefill.selection()
 
     # -- layers ------------------------------------------------------------------------------------------------------

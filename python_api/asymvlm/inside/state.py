@@ -17,7 +17,6 @@ class InsideState:
     """Of a prompt of S columns. A stage is the layers from one dropping of tokens to the next."""
 
     original_length: int  # S
-    length: int  # columns of the stage with the fewest
     real: Mapping[int, torch.Tensor]  # first layer of each stage -> (B, S') bool: columns that are seen
     lengths: torch.Tensor  # (B,) tokens of the prompt
     rotary: RotaryTable | None = None  # where later layers number their tokens from 0
@@ -27,7 +26,17 @@ class InsideState:
         picked = {layer: real[index.to(real.device)] for layer, real in self.real.items()}
         lengths = self.lengths[index.to(self.lengths.device)]
         rotary = None if self.rotary is None else self.rotary.rows(index)
-        return InsideState(self.original_length, self.length, picked, lengths, rotary)
+        return InsideState(self.original_length, picked, lengths, rotary)
+
+    @property
+    def length(self) -> int:
+        """Columns of the prompt in the first layers, which tell the length of a cache."""
+        return self.original_length
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether layers hold different numbers of columns."""
+        return any(real.shape[1] != self.original_length for real in self.real.values())
 
     @property
     def index(self) -> torch.Tensor:

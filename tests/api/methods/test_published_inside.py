@@ -98,7 +98,8 @@ def test_clusters_equal_the_rule_in_plain_loops():
         means = torch.stack([rows[one].mean(0) for one in members])
         torch.testing.assert_close(cluster_means(rows, member, count), means, rtol=0, atol=1e-6)
     centres, member = density_peaks(torch.ones(5, 3), 2)  # equal rows: the first are centres
-    assert centres.tolist() == [0, 1] and member.tolist() == [0, 1, 0, 0, 0]
+    assert centres.tolist() == [0, 1]
+    assert member.tolist() == [0, 1, 0, 0, 0]
 
 
 @pytest.fixture
@@ -137,7 +138,8 @@ def test_masking_answers_as_in_place_and_saves_nothing(family, model):
     assert masked.kept == placed.kept == [4, 4, 4]
     assert masked.kv_bytes == masked.kv_bytes_before == placed.kv_bytes_before > placed.kv_bytes
     assert masked.flops_after == masked.flops_before > placed.flops_after
-    assert masked.average_kept == [16.0] * 3 and placed.average_kept == [(16 + 2 * 4) / 3] * 3
+    assert masked.average_kept == [16.0] * 3
+    assert placed.average_kept == [(16 + 2 * 4) / 3] * 3
 
 
 def test_later_layers_hold_fewer_bytes(llava):
@@ -181,7 +183,8 @@ def test_keeping_all_is_the_model_bit_for_bit(llava):
     for method in (FastV(1, 1.0), FastVMasked(1, 1.0), PyramidDrop(everything), SparseVLM(everything)):
         with asymvlm.patch(llava, vision=VisionPruning(method=method)) as handle:
             found = torch.stack(llava.generate(**inputs, **GREEDY, max_new_tokens=3).logits)
-        assert torch.equal(found, expected) and handle.last.kept == handle.last.vision_tokens
+        assert torch.equal(found, expected)
+        assert handle.last.kept == handle.last.vision_tokens
     assert torch.equal(torch.stack(llava.generate(**inputs, **GREEDY, max_new_tokens=3).logits), expected)
 
 
@@ -218,10 +221,12 @@ def test_the_budget_of_the_setting_serves_fastv_and_no_method_that_has_its_own(l
     inputs = make_batch("llava", "one_image_each")
     with torch.no_grad(), asymvlm.patch(llava, vision=uniform(0.25, method="fastv")) as handle:
         llava(**inputs)
-        assert handle.last.kept == [4, 4, 4] and handle.last.keep_ratio == [0.25] * 3
+        assert handle.last.kept == [4, 4, 4]
+        assert handle.last.keep_ratio == [0.25] * 3
     with torch.no_grad(), asymvlm.patch(llava, vision=VisionPruning(method=METHODS["sparsevlm v2"])) as handle:
         llava(**inputs)
-        assert handle.last.kept == [4, 4, 4] and handle.last.keep_ratio == [0.25] * 3
+        assert handle.last.kept == [4, 4, 4]
+        assert handle.last.keep_ratio == [0.25] * 3
     with pytest.raises(ValueError, match="decides itself how many tokens stay: pass no budget, got UniformBudget"):
         uniform(0.5, method=PyramidDrop())
     assert VisionPruning(budget=UniformBudget(1.0), method=PyramidDrop()).bypassed
@@ -229,8 +234,46 @@ def test_the_budget_of_the_setting_serves_fastv_and_no_method_that_has_its_own(l
         uniform(0.5, method=FastV(), spread=Spread())
 
 
+def test_a_loop_goes_on_behind_the_numbers_of_each_layer(llava):
+    """With a cache whose rows were moved, copied and cropped."""
+    row, steps = single_rows("llava", "one_image_each")[0], 2
+    ids, logits = by_hand(llava, row, "sparsevlm").greedy(2 * steps)
+    inputs = make_batch("llava", "one_image_each")
+    columns, length = inputs["input_ids"].shape[1], row["input_ids"].shape[1]
+    with torch.no_grad(), asymvlm.patch(llava, vision=VisionPruning(method=METHODS["sparsevlm"])):
+        cache = llava.generate(**inputs, **GREEDY, max_new_tokens=steps + 3).past_key_values
+        cache.reorder_cache(torch.tensor([1, 0, 0]))
+        cache = copy.deepcopy(cache)
+        with pytest.raises(ValueError, match="crop by a negative number, of tokens to remove, got 32"):
+            cache.crop(columns + steps)
+        cache.crop(-2)
+        cache.batch_select_indices(torch.tensor([1]))
+        for step in range(steps, 2 * steps - 1):
+            found = llava(
+                input_ids=torch.tensor([ids[step : step + 1]]),
+                attention_mask=(torch.arange(columns + step + 1) >= columns - length).long()[None],
+                position_ids=torch.tensor([[length + step]]),
+                past_key_values=cache,
+            )
+            assert_close(found.logits[0, -1], logits[step + 1])
+        with pytest.raises(ValueError, match="cannot be cropped inside a pruned prompt"):
+            cache.crop(-steps * 2)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_padding_on_the_right(llava, name):
+    inputs, rows = make_batch("llava", "right_padded"), single_rows("llava", "right_padded")
+    with torch.no_grad(), asymvlm.patch(llava, vision=VisionPruning(method=METHODS[name])) as handle:
+        together, index = llava(**inputs).logits, handle.last.index
+        for number, row in enumerate(rows):
+            alone = llava(**row).logits[0]
+            real = index[number] >= 0
+            assert index[number, real].tolist() == handle.last.index[0].tolist()
+            assert_close(together[number, real], alone)
+
+
 def test_positions_are_numbered_anew_on_request(llava):
-    """Of a prompt whose image stands at the end, compact positions differ in nothing but the last text."""
+    """By the setting, which holds for any method."""
     inputs = single_rows("llava", "one_image_each")[0]
     hand = by_hand(llava, inputs, "fastv")
     hand.compact = True
@@ -250,15 +293,19 @@ def test_other_dtypes(llava, dtype):
     for name in ("sparsevlm", "sparsevlm v2", "pyramiddrop"):
         with asymvlm.patch(llava, vision=VisionPruning(method=METHODS[name])) as handle:
             found = llava.generate(**inputs, **GREEDY, max_new_tokens=2)
-        assert found.logits[0].dtype in (dtype, torch.float32) and torch.stack(found.logits).isfinite().all()
+        assert found.logits[0].dtype in (dtype, torch.float32)
+        assert torch.stack(found.logits).isfinite().all()
         assert handle.last.kept[2] >= 8 + 8  # two images, each with its floor
 
 
 def test_what_a_method_does_not_know_is_refused(llava):
     compact = VisionPruning(method=METHODS["sparsevlm"])
-    with asymvlm.patch(tiny.build("qwen2_5_vl"), vision=compact) as handle:
-        with pytest.raises(NotImplementedError, match="numbers tokens anew needs one position a token.*axes"):
-            handle.model.generate(**make_batch("qwen2_5_vl", "single"), max_new_tokens=1)
+    inputs = make_batch("qwen2_5_vl", "single")
+    with (
+        asymvlm.patch(tiny.build("qwen2_5_vl"), vision=compact) as handle,
+        pytest.raises(NotImplementedError, match="needs one position a token, without gaps, got positions of 2 axes"),
+    ):
+        handle.model.generate(**inputs, max_new_tokens=1)
     with torch.no_grad(), asymvlm.patch(llava, vision=compact) as handle:
         with pytest.raises(ValueError, match=r"whose attention scores the images, and rows \[0\] have none"):
             llava(**make_batch("llava", "ends_in_image"))
