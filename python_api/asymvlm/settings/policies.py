@@ -40,8 +40,8 @@ class VisionPruning:
         per_image: rank every image of a sample by itself instead of all together.
         spread: hand scores on to neighbours on the same line of an image; None scores every token by itself.
         method: which tokens stay: a `BeforeMethod`, an `InsideMethod`, or the name of one (``"random"``,
-            ``"vispruner"``, ``"fastv"````, one of an installed package; `asymvlm.methods.available_methods` lists them). None means
-            `AsymVLM` with the ``scorer``.
+            ``"vispruner"``, ``"fastv"``, one of an installed package; `asymvlm.methods.available_methods` lists them).
+            None means `AsymVLM` with the ``scorer``.
     Raises:
         ValueError: naming the value found and the value wanted.
     """
