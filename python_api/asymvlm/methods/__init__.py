@@ -23,7 +23,11 @@ from asymvlm.methods.before.vispruner import VisPruner
 from asymvlm.methods.cached.attention import LastRow
 from asymvlm.methods.cached.base import CachedMethod, CachedTokens
 from asymvlm.methods.cached.controls import OldestFirst, RandomEviction
-from asymvlm.methods.inside.base import InsideMethod, LayerTokens
+from asymvlm.methods.inside.base import InsideMethod, Joined, LayerTokens, StageTokens
+from asymvlm.methods.inside.budget import StageBudget
+from asymvlm.methods.inside.fastv import FastV, FastVMasked
+from asymvlm.methods.inside.pyramiddrop import PyramidDrop
+from asymvlm.methods.inside.sparsevlm import SparseVLM, SparseVLM2
 from asymvlm.methods.registry import available_methods, find_method
 
 __all__ = [
@@ -36,16 +40,24 @@ __all__ = [
     "DivPrune",
     "Downsample",
     "FlashVLM",
+    "FastV",
+    "FastVMasked",
     "InsideMethod",
+    "Joined",
     "Kept",
     "LastRow",
     "LayerTokens",
     "OldestFirst",
     "PositiveScores",
+    "PyramidDrop",
     "RandomEviction",
     "RandomTokens",
     "SelectingMethod",
+    "SparseVLM",
+    "SparseVLM2",
     "Spiral",
+    "StageBudget",
+    "StageTokens",
     "Stride",
     "VisPruner",
     "VisionPrompt",

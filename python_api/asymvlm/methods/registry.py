@@ -16,6 +16,9 @@ from asymvlm.methods.before.visionzip import VisionZip
 from asymvlm.methods.before.vispruner import VisPruner
 from asymvlm.methods.cached.attention import LastRow
 from asymvlm.methods.cached.controls import OldestFirst, RandomEviction
+from asymvlm.methods.inside.fastv import FastV, FastVMasked
+from asymvlm.methods.inside.pyramiddrop import PyramidDrop
+from asymvlm.methods.inside.sparsevlm import SparseVLM, SparseVLM2
 
 ENTRY_POINT_GROUP = "asymvlm.methods"
 OURS: tuple[type[Any], ...] = (
@@ -30,6 +33,11 @@ OURS: tuple[type[Any], ...] = (
     DivPrune,
     CDPruner,
     Dedup,
+    FastV,
+    FastVMasked,
+    SparseVLM,
+    SparseVLM2,
+    PyramidDrop,
     LastRow,
     OldestFirst,
     RandomEviction,
