@@ -42,10 +42,23 @@ def cache_bytes(cache: Any, held: int | None = None) -> int | None:
 
     None without a cache, or where K and V are quantized.
     """
+    layers = layer_bytes(cache, held)
+    return None if layers is None else sum(layers)
+
+
+def layer_bytes(cache: Any, held: int | None = None) -> list[int] | None:
+    """The same for each layer."""
     layers = getattr(cache, "layers", None)
     if layers is None or any(hasattr(layer, QUANTIZED) for layer in layers):
         return None  # a quantized layer keeps most of them in its backend's own form
-    return sum(_column_bytes(x) * _columns(layer, x, held) for layer in layers for x in _tensors(layer))
+    return [sum(_column_bytes(x) * _columns(layer, x, held) for x in _tensors(layer)) for layer in layers]
+
+
+def whole_cache_bytes(cache: Any, wanted: int) -> int | None:
+    """Bytes the same cache would hold for ``wanted`` columns in each layer, whatever their numbers are."""
+    if cache_bytes(cache) is None:
+        return None
+    return sum(_column_bytes(tensor) * wanted for layer in cache.layers for tensor in _tensors(layer))
 
 
 def unpruned_cache_bytes(cache: Any, held: int, wanted: int, window: int | None) -> int | None:

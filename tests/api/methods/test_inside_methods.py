@@ -38,8 +38,8 @@ class AttentionRank(InsideMethod):
 class TextRows(AttentionRank):
     """What all text attends to."""
 
-    def rows(self, tokens):
-        return tokens.text
+    def rows(self, stage):
+        return stage.tokens.text
 
 
 class ByLayer:
