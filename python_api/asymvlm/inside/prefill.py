@@ -137,6 +137,14 @@ def kept_columns(index: torch.Tensor, columns: int) -> torch.Tensor:
     return kept.scatter_(1, index.where(index >= 0, columns), True)[:, :columns]
 
 
+def taken(hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Rows ``index`` ``(B, S')`` of ``(B, S, D)``, 0 where it is -1; differentiable where a gradient is asked for."""
+    if not (torch.is_grad_enabled() and hidden.requires_grad):
+        return gather_rows(hidden, index)
+    rows = hidden.gather(1, index.clamp_min(0)[..., None].expand(-1, -1, hidden.shape[-1]))
+    return rows.masked_fill((index < 0)[..., None], 0)
+
+
 def asking(tokens: Tokens, labels: torch.Tensor | None) -> torch.Tensor:
     """``(B, S)`` bool: the last real token of each row, or the last in front of its first label."""
     if labels is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -17,17 +16,18 @@ from torch import nn
 
 from asymvlm.hf import attention as capture
 from asymvlm.hf.arguments import CACHE, EMBEDS, MASK, POSITIONS, past_length, tokens_of
-from asymvlm.hf.context import Frame, entered, innermost, pop, push
+from asymvlm.hf.context import entered, innermost, pop, push
 from asymvlm.hf.errors import MechanismError
 from asymvlm.hf.flash import uses_flash
 from asymvlm.hf.layers import MECHANISM, LayerDoors, at_columns, rotary_of, score_only
 from asymvlm.hf.masks import CHUNKED
 from asymvlm.hf.pruned_cache import hold
 from asymvlm.hf.windows import sliding_window
-from asymvlm.inside.masks import later_mask, later_window, stage_mask
-from asymvlm.inside.prefill import Prefill, asking, keeping, kept_columns
+from asymvlm.inside.later import Later
+from asymvlm.inside.masks import stage_mask
+from asymvlm.inside.prefill import Prefill, asking, keeping, kept_columns, taken
 from asymvlm.inside.rotary import RotaryTable, check_consecutive, ranks
-from asymvlm.inside.state import InsideState, inside_state
+from asymvlm.inside.state import InsideState
 from asymvlm.methods.inside.base import InsideMethod, LayerTokens
 from asymvlm.models.adapter import Adapter
 from asymvlm.prompt.reading import read_prompt
@@ -35,22 +35,9 @@ from asymvlm.prompt.selection import Selection
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.tokens.images import has_several
 from asymvlm.tokens.roles import check_prompt
-from asymvlm_kernels import gather_rows
 from asymvlm_kernels.prefill.reference import compact
 
 Entered = tuple[torch.Tensor, dict[str, Any]] | None
-
-
-@dataclass(eq=False, kw_only=True)
-class Later(Frame):
-    """A step behind a pruned prompt; ``columns`` are seen by the layers that hold all of it."""
-
-    state: InsideState
-    columns: int
-    new: int  # of them those of the step
-    cache: Any
-    # first layer of a stage, and whether it slides -> arguments of its layers
-    fitted: dict[tuple[int, bool], dict[str, Any]] = field(default_factory=dict)
 
 
 class InsidePruner:
@@ -187,10 +174,8 @@ class InsidePruner:
         prefill = innermost(Prefill)
         if prefill is None:
             later = innermost(Later)
-            stage = None if later is None else later.state.stage(number)
-            return (
-                None if later is None or stage is None else (hidden, self._later(number, stage, hidden, kwargs, later))
-            )
+            changed = None if later is None else later.arguments(self.config, self._window, number, hidden, kwargs)
+            return None if changed is None else (hidden, changed)
         if number in self.method.layers:
             hidden = self._drop(number, hidden, kwargs, prefill)
         if not prefill.real:
@@ -254,46 +239,8 @@ class InsidePruner:
             prefill.hide(kept)
         else:
             prefill.shorten(pruned)
-            hidden = gather_rows(hidden, pruned.index)
+            hidden = taken(hidden, pruned.index)
         prefill.real[number], prefill.columns[number] = prefill.tokens.real, prefill.index
         prefill.lengths[number] = (prefill.index >= 0).sum(-1)
         prefill.masks.clear()
         return hidden
-
-    # -- steps behind the prompt -------------------------------------------------------------------------------------
-
-    def begin_later(self, arguments: Mapping[str, Any]) -> Later | None:
-        """A step on a cache whose prompt was pruned between layers; None for any other."""
-        cache = arguments.get(CACHE)
-        state = inside_state(cache)
-        if state is None:
-            return None
-        new = tokens_of(arguments).shape[1]
-        later = Later(state=state, columns=past_length(cache) + new, new=new, cache=cache)
-        push(later)
-        return later
-
-    def _later(
-        self, number: int, stage: int, hidden: torch.Tensor, kwargs: dict[str, Any], later: Later
-    ) -> dict[str, Any]:
-        """What the layers of a stage get in place of what the decoder made for those that hold all."""
-        state, table = later.state, later.state.rotary
-        if table is not None and not later.fitted:
-            table.extend(rotary_of(kwargs, number), later.columns - later.new)
-        layer = later.cache.layers[number]
-        slides = bool(getattr(layer, "is_sliding", False))
-        if (stage, slides) not in later.fitted:
-            behind, mask = later.columns - state.original_length, kwargs.get(MASK)
-            fitted: dict[str, Any] = {}
-            if slides:
-                assert self._window is not None
-                columns = state.standing(stage, behind)
-                held = layer.keys.shape[-2]
-                fitted[MASK] = later_window(self.config, hidden, mask, columns, held, self._window, behind)
-            else:
-                fitted[MASK] = later_mask(self.config, hidden, mask, state.real[stage], behind)
-            if table is not None:
-                new = torch.arange(later.columns - later.new, later.columns, device=hidden.device)
-                fitted |= at_columns(table.parts, new - state.dropped(stage).to(hidden.device))
-            later.fitted[stage, slides] = fitted
-        return later.fitted[stage, slides]

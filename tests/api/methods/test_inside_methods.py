@@ -152,7 +152,7 @@ def test_generate_goes_on_with_other_lengths_in_each_layer(family, plain, model,
 def test_sliding_windows_reach_by_original_position(method, window):
     """Layers 0 and 2 slide: they score, and lose tokens, with windows shorter and longer than an image."""
     model = tiny.build("gemma3", sliding_window=window)
-    inputs, steps = one_image_each("gemma3"), 8
+    inputs, steps = one_image_each("gemma3"), 4
     oracle, logits = ByLayer(model, inputs, method.layers, 0.5, all_text=isinstance(method, TextRows)), []
     prompt = oracle.run()
     logits.append(prompt[:, -1])
