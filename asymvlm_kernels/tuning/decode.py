@@ -80,6 +80,16 @@ def score_lse_config(D: int, dtype: torch.dtype, vector: int, arch: int) -> Atte
 
 
 @functools.cache
+def column_sums_config(rows: int, D: int, dtype: torch.dtype, vector: int, arch: int) -> AttendConfig:
+    """Rows and slots of a tile of logits: no output is summed beside them, so that tiles may be larger."""
+    config = attend_config(rows, D, dtype, vector, False, arch)
+    if dtype == torch.float32 or vector == 1:
+        return config
+    block_r = min(max(power_of_two(rows), 16), 64)
+    return AttendConfig(block_r, config.block_n, config.block_d, 4, config.num_stages)
+
+
+@functools.cache
 def merge_config(block_d: int) -> MergeConfig:
     # 16 parts x 256 columns are 32 numbers a thread, 32 heads x 64 slots 16. The other number of heads spills 2 words
     # on sm_120 (256 columns) or sm_90 (128, Triton 3.6).

@@ -10,9 +10,8 @@ import torch
 
 from asymvlm.hf.context import Frame
 from asymvlm.hf.layers import Rotary
-from asymvlm.methods.before.base import VisionPrompt
+from asymvlm.methods.before.base import PositiveScores, VisionPrompt
 from asymvlm.methods.inside.base import InsideMethod, Joined, LayerTokens, StageTokens
-from asymvlm.prompt.choosing import Marked
 from asymvlm.prompt.selection import Selection
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.tokens.roles import Tokens
@@ -82,7 +81,7 @@ class Prefill(Frame):
         if joined is None:
             return pruned, None
         chosen = (kept | joined.mask) & self.tokens.prunable
-        return self._prune(seen.hidden, chosen.float(), Marked(), None, False), joined
+        return self._prune(seen.hidden, chosen.float(), PositiveScores(), None, False), joined
 
     def _prune(
         self, hidden: torch.Tensor, scores: torch.Tensor, budget: Any, groups: torch.Tensor | None, per_image: bool

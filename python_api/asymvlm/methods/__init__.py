@@ -10,9 +10,16 @@ installed package: entry-point group `asymvlm.methods`, the value a class that n
 
 from __future__ import annotations
 
-from asymvlm.methods.before.base import BeforeMethod, Kept, SelectingMethod, VisionPrompt
+from asymvlm.methods.before.base import BeforeMethod, Kept, PositiveScores, SelectingMethod, VisionPrompt
+from asymvlm.methods.before.cdpruner import CDPruner
 from asymvlm.methods.before.controls import RandomTokens, Spiral, Stride
+from asymvlm.methods.before.dedup import Dedup
+from asymvlm.methods.before.divprune import DivPrune
+from asymvlm.methods.before.downsample import Downsample, image_size_for
+from asymvlm.methods.before.flashvlm import FlashVLM
 from asymvlm.methods.before.similarity import AsymVLM
+from asymvlm.methods.before.visionzip import VisionZip
+from asymvlm.methods.before.vispruner import VisPruner
 from asymvlm.methods.cached.attention import LastRow
 from asymvlm.methods.cached.base import CachedMethod, CachedTokens
 from asymvlm.methods.cached.controls import OldestFirst, RandomEviction
@@ -26,8 +33,13 @@ from asymvlm.methods.registry import available_methods, find_method
 __all__ = [
     "AsymVLM",
     "BeforeMethod",
+    "CDPruner",
     "CachedMethod",
     "CachedTokens",
+    "Dedup",
+    "DivPrune",
+    "Downsample",
+    "FlashVLM",
     "FastV",
     "FastVMasked",
     "InsideMethod",
@@ -36,6 +48,7 @@ __all__ = [
     "LastRow",
     "LayerTokens",
     "OldestFirst",
+    "PositiveScores",
     "PyramidDrop",
     "RandomEviction",
     "RandomTokens",
@@ -46,7 +59,10 @@ __all__ = [
     "StageBudget",
     "StageTokens",
     "Stride",
+    "VisPruner",
     "VisionPrompt",
+    "VisionZip",
     "available_methods",
     "find_method",
+    "image_size_for",
 ]
