@@ -10,32 +10,25 @@ from asymvlm.hf.flash import uses_flash
 from asymvlm.hf.masks import attention_form
 
 
-def visible_block(mask: Any, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """``(B, 1, S, S)`` bool: what may see what, by the model's own mask; a causal one where it made none."""
-    rows, columns = shape
-    if isinstance(mask, torch.Tensor) and mask.ndim == 4:
-        found = mask if mask.dtype == torch.bool else mask == 0
-        return found[..., -columns:].expand(rows, -1, -1, -1)
-    return torch.ones((columns, columns), dtype=torch.bool, device=device).tril().expand(rows, 1, -1, -1)
-
-
-def picked(block: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Rows and columns ``chosen`` ``(B, S')`` of ``(B, 1, S, S)``."""
-    chosen = chosen.to(block.device)
-    rows = chosen[:, None, :, None].expand(-1, -1, -1, block.shape[-1])
-    columns = chosen[:, None, None].expand(-1, -1, chosen.shape[1], -1)
-    return block.gather(2, rows).gather(3, columns)
-
-
-def stage_mask(config: Any, hidden: torch.Tensor, block: torch.Tensor, real: torch.Tensor) -> Any:
-    """The mask of a stage's layers while the prompt is prefilled, in the form of the decoder's attention.
+def stage_mask(config: Any, hidden: torch.Tensor, mask: Any, index: torch.Tensor, real: torch.Tensor) -> Any:
+    """The mask of a stage's layer while the prompt is prefilled, in the form of the decoder's attention.
 
     Args:
-        hidden: ``(B, S', D)``. block: ``(B, 1, S', S')`` bool. real: ``(B, S')`` bool, columns that are seen at all.
+        hidden: ``(B, S', D)``. mask: what the layer would get for all S columns; windows in it go by these columns.
+        index: ``(B, S')`` int64, columns that are left, -1 for padding. real: ``(B, S')`` bool, those that are seen.
     """
     if uses_flash(config):
         return None if bool(real.all()) else real
-    own = torch.eye(block.shape[-1], dtype=torch.bool, device=block.device)  # a row that sees nothing would be NaN
+    chosen, real = index.clamp_min(0).to(hidden.device), real.to(hidden.device)
+    rows, columns = chosen[:, None, :, None], chosen[:, None, None]
+    if isinstance(mask, torch.Tensor) and mask.ndim == 4:
+        found = mask if mask.dtype == torch.bool else mask == 0
+        found = found.expand(len(chosen), -1, -1, -1)
+        across = rows.expand(-1, -1, -1, found.shape[-1])
+        block = found.gather(2, across).gather(3, columns.expand(-1, -1, chosen.shape[1], -1))
+    else:
+        block = columns <= rows
+    own = torch.eye(chosen.shape[1], dtype=torch.bool, device=hidden.device)  # a row that sees nothing would be NaN
     return attention_form(config, hidden, (block & real[:, None, None]) | own)
 
 
@@ -58,3 +51,23 @@ def later_mask(config: Any, hidden: torch.Tensor, mask: Any, real: torch.Tensor,
         return None if bool(real.all()) else torch.cat([real, real.new_ones((len(real), new))], 1)
     front = real[:, None, None].expand(-1, 1, queries, -1)
     return attention_form(config, hidden, torch.cat([front, behind.expand(len(real), -1, -1, -1)], -1))
+
+
+def later_window(
+    config: Any, hidden: torch.Tensor, mask: Any, columns: torch.Tensor, held: int, window: int, new: int
+) -> Any:
+    """As `later_mask` of a layer that holds a window: by the columns of the prompt, which the cache counts no more.
+
+    Args:
+        columns: ``(B, S' + new)`` int64: where tokens stand, the step's last; -1 for those that nobody sees.
+        held: columns in the layer's cache. window: tokens that are seen, a token's own with them.
+    """
+    queries = hidden.shape[1]
+    columns = columns.to(hidden.device).repeat_interleave(len(hidden) // len(columns), 0)
+    keys, rows = columns[:, None, None, -(held + queries) :], columns[:, None, -queries:, None]
+    visible = (keys >= 0) & (keys <= rows) & (rows - keys < window)
+    if isinstance(mask, torch.Tensor) and mask.ndim == 4:  # what a caller's mask closes behind the prompt stays closed
+        shared = min(new, mask.shape[-1], visible.shape[-1])
+        own = mask if mask.dtype == torch.bool else mask == 0
+        visible = torch.cat([visible[..., :-shared], visible[..., -shared:] & own[..., -shared:]], -1)
+    return attention_form(config, hidden, visible)
