@@ -20,6 +20,7 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from asymvlm.hf.column_sums import Queries, sum_columns
 from asymvlm.hf.context import Frame, pop, push, top
 from asymvlm.hf.errors import MechanismError
 from asymvlm_kernels import flash_attn_with_kvcache
@@ -44,7 +45,7 @@ class Places:
 class Step(Frame):
     """What one step asks its layers for, and what they hand out, by number of layer."""
 
-    places: Mapping[int, Places] = field(default_factory=dict)  # of the layers that are to score
+    places: Mapping[int, Places | Queries] = field(default_factory=dict)  # of the layers that are to score
     masks: Mapping[int, Any] = field(default_factory=dict)  # to attend by instead of the decoder's
     found: dict[int, torch.Tensor] = field(default_factory=dict)  # (lines, S) fp32 of each scored layer
     due: bool = False  # tokens are to be evicted behind it
@@ -138,7 +139,9 @@ def attend_and_score(
         scale = kwargs.get("scaling")
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         places, softcap = step.places[number], kwargs.get("softcap") or 0.0
-        if places.queries is not None:
+        if isinstance(places, Queries):
+            step.found[number] = sum_columns(query, key, places, scale, softcap)
+        elif places.queries is not None:
             step.found[number] = score_rows(query, key, places, scale, softcap)
         elif query.shape[2] == 1:
             step.found[number] = score(query, key, places, scale, softcap)

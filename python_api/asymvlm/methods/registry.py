@@ -9,6 +9,12 @@ from asymvlm.methods.before.controls import RandomTokens, Spiral, Stride
 from asymvlm.methods.before.similarity import AsymVLM
 from asymvlm.methods.cached.attention import LastRow
 from asymvlm.methods.cached.controls import OldestFirst, RandomEviction
+from asymvlm.methods.cached.duo import DuoAttention
+from asymvlm.methods.cached.h2o import H2O
+from asymvlm.methods.cached.pyramidkv import PyramidKV
+from asymvlm.methods.cached.snapkv import SnapKV
+from asymvlm.methods.cached.streaming import StreamingLLM
+from asymvlm.methods.cached.tova import TOVA
 
 ENTRY_POINT_GROUP = "asymvlm.methods"
 OURS: tuple[type[Any], ...] = (
@@ -19,6 +25,12 @@ OURS: tuple[type[Any], ...] = (
     LastRow,
     OldestFirst,
     RandomEviction,
+    TOVA,
+    H2O,
+    SnapKV,
+    PyramidKV,
+    StreamingLLM,
+    DuoAttention,
 )
 
 

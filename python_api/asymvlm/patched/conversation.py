@@ -82,7 +82,7 @@ class Conversation:
         ids, per_token = self._joined(new)
         inputs = {name: value for name, value in new.items() if name not in (IDS, MASK, *per_token)}
         handle: PatchHandle | None = self.model.__dict__.get(HANDLE)
-        evicts = handle is not None and (handle.text is not None or handle.turns is not None)
+        evicts = handle is not None and (handle.text, handle.turns, handle.cache) != (None, None, None)
         if self.cache is None and evicts:
             self.cache = EvictionCache(self.model.config)
         with torch.no_grad():

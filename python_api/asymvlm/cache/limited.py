@@ -1,0 +1,134 @@
+"""The slot table of a cache with a limit: it counts the tokens of each line, and rows of state travel with its slots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from asymvlm.cache.choose import lowest
+from asymvlm.cache.growing import GrowingTable
+from asymvlm.cache.table import PADDING, enlarged
+
+
+class LimitedTable(GrowingTable):
+    """A `GrowingTable` for `CacheLimit`: lines hold different numbers of tokens, by limits of their own.
+
+    ``state`` are named ``(lines, capacity)`` fp32 rows, 0 for a new token, that move with their slots. Host counts by
+    line: ``tokens`` held and ``prompt`` tokens seen, both without padding; ``limits`` (None: no limit) and ``recent``,
+    the newest tokens that stay.
+    """
+
+    def _begin_anew(self) -> None:
+        super()._begin_anew()
+        self.state: dict[str, torch.Tensor] = {}
+        self.tokens: list[int] = []
+        self.prompt: list[int] = []
+        self.limits: list[int | None] = []
+        self.recent: list[int] = []
+        self._made: list[range] = []  # columns of generated tokens
+
+    def begin(self, rows: int, queries: int, device: torch.device, real: torch.Tensor | None = None) -> None:
+        fresh, first, generated = not self.rows, self.length, self.generated
+        super().begin(rows, queries, device, real)
+        if fresh:
+            self.tokens, self.prompt = [0] * self.lines, [0] * self.lines
+            self.limits, self.recent = [None] * self.lines, [0] * self.lines
+        made = self.generated - generated
+        # `generate` never feeds padding behind its prompt: nothing is copied from the device
+        known = real is None or (self.announced and made == queries)
+        counts = [queries] * rows if known or real is None else real.sum(1).tolist()
+        new = [count for count in counts for _ in range(self.heads)]
+        self.tokens = [held + count for held, count in zip(self.tokens, new)]
+        if made:
+            self._made.append(range(first + queries - made, first + queries))
+        self.prompt = [seen + max(count - made, 0) for seen, count in zip(self.prompt, new)]
+        for rows_of_state in self.state.values():
+            if self._index is None:
+                rows_of_state[:, self._start : self.span] = 0
+            else:
+                rows_of_state.scatter_(1, self._index, 0.0)
+
+    def named(self, name: str) -> torch.Tensor:
+        """A row of state, as far as slots are in use, ``(lines, slots)``: a view to write to."""
+        if name not in self.state:
+            self.state[name] = torch.zeros((self.lines, self.capacity), device=self.slot_pos.device)
+        return self.state[name][:, : self.span]
+
+    def _enlarge(self) -> None:
+        super()._enlarge()
+        self.state = {name: enlarged(row, 1, self.capacity, 0.0) for name, row in self.state.items()}
+
+    def _by_slot(self) -> list[torch.Tensor]:
+        return [*super()._by_slot(), *self.state.values()]
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [*super().tensors(), *self.state.values()]
+
+    def over(self) -> list[int]:
+        """Tokens that each line holds beyond its limit. With the prompt protected only generated ones count."""
+        protected = self.prompt if self.sinks is None else [0] * self.lines
+        return [
+            0 if limit is None else max(held - kept - limit, 0)
+            for held, kept, limit in zip(self.tokens, protected, self.limits)
+        ]
+
+    def drop(self, scores: torch.Tensor) -> None:
+        """Free the slots of the lowest scored tokens beyond the limits, and where it copies anyway, of padding.
+
+        ``scores`` ``(lines, slots in use)`` fp32; of equal ones the oldest go.
+        """
+        over, position = self.over(), self.slot_pos[:, : self.span]
+        device = position.device
+        candidates = self.evictable[:, : self.span] & (position >= 0)
+        if any(self.recent):
+            newest = position.sort(1, descending=True).values  # padding and free slots come last
+            recent = torch.tensor(self.recent, device=device).clamp_max(self.span)[:, None]
+            bound = newest.gather(1, (recent - 1).clamp_min(0))
+            candidates &= (position < bound) | (recent == 0)
+        count = over[0] if len({*over}) == 1 else torch.tensor(over, device=device)
+        freed = lowest(scores.to(device), candidates, position, count)
+        padding = [live - held for live, held in zip(self.live, self.tokens)]
+        if max(over) > 1 and any(padding):
+            freed |= position == PADDING
+            self.has_padding = False
+        else:
+            padding = [0] * self.lines
+        self.tokens = [held - count for held, count in zip(self.tokens, over)]
+        self.evicted = [gone - pads for gone, pads in zip(self.evicted, padding)]
+        self._free(freed, [count + pads for count, pads in zip(over, padding)], over)
+
+    def shrink(self, capacity: int) -> None:
+        """Let go of slots behind ``capacity``, none of which may be in use."""
+        assert capacity >= self.span
+        if capacity < self.capacity:
+            self.capacity = capacity
+            self.slot_pos, self.evictable = (x[:, :capacity].clone() for x in (self.slot_pos, self.evictable))
+            self.state = {name: row[:, :capacity].clone() for name, row in self.state.items()}
+
+    def hide(self, mask: torch.Tensor) -> None:
+        super().hide(mask)
+        if self.rows:
+            self.tokens = self.tokens_by_line()
+
+    def evict_columns(self, drop: torch.Tensor) -> None:
+        super().evict_columns(drop)
+        self.tokens = self.tokens_by_line()
+
+    def pick_rows(self, rows: torch.Tensor) -> None:
+        lines = self.lines_of(rows)
+        self.state = {name: row[lines] for name, row in self.state.items()}
+        known = list(zip(self.tokens, self.prompt, self.limits, self.recent))
+        super().pick_rows(rows)
+        chosen = [known[line] for line in ([0] * len(lines) if len({*known}) == 1 else lines.tolist())]
+        self.tokens, self.prompt, self.limits, self.recent = (list(found) for found in zip(*chosen))
+
+    def counters(self) -> dict[str, Any]:
+        made = torch.zeros(self.length, dtype=torch.bool)
+        for columns in self._made:
+            made[columns.start : columns.stop] = True
+        if not self.rows or not len(made):
+            return super().counters()
+        column = self.slot_pos.cpu().long()
+        held = ((column >= 0) & made[column.clamp_min(0)]).sum(1).view(self.rows, self.heads).amax(1).tolist()
+        return {**super().counters(), "held": held}
