@@ -17,11 +17,13 @@ from asymvlm_kernels.budget import (
     UniformBudget,
     keep_counts,
 )
+from asymvlm_kernels.decode.column_sums import attention_column_sums
 from asymvlm_kernels.decode.flash import flash_attn_func, flash_attn_with_kvcache
 from asymvlm_kernels.decode.moves import move_slots_, plan_moves
 from asymvlm_kernels.decode.score import score_from_lse
 from asymvlm_kernels.dispatch import BackendError, use_backend
 from asymvlm_kernels.prefill.gather import gather_rows
+from asymvlm_kernels.prefill.greedy import cosine_matrix, dpp_map, drop_similar, farthest_points
 from asymvlm_kernels.prefill.prune import PrunedSequence, prune_sequence
 from asymvlm_kernels.prefill.score import score_tokens
 from asymvlm_kernels.prefill.select import importance_gap, select_tokens
@@ -47,6 +49,11 @@ __all__ = [
     "UniformBudget",
     "Warmed",
     "WarmedBuild",
+    "attention_column_sums",
+    "cosine_matrix",
+    "dpp_map",
+    "drop_similar",
+    "farthest_points",
     "flash_attn_func",
     "flash_attn_with_kvcache",
     "gather_rows",

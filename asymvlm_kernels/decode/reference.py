@@ -162,6 +162,39 @@ def score_from_lse(
     return weights.sum((1, 2, 3)) / (H * score_rows)
 
 
+def attention_column_sums(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    lse: torch.Tensor | None,
+    q_pos: torch.Tensor,
+    slot_pos: torch.Tensor | None,
+    scale: float,
+    left: int,
+    softcap: float,
+) -> torch.Tensor:
+    """``sums[b, g, s] = mean over the heads of g, sum over queries of exp(logit - lse)``: ``(B, G, S)`` fp32.
+
+    Samples one after the other, queries in blocks of a size that the batch does not change.
+    """
+    (B, Q, H, _), (S, G) = q.shape, k.shape[1:3]
+    sums = q.new_zeros((B, G, S), dtype=torch.float32)
+    block = max(1, LOGITS // max(H * S, 1))
+    if slot_pos is None:
+        slot_pos = torch.arange(S, dtype=torch.int32, device=q.device).expand(B, S)
+    for b in range(B):
+        one = slice(b, b + 1)
+        for start in range(0, Q, block):
+            rows = slice(start, min(start + block, Q))
+            places = slot_pos[one], q_pos[one, rows]
+            seen = valid_slots(rows.stop - start, S, None, None, *places, left, 0, q.device)
+            logits = scaled_logits(q[one, rows], k[one], scale, softcap, seen)
+            total = logits.logsumexp(-1) if lse is None else lse[one, :, rows].reshape(logits.shape[:-1])
+            # in an empty row both are infinite, and their difference would be NaN
+            weights = (logits - total[..., None]).exp_().masked_fill_(logits == -INFINITY, 0.0)
+            sums[b] += weights.sum((2, 3))[0]
+    return sums / (H // G)
+
+
 def plan_moves(keep: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The i-th kept slot at or past ``m = keep.sum()`` goes into the i-th free slot before ``m``."""
     slot = torch.arange(keep.shape[1], device=keep.device)
