@@ -84,7 +84,11 @@ def check_scope(cache: EvictionCache, policy: TextEviction | CacheLimit | None) 
 
 
 def prepare(
-    model: nn.Module, adapter: Adapter, policy: TextEviction | CacheLimit | None, call: Mapping[str, Any], evicts: bool = True
+    model: nn.Module,
+    adapter: Adapter,
+    policy: TextEviction | CacheLimit | None,
+    call: Mapping[str, Any],
+    evicts: bool = True,
 ) -> dict[str, Any]:
     """The arguments of a `generate` call with a cache to evict from. ``call`` is left as it is.
 

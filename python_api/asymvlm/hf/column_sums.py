@@ -60,9 +60,7 @@ def chosen(marked: torch.Tensor, most: int | None = None) -> torch.Tensor:
     return found.masked_fill(found == marked.shape[1], -1)
 
 
-def sum_columns(
-    query: torch.Tensor, key: torch.Tensor, queries: Queries, scale: float, softcap: float
-) -> torch.Tensor:
+def sum_columns(query: torch.Tensor, key: torch.Tensor, queries: Queries, scale: float, softcap: float) -> torch.Tensor:
     """Attention of a step's tokens, summed over them and averaged over the heads of a line: ``(lines, S)`` fp32.
 
     ``query`` ``(B, H, Q, D)``, ``key`` ``(B, G, S, D)``.

@@ -1,0 +1,106 @@
+"""Limits of the whole cache: each method equals masking what its rule drops, in every layer, head and row.
+
+The rules stand here a second time, over whole attention matrices.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import tiny
+import torch
+from checks import GREEDY, assert_close
+from limited_reference import MaskedByLimit, Seen, lowest
+from windowed import windowed
+
+import asymvlm
+from asymvlm import CacheLimit, EvictionCache, TextEviction, VisionPruning
+from asymvlm.methods import H2O, TOVA, DuoAttention, LastRow, OldestFirst, PyramidKV, SnapKV, StreamingLLM
+from asymvlm_kernels import UniformBudget
+
+LIMIT, STEPS, WINDOW = 14, 7, 4
+
+
+def tova(seen: Seen) -> list[int]:
+    return lowest(seen, seen.attention[:, -1].mean(0), len(seen.held) - LIMIT)
+
+
+def h2o(seen: Seen) -> list[int]:
+    return lowest(seen, seen.attention.sum(1).mean(0), len(seen.held) - LIMIT, recent=LIMIT // 2)
+
+
+def h2o_protected(seen: Seen) -> list[int]:
+    made = [column for column in seen.held if column not in seen.prompt]
+    sums = seen.attention.sum(1).mean(0)
+    return lowest(seen, sums, len(made) - 4, first=len(seen.prompt), recent=2)
+
+
+def oldest(seen: Seen) -> list[int]:
+    return seen.held[4 : 4 + max(len(seen.held) - LIMIT, 0)]
+
+
+def duo(seen: Seen) -> list[int]:
+    return [] if (seen.layer + seen.head) % 2 else oldest(seen)
+
+
+def snapkv(seen: Seen, limit: int = LIMIT) -> list[int]:
+    if seen.moment == "step":
+        return []
+    sums = seen.attention[:, -WINDOW:].sum(1).mean(0)
+    front = [sums[column].item() for column in seen.held[:-WINDOW]]
+    padded = [0.0, 0.0, *front, 0.0, 0.0]
+    scores = torch.zeros(seen.attention.shape[-1])
+    for place, column in enumerate(seen.held[:-WINDOW]):
+        scores[column] = sum(padded[place : place + 5]) / 5
+    return lowest(seen, scores, len(seen.held) - limit, recent=WINDOW)
+
+
+def pyramid(limits: list[int]):
+    return lambda seen: snapkv(seen, limits[seen.layer])
+
+
+RETRIEVAL = ((False, True), (True, False), (False, True))
+# name -> method, rule, whether heads share a choice
+CASES = {
+    "tova": (TOVA(), tova, True),
+    "h2o": (H2O(), h2o, False),
+    "h2o_by_layer": (H2O(scope="layer"), h2o, True),
+    "snapkv": (SnapKV(window=WINDOW), snapkv, False),
+    "pyramidkv": (PyramidKV(window=WINDOW, beta=5), pyramid([22, 14, 6]), False),
+    "duoattention": (DuoAttention(RETRIEVAL), duo, False),
+    "streamingllm": (StreamingLLM(positions="original"), oldest, True),
+    "oldest": (OldestFirst(scope="head", sinks=4), oldest, False),
+}
+FAMILIES = {
+    "llava": ["tova", "h2o", "snapkv", "pyramidkv", "duoattention", "streamingllm"],
+    "gemma3": ["tova", "h2o", "snapkv"],
+    "qwen2_5_vl": ["h2o", "h2o_by_layer", "snapkv", "oldest"],
+    "phi3_v": ["tova", "h2o", "pyramidkv", "duoattention"],
+}
+
+
+def check_equals_masking(model, inputs, oracle: MaskedByLimit, limit: CacheLimit, **options):
+    """Ids, logits, and what every layer and head holds in the end; returns what `generate` did, and the report."""
+    ids, logits = oracle.generate(STEPS)
+    with asymvlm.patch(model, cache=limit, **options) as handle:
+        found = model.generate(**inputs, **GREEDY, max_new_tokens=STEPS)
+    assert torch.equal(found.sequences[:, -STEPS:], ids)
+    assert_close(torch.stack(found.logits, 1), logits)
+    tables = found.past_key_values.tables
+    for layer in range(len(oracle.full)):
+        table = tables[layer % len(tables)]
+        for number, line in enumerate(table.slot_pos):
+            held = oracle.held(layer, number // table.heads, number % table.heads)
+            # the last token of all is not in the cache
+            assert sorted(line[line >= 0].tolist()) == [column for column in held if column < oracle.columns - 1]
+    return found, handle.last.eviction
+
+
+@pytest.mark.parametrize("family,name", [(family, name) for family in FAMILIES for name in FAMILIES[family]])
+def test_a_limited_cache_equals_masking(family, name):
+    plain, inputs = windowed(family), tiny.make_batch(family, "left_padded")
+    method, rule, shared = CASES[name]
+    oracle = MaskedByLimit(plain, inputs, rule, shared=shared)
+    _, report = check_equals_masking(copy.deepcopy(plain), inputs, oracle, CacheLimit(method, tokens=LIMIT))
+    assert min(report.evicted) > 0

@@ -1,0 +1,103 @@
+"""The oracle of limits of the whole cache: nothing is removed, and each layer and K/V head has columns that are closed.
+
+A rule is ``rule(seen) -> columns that go``: it sees one head's (or layer's) attention and what it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from attending import attending_by
+from evicted_reference import NEVER, Masked
+from tiny import text_layers
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a rule chooses by. ``held`` columns ascend; ``attention`` (heads, queries, columns), real queries alone."""
+
+    held: list[int]
+    prompt: list[int]  # columns of the row's prompt, no padding
+    attention: Tensor
+    queries: list[int]  # columns of the queries
+    layer: int  # among the full-attention layers
+    head: int
+    moment: str  # "prompt" or "step"
+
+
+Rule = Callable[[Seen], list[int]]
+
+
+def lowest(seen: Seen, scores: Tensor, count: int, first: int = 0, recent: int = 0) -> list[int]:
+    """The lowest scored of what is held, but for ``first`` and ``recent`` tokens; of equal ones the oldest."""
+    among = seen.held[first : len(seen.held) - recent]
+    return sorted(among, key=lambda column: (scores[column].item(), column))[: max(count, 0)]
+
+
+class MaskedByLimit(Masked):
+    """As `Masked`, with ``deaths`` (B, K/V heads, columns) of each full-attention layer, and a rule."""
+
+    def __init__(self, model, inputs, rule: Rule, keep=None, shared: bool = False) -> None:
+        super().__init__(model, inputs, keep)
+        self.groups = model.config.get_text_config().num_key_value_heads
+        self.rule, self.shared = rule, shared
+        kinds = [self.kinds[layer] for layer in range(len(text_layers(model)))]
+        self.full = [layer for layer, kind in enumerate(kinds) if kind == "full_attention"]
+        self.deaths = {layer: torch.full((len(self.keep), self.groups, self.columns), NEVER) for layer in self.full}
+        self.begins, self.moment = 0, "prompt"
+
+    def append(self, tokens: Tensor, mask: Tensor | None = None) -> None:
+        super().append(tokens, mask)
+        grow = (0, tokens.shape[1])
+        self.deaths = {layer: torch.nn.functional.pad(death, grow, value=NEVER) for layer, death in self.deaths.items()}
+
+    def real(self, row: int) -> list[int]:
+        return (self.inputs["attention_mask"][row].bool() & self.keep[row]).nonzero()[:, 0].tolist()
+
+    def generate(self, steps: int) -> tuple[Tensor, Tensor]:
+        """Greedy ids (B, steps) and the logits behind each, the rule applied behind the prompt and each step."""
+        ids, logits = [], []
+        self.prompt = self.columns
+        for step in range(steps):
+            self.moment = "step" if step else "prompt"
+            logits.append(self.forward())
+            self.evict()
+            ids.append(logits[-1].argmax(-1, keepdim=True))
+            self.append(ids[-1])
+        return torch.cat(ids, 1), torch.stack(logits, 1)
+
+    def evict(self) -> None:
+        for number, layer in enumerate(self.full):
+            for row in range(len(self.keep)):
+                columns = self.real(row)
+                attention = self.probabilities[layer][row][:, columns].unflatten(0, (self.groups, -1))
+                for head in range(self.groups):
+                    death = self.deaths[layer][row, head]
+                    own = attention.flatten(0, 1) if self.shared else attention[head]
+                    held = [column for column in columns if death[column] == NEVER]
+                    prompt = [column for column in columns if column < self.prompt]
+                    death[self.rule(Seen(held, prompt, own, columns, number, head, self.moment))] = self.columns - 1
+
+    def held(self, layer: int, row: int, head: int) -> list[int]:
+        return [column for column in self.real(row) if self.deaths[self.full[layer]][row, head, column] == NEVER]
+
+    @contextmanager
+    def _attention(self):
+        def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+            shared = query.shape[1] // key.shape[1]
+            key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
+            logits = query @ key.mT * scaling + attention_mask
+            closed = ~self.keep[:, None, None]
+            if module.layer_idx in self.deaths:
+                queries = torch.arange(key.shape[2])[:, None]
+                closed = closed | (queries > self.deaths[module.layer_idx].repeat_interleave(shared, 1)[:, :, None])
+            logits = logits.masked_fill(closed, torch.finfo(logits.dtype).min)
+            self.probabilities[module.layer_idx] = logits.softmax(-1)
+            return (logits.softmax(-1) @ value).transpose(1, 2).contiguous(), None
+
+        with attending_by(self.model, attend):
+            yield
