@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from asymvlm.cache.anchors import Anchors
 from asymvlm.cache.dialogue import Dialogue
 from asymvlm.cache.fixed import FixedTable
 from asymvlm.cache.growing import GrowingTable
@@ -117,6 +118,7 @@ class EvictionCache(Cache):
         self.limited = limited
         self.evicts = True  # False where a call chose not to
         self.room: int | None = None  # most tokens that the call still generates, if it says so
+        self.anchors: Anchors | None = None  # of protected tokens that have moved
         self.in_prompt = False  # a prompt is fed in parts, and more of it is to come
         self.added_up = 0  # columns whose attention was added up
         self.behind_vision: torch.Tensor | None = None  # (B, columns) bool, while a call is in hand that tells
@@ -197,7 +199,7 @@ class EvictionCache(Cache):
         for table in self.tables:
             table.reset()
         self.dialogue, self.samples = Dialogue(), None
-        self.in_prompt, self.added_up = False, 0
+        self.in_prompt, self.added_up, self.anchors = False, 0, None
         super().reset()
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
@@ -222,6 +224,8 @@ class EvictionCache(Cache):
                 table.pick_rows(rows)
             for layer in self.slot_layers:
                 layer.pick_rows(rows)
+            if self.anchors is not None:
+                self.anchors.pick_rows(rows)
             self.samples = None if self.samples is None else self.samples[rows.to(self.samples.device)]
 
     def shrink(self, table: LimitedTable, capacity: int) -> None:
@@ -236,6 +240,7 @@ class EvictionCache(Cache):
         counters = self.counters()
         kv = [tensor for layer in self.layers for tensor in _held(layer)]
         others = [tensor for table in self.tables for tensor in table.tensors()] + self.dialogue.tensors()
+        others += [] if self.anchors is None else self.anchors.tensors()
         used_bytes = token_bytes = 0
         tokens: list[list[int]] = []
         for table in self.tables:

@@ -26,6 +26,7 @@ class LimitedTable(GrowingTable):
         self.prompt: list[int] = []
         self.limits: list[int | None] = []
         self.recent: list[int] = []
+        self.weights: torch.Tensor | None = None  # (B, 2): large attention weights of a prompt, and all
         self._made: list[range] = []  # columns of generated tokens
 
     def begin(self, rows: int, queries: int, device: torch.device, real: torch.Tensor | None = None) -> None:
@@ -43,17 +44,22 @@ class LimitedTable(GrowingTable):
         if made:
             self._made.append(range(first + queries - made, first + queries))
         self.prompt = [seen + max(count - made, 0) for seen, count in zip(self.prompt, new)]
-        for rows_of_state in self.state.values():
-            if self._index is None:
-                rows_of_state[:, self._start : self.span] = 0
-            else:
-                rows_of_state.scatter_(1, self._index, 0.0)
+        for name in self.state:
+            self.put(name, torch.zeros((rows, queries), device=device))
 
     def named(self, name: str) -> torch.Tensor:
         """A row of state, as far as slots are in use, ``(lines, slots)``: a view to write to."""
         if name not in self.state:
             self.state[name] = torch.zeros((self.lines, self.capacity), device=self.slot_pos.device)
         return self.state[name][:, : self.span]
+
+    def put(self, name: str, values: torch.Tensor) -> None:
+        """A row of state for the tokens of the step, ``(B, queries)``."""
+        row, values = self.named(name), self.by_line(values.to(self.slot_pos.device, torch.float32))
+        if self._index is None:
+            row[:, self._start :] = values
+        else:
+            row.scatter_(1, self._index, values)
 
     def _enlarge(self) -> None:
         super()._enlarge()

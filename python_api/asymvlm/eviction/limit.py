@@ -32,7 +32,6 @@ class LimitStep(capture.Step):
     """A step of a limited cache: a part of a prompt, the end of one, or a generated token."""
 
     moment: str = "step"  # "part", "prompt", "step"
-    density: Mapping[int, list[torch.Tensor]]  # by first layer of each group: counts of large weights
 
 
 class LimitEvictor(TextEvictor):
@@ -42,9 +41,14 @@ class LimitEvictor(TextEvictor):
     method: CachedMethod
 
     def __init__(self, owner: Any, decoder: nn.Module, config: Any, policy: CacheLimit) -> None:
-        reindexing = Reindexing(decoder, config) if policy.scored_by.reindexes else None
         super().__init__(owner, decoder, config, policy, None)
-        self._reindexing = reindexing
+        self._reindexing = None
+        if policy.scored_by.reindexes:
+            try:
+                self._reindexing = Reindexing(decoder, next(iter(self._layers.values())), config)
+            except BaseException:
+                self.remove()
+                raise
 
     @contextlib.contextmanager
     def call(self, model: nn.Module, call: Mapping[str, Any], evicts: bool = True) -> Iterator[EvictingCall]:
@@ -92,26 +96,28 @@ class LimitEvictor(TextEvictor):
             return
         moment = _moment(cache, tokens.shape[1])
         if self._reindexing is not None:
-            self._reindexing.note(cache, arguments.get(POSITIONS), tokens.shape[1])
+            self._reindexing.note(cache, arguments.get(POSITIONS), tokens.shape[1], tokens.device)
         begins = moment != "step" and not cache.in_prompt
+        if begins and cache.anchors is not None and self.policy.protect_prompt:
+            raise NotImplementedError("re-indexed positions with protect_prompt know one prompt, got a second one")
         cache.in_prompt = moment == "part"
         if begins and not self.method.adds_up:
             for table in _tables(cache):
                 table.state.pop(SUMS, None)
+                table.weights = None
         if moment == "prompt" and not self.method.needs_density:
-            self._limit(cache, {})
+            self._limit(cache)
         due = moment in self.method.moments and any(any(table.over()) for table in _tables(cache))
         wanted = due or self.method.adds_up or moment == "part" or (moment == "prompt" and self.method.needs_density)
         places: dict[int, Any] = {}
-        density: dict[int, list[torch.Tensor]] = {}
         if wanted and moment == "step" and self.method.needs_attention:
             places = self._by_layer(cache, capture.Places)
         elif wanted and moment != "step" and self.method.queries:
-            places = self._queries(cache, mask, real, tokens, density)
+            places = self._queries(cache, mask, real, tokens)
         self._check_sums(cache, tokens.shape[1])
         if due:
             self._count_asked(cache)
-        capture.wanted.set(LimitStep(places=places, masks=masks, due=due, moment=moment, density=density))
+        capture.wanted.set(LimitStep(places=places, masks=masks, due=due, moment=moment))
 
     def _check_sums(self, cache: EvictionCache, queries: int) -> None:
         if not self.method.adds_up:
@@ -125,12 +131,7 @@ class LimitEvictor(TextEvictor):
         cache.added_up = past + queries
 
     def _queries(
-        self,
-        cache: EvictionCache,
-        mask: Any,
-        real: torch.Tensor | None,
-        tokens: torch.Tensor,
-        density: dict[int, list[torch.Tensor]],
+        self, cache: EvictionCache, mask: Any, real: torch.Tensor | None, tokens: torch.Tensor
     ) -> dict[int, Queries]:
         """Which tokens of a prompt, or of a part of it, score the tokens that are there."""
         rows, count = tokens.shape[:2]
@@ -155,11 +156,7 @@ class LimitEvictor(TextEvictor):
             counts: list[torch.Tensor] | None = [] if self.method.needs_density else None
             return Queries(slot_pos, q_pos, numbers, heads, counts, self.method.density_threshold)
 
-        places: dict[int, Queries] = self._by_layer(cache, make)
-        if self.method.needs_density:
-            for table in cache.tables:
-                density[table.layer] = places[table.layer].density or []
-        return places
+        return self._by_layer(cache, make)
 
     # -- behind it ---------------------------------------------------------------------------------------------------
 
@@ -177,7 +174,7 @@ class LimitEvictor(TextEvictor):
         attention = {table.layer: self._attention(cache, table, step) for table in _tables(cache)}
         due = step.due
         if step.moment == "prompt" and self.method.needs_density:
-            self._limit(cache, step.density)
+            self._limit(cache)
             due = any(any(table.over()) for table in _tables(cache))
         if due:
             for table in _tables(cache):
@@ -194,6 +191,10 @@ class LimitEvictor(TextEvictor):
         """``(lines, slots)`` fp32 of what the method scores by; sums go on in the table's state."""
         if not step.places:
             return None
+        place = step.places.get(table.layer)
+        if isinstance(place, Queries) and place.counts:
+            counts = place.counts[0].to(table.slot_pos.device)
+            table.weights = counts if table.weights is None else table.weights + counts
         found = (step.found[table.layer] if cache.is_split else step.mean()).to(table.slot_pos.device)
         parts = step.moment != "step" and (step.moment == "part" or SUMS in table.state)
         return table.named(SUMS).add_(found) if self.method.adds_up or parts else found
@@ -210,28 +211,35 @@ class LimitEvictor(TextEvictor):
         )
         table.drop(self.method.scores(tokens))
 
-    def _limit(self, cache: EvictionCache, density: Mapping[int, list[torch.Tensor]]) -> None:
+    def _limit(self, cache: EvictionCache) -> None:
         """Give each line its limit, by the prompt of its row."""
         tables = _tables(cache)
-        shares = [torch.stack(density[table.layer]).sum(0).tolist() for table in tables] if density else []
+        counts = [None if table.weights is None else table.weights.tolist() for table in tables]
         for table in tables:
             table.limits, table.recent = [], []
         for row in range(cache.table.rows):
             prompt = tables[0].prompt[row * tables[0].heads]
+            large = [found[row] for found in counts if found is not None]
+            if not all(seen for _, seen in large):
+                raise ValueError(f"method {self.method.name!r} needs tokens behind the image, row {row} has none")
             whole = RowLimit(
                 tokens=self.policy.of_prompt(prompt),
                 prompt=prompt,
                 layers=len(tables),
                 heads=tables[0].heads,
-                density=tuple(layer[row] for layer in shares) if density else None,
+                density=tuple(part / seen for part, seen in large) if self.method.needs_density else None,
             )
             self.policy.check(whole.tokens)
             for table, limits in zip(tables, self.method.limits(whole), strict=True):
-                for limit in limits:
-                    if limit is not None:
-                        self.policy.check(limit)
-                    table.limits.append(limit)
-                    table.recent.append(0 if limit is None else self.method.recent(limit))
+                self._set_limits(table, limits)
+
+    def _set_limits(self, table: LimitedTable, limits: list[int | None]) -> None:
+        """Of the lines of one more row."""
+        for limit in limits:
+            if limit is not None:
+                self.policy.check(limit)
+            table.limits.append(limit)
+            table.recent.append(0 if limit is None else self.method.recent(limit))
 
     def _give_back(self, cache: EvictionCache, table: LimitedTable) -> None:
         """Free the slots that a prompt needed and its answer does not."""

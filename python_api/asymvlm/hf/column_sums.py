@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from asymvlm_kernels import attention_column_sums
+
+BLOCK = 64  # queries whose logits are in memory at once, where weights are counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +24,7 @@ class Queries:
     q_pos: torch.Tensor  # (B, n) int64: last column that each token sees, -1 for none
     numbers: torch.Tensor | None = None  # (B, n) int64: which tokens of the step they are; None: all
     heads: int = 1  # lines of a row
-    density: list[torch.Tensor] | None = field(default=None, repr=False)  # receives counts, see `large_weights`
+    counts: list[torch.Tensor] | None = field(default=None, repr=False)  # gets what `large_weights` finds
     threshold: float = 0.0
 
 
@@ -60,6 +63,34 @@ def chosen(marked: torch.Tensor, most: int | None = None) -> torch.Tensor:
     return found.masked_fill(found == marked.shape[1], -1)
 
 
+def large_weights(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    q_pos: torch.Tensor,
+    slot_pos: torch.Tensor,
+    threshold: float,
+    scale: float,
+    softcap: float,
+) -> torch.Tensor:
+    """``(B, 2)`` int64: attention weights of at least ``threshold`` of their row's largest, and weights in all.
+
+    ``query`` ``(B, H, n, D)``, ``key`` ``(B, G, S, D)``. Memory is a block of rows; a ratio of weights is a difference
+    of logits, so no softmax is taken.
+    """
+    total = torch.zeros((len(query), 2), dtype=torch.int64, device=query.device)
+    keys = key.float().mT[:, :, None]
+    for start in range(0, query.shape[2], BLOCK):
+        rows = query[:, :, start : start + BLOCK].float().unflatten(1, (key.shape[1], -1))  # (B, G, H / G, n, D)
+        logits = rows @ keys * scale
+        logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+        last = q_pos[:, start : start + BLOCK, None]
+        seen = ((slot_pos >= 0)[:, None] & (slot_pos[:, None] <= last))[:, None, None].expand_as(logits)
+        logits = logits.masked_fill(~seen, -torch.inf)
+        large = seen & (logits >= logits.amax(-1, keepdim=True) + math.log(threshold))
+        total += torch.stack([large.flatten(1).sum(1), seen.flatten(1).sum(1)], 1)
+    return total
+
+
 def sum_columns(query: torch.Tensor, key: torch.Tensor, queries: Queries, scale: float, softcap: float) -> torch.Tensor:
     """Attention of a step's tokens, summed over them and averaged over the heads of a line: ``(lines, S)`` fp32.
 
@@ -77,6 +108,9 @@ def sum_columns(query: torch.Tensor, key: torch.Tensor, queries: Queries, scale:
     if query.dtype == torch.float64:  # scores are fp32 anyhow
         query, key = query.float(), key.float()
     slot_pos = queries.slot_pos.to(key.device)
+    if queries.counts is not None:
+        found = large_weights(query, key, q_pos, slot_pos, queries.threshold, scale, softcap)
+        queries.counts.append(found.unflatten(0, (-1, queries.heads)).sum(1))
     sums: torch.Tensor = attention_column_sums(
         query.transpose(1, 2),
         key.transpose(1, 2),

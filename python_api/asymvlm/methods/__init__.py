@@ -22,6 +22,7 @@ from asymvlm.methods.cached.pyramidkv import PyramidKV
 from asymvlm.methods.cached.snapkv import SnapKV
 from asymvlm.methods.cached.streaming import StreamingLLM
 from asymvlm.methods.cached.tova import TOVA
+from asymvlm.methods.cached.vlcache import VLCache
 from asymvlm.methods.inside.base import InsideMethod, LayerTokens
 from asymvlm.methods.registry import available_methods, find_method
 
@@ -47,6 +48,7 @@ __all__ = [
     "StreamingLLM",
     "Stride",
     "TOVA",
+    "VLCache",
     "VisionPrompt",
     "available_methods",
     "find_method",

@@ -15,6 +15,7 @@ from asymvlm.methods.cached.pyramidkv import PyramidKV
 from asymvlm.methods.cached.snapkv import SnapKV
 from asymvlm.methods.cached.streaming import StreamingLLM
 from asymvlm.methods.cached.tova import TOVA
+from asymvlm.methods.cached.vlcache import VLCache
 
 ENTRY_POINT_GROUP = "asymvlm.methods"
 OURS: tuple[type[Any], ...] = (
@@ -31,6 +32,7 @@ OURS: tuple[type[Any], ...] = (
     PyramidKV,
     StreamingLLM,
     DuoAttention,
+    VLCache,
 )
 
 

@@ -11,12 +11,13 @@ import pytest
 import tiny
 import torch
 from checks import GREEDY, assert_close
-from limited_reference import MaskedByLimit, Seen, lowest
+from limited_reference import MaskedByLimit, Reindexed, Seen, lowest
 from windowed import windowed
 
 import asymvlm
 from asymvlm import CacheLimit, EvictionCache, TextEviction, VisionPruning
-from asymvlm.methods import H2O, TOVA, DuoAttention, LastRow, OldestFirst, PyramidKV, SnapKV, StreamingLLM
+from asymvlm.methods import H2O, TOVA, DuoAttention, LastRow, OldestFirst, PyramidKV, SnapKV, StreamingLLM, VLCache
+from asymvlm.methods.cached.vlcache import divided
 from asymvlm_kernels import UniformBudget
 
 LIMIT, STEPS, WINDOW = 14, 7, 4
@@ -60,6 +61,25 @@ def pyramid(limits: list[int]):
     return lambda seen: snapkv(seen, limits[seen.layer])
 
 
+def vlcache(plain, inputs):
+    """Limits by the share of weights of at least a hundredth of their row's largest, one token more at a time."""
+    ends = [images[-1][-1] for images in tiny.vision_columns(plain, inputs["input_ids"])]
+
+    def rule(seen: Seen) -> list[int]:
+        if seen.moment == "step":
+            return []
+        behind = [number for number, column in enumerate(seen.queries) if column > ends[seen.row]]
+        visible = len(seen.layers[0]) * sum(number + 1 for number in behind)
+        rows = [layer[:, behind] for layer in seen.layers]
+        density = [int((row >= 0.01 * row.amax(-1, keepdim=True)).sum()) / visible for row in rows]
+        limits = divided(LIMIT * len(rows), tuple(density), 1, len(seen.prompt))
+        limit = limits[seen.layer]
+        sums = seen.attention[:, behind].sum(1).mean(0)
+        return lowest(seen, sums, len(seen.held) - limit, recent=max(1, limit // 10))
+
+    return rule
+
+
 RETRIEVAL = ((False, True), (True, False), (False, True))
 # name -> method, rule, whether heads share a choice
 CASES = {
@@ -70,12 +90,13 @@ CASES = {
     "pyramidkv": (PyramidKV(window=WINDOW, beta=5), pyramid([22, 14, 6]), False),
     "duoattention": (DuoAttention(RETRIEVAL), duo, False),
     "streamingllm": (StreamingLLM(positions="original"), oldest, True),
+    "vl-cache": (VLCache(), vlcache, False),
     "oldest": (OldestFirst(scope="head", sinks=4), oldest, False),
 }
 FAMILIES = {
-    "llava": ["tova", "h2o", "snapkv", "pyramidkv", "duoattention", "streamingllm"],
+    "llava": ["tova", "h2o", "snapkv", "pyramidkv", "duoattention", "streamingllm", "vl-cache"],
     "gemma3": ["tova", "h2o", "snapkv"],
-    "qwen2_5_vl": ["h2o", "h2o_by_layer", "snapkv", "oldest"],
+    "qwen2_5_vl": ["h2o", "h2o_by_layer", "snapkv", "oldest", "vl-cache"],
     "phi3_v": ["tova", "h2o", "pyramidkv", "duoattention"],
 }
 
@@ -101,6 +122,25 @@ def check_equals_masking(model, inputs, oracle: MaskedByLimit, limit: CacheLimit
 def test_a_limited_cache_equals_masking(family, name):
     plain, inputs = windowed(family), tiny.make_batch(family, "left_padded")
     method, rule, shared = CASES[name]
+    rule = rule(plain, inputs) if rule is vlcache else rule
     oracle = MaskedByLimit(plain, inputs, rule, shared=shared)
     _, report = check_equals_masking(copy.deepcopy(plain), inputs, oracle, CacheLimit(method, tokens=LIMIT))
     assert min(report.evicted) > 0
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_sinks_move_up_to_the_window(family):
+    plain, inputs = windowed(family), tiny.make_batch(family, "left_padded")
+    oracle = Reindexed(plain, inputs, oldest, sinks=4)
+    check_equals_masking(copy.deepcopy(plain), inputs, oracle, CacheLimit(StreamingLLM(), tokens=LIMIT))
+    gaps = [oracle.turned[row, oracle.columns - 1] for row in range(3)]
+    evicted = [len(oracle.real(row)) - len(oracle.held(0, row, 0)) for row in range(3)]
+    assert min(gaps) > 4
+    assert family != "llava" or gaps == evicted, "in one dimension the gap is as wide as what is gone"
+
+
+def test_a_total_is_divided_by_weight():
+    assert divided(30, (3.0, 2.0, 1.0), 1, 100) == [15, 10, 5]
+    assert divided(30, (8.0, 1.0, 1.0), 1, 12) == [12, 9, 9]
+    assert divided(30, (1.0, 1000.0, 1.0), 4, 100) == [4, 22, 4]
+    assert divided(31, (1.0, 1.0, 1.0), 1, 100) == [11, 10, 10]

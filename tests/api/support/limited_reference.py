@@ -27,6 +27,8 @@ class Seen:
     layer: int  # among the full-attention layers
     head: int
     moment: str  # "prompt" or "step"
+    row: int
+    layers: list[Tensor]  # as ``attention``, of all heads of each full-attention layer
 
 
 Rule = Callable[[Seen], list[int]]
@@ -71,16 +73,18 @@ class MaskedByLimit(Masked):
         return torch.cat(ids, 1), torch.stack(logits, 1)
 
     def evict(self) -> None:
-        for number, layer in enumerate(self.full):
-            for row in range(len(self.keep)):
-                columns = self.real(row)
-                attention = self.probabilities[layer][row][:, columns].unflatten(0, (self.groups, -1))
+        for row in range(len(self.keep)):
+            columns = self.real(row)
+            layers = [self.probabilities[layer][row][:, columns] for layer in self.full]
+            for number, layer in enumerate(self.full):
+                attention = layers[number].unflatten(0, (self.groups, -1))
                 for head in range(self.groups):
                     death = self.deaths[layer][row, head]
                     own = attention.flatten(0, 1) if self.shared else attention[head]
                     held = [column for column in columns if death[column] == NEVER]
                     prompt = [column for column in columns if column < self.prompt]
-                    death[self.rule(Seen(held, prompt, own, columns, number, head, self.moment))] = self.columns - 1
+                    seen = Seen(held, prompt, own, columns, number, head, self.moment, row, layers)
+                    death[self.rule(seen)] = self.columns - 1
 
     def held(self, layer: int, row: int, head: int) -> list[int]:
         return [column for column in self.real(row) if self.deaths[self.full[layer]][row, head, column] == NEVER]
@@ -91,6 +95,70 @@ class MaskedByLimit(Masked):
             shared = query.shape[1] // key.shape[1]
             key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
             logits = query @ key.mT * scaling + attention_mask
+            closed = ~self.keep[:, None, None]
+            if module.layer_idx in self.deaths:
+                queries = torch.arange(key.shape[2])[:, None]
+                closed = closed | (queries > self.deaths[module.layer_idx].repeat_interleave(shared, 1)[:, :, None])
+            logits = logits.masked_fill(closed, torch.finfo(logits.dtype).min)
+            self.probabilities[module.layer_idx] = logits.softmax(-1)
+            return (logits.softmax(-1) @ value).transpose(1, 2).contiguous(), None
+
+        with attending_by(self.model, attend):
+            yield
+
+
+class Reindexed(MaskedByLimit):
+    """As `MaskedByLimit`, where the first ``sinks`` tokens of a row stand right in front of the rest that it holds.
+
+    Queries keep their positions; of each query the sinks' keys are turned on by as much as was missing at its time.
+    """
+
+    def __init__(self, model, inputs, rule: Rule, sinks: int) -> None:
+        super().__init__(model, inputs, rule, shared=True)
+        self.sinks, self.positions, self.turned = [self.real(row)[:sinks] for row in range(len(self.keep))], None, {}
+
+    def forward(self) -> Tensor:
+        rotary = self.model.get_decoder().rotary_emb
+
+        def note(module, args, kwargs):
+            self.positions = (kwargs["position_ids"] if "position_ids" in kwargs else args[1]).clone()
+
+        hook = rotary.register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            return super().forward()
+        finally:
+            hook.remove()
+
+    def evict(self) -> None:
+        super().evict()
+        low, high = (self.positions, self.positions)
+        if self.positions.ndim == 3:
+            low, high = self.positions.amin(0), self.positions.amax(0)
+        for row, sinks in enumerate(self.sinks):
+            held, row_low = self.held(0, row, 0), low.expand(len(self.keep), -1)[row]
+            gap = 0
+            if held != self.real(row):
+                begin = min(row_low[column].item() for column in held if column not in sinks)
+                gap = begin - 1 - high.expand(len(self.keep), -1)[row, sinks].max().item()
+            self.turned[row, self.columns] = gap  # of the query that comes next
+
+    @contextmanager
+    def _attention(self):
+        config = self.model.config.get_text_config()
+        theta = (config.rope_parameters.get("full_attention") or config.rope_parameters)["rope_theta"]
+
+        def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+            shared = query.shape[1] // key.shape[1]
+            key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
+            logits = query @ key.mT * scaling
+            frequency = theta ** (-torch.arange(0, key.shape[-1], 2).double() / key.shape[-1])
+            for (row, column), gap in self.turned.items():
+                if column < query.shape[2] and module.layer_idx in self.deaths:
+                    pairs = torch.complex(*key[row][:, self.sinks[row]].double().chunk(2, -1))
+                    pairs = pairs * torch.exp(1j * gap * frequency)
+                    turned = torch.cat([pairs.real, pairs.imag], -1).float()
+                    logits[row, :, column, self.sinks[row]] = (query[row, :, column, None] * turned).sum(-1) * scaling
+            logits = logits + attention_mask
             closed = ~self.keep[:, None, None]
             if module.layer_idx in self.deaths:
                 queries = torch.arange(key.shape[2])[:, None]
