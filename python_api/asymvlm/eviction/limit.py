@@ -101,6 +101,8 @@ class LimitEvictor(TextEvictor):
         if begins and cache.anchors is not None and self.policy.protect_prompt:
             raise NotImplementedError("re-indexed positions with protect_prompt know one prompt, got a second one")
         cache.in_prompt = moment == "part"
+        if moment == "part" and self.method.needs_samples:
+            raise NotImplementedError(f"method {self.method.name!r} numbers prompts that come in one step, got a part")
         if begins and not self.method.adds_up:
             for table in _tables(cache):
                 table.state.pop(SUMS, None)

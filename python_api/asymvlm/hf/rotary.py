@@ -27,14 +27,14 @@ class KeyRotation:
     """
 
     def __init__(self, decoder: nn.Module, attention: nn.Module, config: Any) -> None:
-        self._rotary: Any = getattr(decoder, "rotary_emb", None)
-        self._apply: Any = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
-        if self._rotary is None or self._apply is None:
-            self._refuse(f"{type(decoder).__name__} has no rotary_emb with apply_rotary_pos_emb")
         parameters = getattr(config, "rope_parameters", None) or {}
         parameters = parameters.get(FULL, parameters)
         if (kind := parameters.get("rope_type", "default")) not in PLAIN:
             self._refuse(f"the rope_type {kind!r} is none of {', '.join(PLAIN)}")
+        self._rotary: Any = getattr(decoder, "rotary_emb", None)
+        self._apply: Any = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+        if self._rotary is None or self._apply is None:
+            self._refuse(f"{type(decoder).__name__} has no rotary_emb with apply_rotary_pos_emb")
         if getattr(config, "no_rope_layers", None) or not getattr(attention, "use_rope", True):
             self._refuse("some layers have no rotary embedding")
         found = getattr(self._rotary, f"{FULL}_inv_freq", getattr(self._rotary, "inv_freq", None))

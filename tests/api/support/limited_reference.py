@@ -113,8 +113,8 @@ class Reindexed(MaskedByLimit):
     Queries keep their positions; of each query the sinks' keys are turned on by as much as was missing at its time.
     """
 
-    def __init__(self, model, inputs, rule: Rule, sinks: int) -> None:
-        super().__init__(model, inputs, rule, shared=True)
+    def __init__(self, model, inputs, rule: Rule, sinks: int | None, keep=None) -> None:
+        super().__init__(model, inputs, rule, keep, shared=True)
         self.sinks, self.positions, self.turned = [self.real(row)[:sinks] for row in range(len(self.keep))], None, {}
 
     def forward(self) -> Tensor:
