@@ -47,7 +47,9 @@ class CacheStats:
 
 
 class EvictionCache(Cache):
-    """A transformers cache for `TextEviction`, `TurnEviction` and `CacheLimit`; `asymvlm.patch` makes one where none is given.
+    """A transformers cache for `TextEviction`, `TurnEviction` and `CacheLimit`.
+
+    `asymvlm.patch` makes one where none is given.
 
     Full-attention layers keep K and V in slots. Layers that hold the same tokens are a group with one table of slots:
     all of them by default, or each layer a group of its own, whose heads may differ too (``scope``). Sliding-window and
@@ -65,7 +67,8 @@ class EvictionCache(Cache):
         limited: for `CacheLimit`.
     Raises:
         ValueError: if the decoder has no full-attention layer, or a static cache no capacity.
-        NotImplementedError: for layers of a kind that eviction does not know, or a static cache of another scope or limit.
+        NotImplementedError: for layers of a kind that eviction does not know, or a static cache of another scope or
+            with a limit.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The slot table of a cache with a limit: it counts the tokens of each line, and rows of state travel with its slots."""
+"""The slot table of a cache with a limit: it counts the tokens of each line, and state travels with its slots."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class LimitStep(capture.Step):
 class LimitEvictor(TextEvictor):
     """As `TextEvictor`, for `CacheLimit`."""
 
-    policy: CacheLimit  # type: ignore[assignment]
+    policy: CacheLimit
     method: CachedMethod
 
     def __init__(self, owner: Any, decoder: nn.Module, config: Any, policy: CacheLimit) -> None:
@@ -127,8 +127,8 @@ class LimitEvictor(TextEvictor):
         past = cast("int", cache.table.past)
         if cache.added_up != past:
             raise ValueError(
-                f"method {self.method.name!r} adds up attention from the first token on: {past - cache.added_up} of the "
-                f"cache's {past} tokens passed while it was off"
+                f"method {self.method.name!r} adds up attention from the first token on: {past - cache.added_up} of "
+                f"the cache's {past} tokens passed while it was off"
             )
         cache.added_up = past + queries
 

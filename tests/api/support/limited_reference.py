@@ -113,7 +113,8 @@ class Reindexed(MaskedByLimit):
     Queries keep their positions; of each query the sinks' keys are turned on by as much as was missing at its time.
     """
 
-    def __init__(self, model, inputs, rule: Rule, sinks: int | None, keep=None) -> None:
+    def __init__(self, model, inputs, rule: Rule, sinks: int | None, keep=None, neighbours=False) -> None:
+        self.neighbours = neighbours  # columns 2 i and 2 i + 1 make a pair, not i and D / 2 + i
         super().__init__(model, inputs, rule, keep, shared=True)
         self.sinks, self.positions, self.turned = [self.real(row)[:sinks] for row in range(len(self.keep))], None, {}
 
@@ -154,9 +155,12 @@ class Reindexed(MaskedByLimit):
             frequency = theta ** (-torch.arange(0, key.shape[-1], 2).double() / key.shape[-1])
             for (row, column), gap in self.turned.items():
                 if column < query.shape[2] and module.layer_idx in self.deaths:
-                    pairs = torch.complex(*key[row][:, self.sinks[row]].double().chunk(2, -1))
-                    pairs = pairs * torch.exp(1j * gap * frequency)
-                    turned = torch.cat([pairs.real, pairs.imag], -1).float()
+                    sinks = key[row][:, self.sinks[row]].double()
+                    parts = (sinks[..., ::2], sinks[..., 1::2]) if self.neighbours else sinks.chunk(2, -1)
+                    pairs = torch.complex(*parts) * torch.exp(1j * gap * frequency)
+                    turned = [pairs.real, pairs.imag]
+                    turned = torch.stack(turned, -1).flatten(-2) if self.neighbours else torch.cat(turned, -1)
+                    turned = turned.float()
                     logits[row, :, column, self.sinks[row]] = (query[row, :, column, None] * turned).sum(-1) * scaling
             logits = logits + attention_mask
             closed = ~self.keep[:, None, None]
