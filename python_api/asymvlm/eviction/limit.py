@@ -107,7 +107,7 @@ class LimitEvictor(TextEvictor):
             for table in _tables(cache):
                 table.state.pop(SUMS, None)
                 table.weights = None
-        if moment == "prompt" and not self.method.needs_density:
+        if not self.method.needs_density and (moment == "prompt" or (moment == "step" and not cache.has_limits)):
             self._limit(cache)
         due = moment in self.method.moments and any(any(table.over()) for table in _tables(cache))
         wanted = due or self.method.adds_up or moment == "part" or (moment == "prompt" and self.method.needs_density)
@@ -215,7 +215,7 @@ class LimitEvictor(TextEvictor):
 
     def _limit(self, cache: EvictionCache) -> None:
         """Give each line its limit, by the prompt of its row."""
-        tables = _tables(cache)
+        tables, cache.has_limits = _tables(cache), True
         counts = [None if table.weights is None else table.weights.tolist() for table in tables]
         for table in tables:
             table.limits, table.recent = [], []

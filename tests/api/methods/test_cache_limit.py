@@ -235,3 +235,10 @@ def test_a_loop_of_the_callers_own():
         with asymvlm.patch(model, cache=CacheLimit(method, tokens=LIMIT)):
             found = steps(decode(model, inputs, positions=positions_of("llava", model, inputs)), 4)
         assert_close(found, logits)
+
+
+def test_sliding_layers_may_follow():
+    plain, inputs = windowed("gemma3"), tiny.make_batch("gemma3", "left_padded")
+    oracle = MaskedByLimit(plain, inputs, oldest, sliding="mask")
+    limit = CacheLimit(OldestFirst(sinks=4), tokens=LIMIT, sliding="mask")
+    check_equals_masking(copy.deepcopy(plain), inputs, oracle, limit)

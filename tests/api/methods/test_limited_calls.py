@@ -164,6 +164,24 @@ def test_half_precision(dtype):
         assert handle.last.eviction.cache.tokens == [LIMIT] * 3 or method.needs_density
 
 
+def test_a_cache_that_was_reset_and_a_patch_that_was_off():
+    model, inputs = copy.deepcopy(windowed("llava")), tiny.make_batch("llava", "left_padded")
+    name = "past_key_values"
+    with asymvlm.patch(model, cache=CacheLimit("tova", tokens=LIMIT)) as handle, torch.no_grad():
+        first = model.generate(**inputs, **GREEDY, max_new_tokens=4)
+        first.past_key_values.reset()
+        again = model.generate(**inputs, **GREEDY, max_new_tokens=4, **{name: first.past_key_values})
+        assert torch.equal(torch.stack(again.logits), torch.stack(first.logits))
+        handle.enabled = False
+        cache = EvictionCache(model.config, scope="layer", sinks=0, limited=True)
+        model(**inputs, **{name: cache})
+        assert cache.stats().tokens == inputs["attention_mask"].sum(1).tolist()
+        handle.enabled = True
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
+        model(input_ids=torch.full((3, 1), 7), attention_mask=mask, **{name: cache})
+        assert cache.stats().tokens == [LIMIT] * 3
+
+
 def test_what_is_refused_before_a_call():
     for settings, told in (
         (dict(method="tova"), "pass tokens or share, one of them, got tokens=None and share=None"),
@@ -177,6 +195,10 @@ def test_what_is_refused_before_a_call():
         (dict(method="snapkv", tokens=31), "always keeps 0 first and 32 newest tokens: the limit must be at least 32"),
         (dict(method=SnapKV(), tokens=64, protect_prompt=True), "protect_prompt leaves it none"),
         (dict(method="duoattention", tokens=9), "needs retrieval, which heads of each layer look far back, got none"),
+        (
+            dict(method="tova", tokens=9, sliding="mask"),
+            "follows one choice for all layers, got a method of scope 'layer'",
+        ),
         (dict(method="tova", tokens=9, sliding="drop"), "sliding must be 'keep' or 'mask', got 'drop'"),
     ):
         with pytest.raises(ValueError, match=told):
