@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from asymvlm.models.tower_attention import TowerLayer
+
 Inputs = Mapping[str, Any]
 Grid = tuple[int, int]  # rows and columns of one image's vision tokens, in raster order
 Grids = Mapping[str, Sequence[Grid]]  # by the config name of the placeholder, in the order the processor lists images
@@ -76,6 +78,11 @@ class Adapter:
     # (model, inputs, the tower's hidden states, grids) -> (tokens, width): its features by vision token, in the order
     # of the grids (`asymvlm.models.tower_tokens`); None where nobody has said how its patches become tokens
     tower_tokens: Callable[[nn.Module, Inputs, torch.Tensor, list[Grid]], torch.Tensor] | None = None
+    projector: str | None = None  # the projector, where a token is one patch and its embedding that of the patch alone
+    # the attention layer in front of the projector (`asymvlm.models.tower_attention`); None: not told
+    tower_attention: Callable[[nn.Module], TowerLayer] | None = None
+    # (model, inputs, grids) -> (tokens, n): numbers, equal where pixels are (`asymvlm.models.pixels`); None: not told
+    pixels: Callable[[nn.Module, Inputs, list[Grid]], torch.Tensor] | None = None
 
     def __deepcopy__(self, memo: Any) -> Adapter:
         return self
