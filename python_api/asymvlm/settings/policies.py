@@ -194,6 +194,8 @@ class TextEviction:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", find_method(self.method, CachedMethod))
+        if self.scored_by.needs_limit:
+            raise ValueError(f"method {self.scored_by.name!r} needs CacheLimit(...), got it in TextEviction(...)")
         if self.scored_by.scope not in SCOPES:
             raise ValueError(f"the scope of a method must be one of {', '.join(SCOPES)}, got {self.scored_by.scope!r}")
         if self.scored_by.sinks is not None:
@@ -219,6 +221,11 @@ class TextEviction:
         """The method in effect."""
         assert isinstance(self.method, CachedMethod)
         return self.method
+
+    @property
+    def sinks(self) -> int | None:
+        """First tokens of a prompt that stay; None: all of it."""
+        return self.scored_by.sinks
 
     @property
     def guard(self) -> int:
