@@ -24,7 +24,6 @@ from asymvlm.methods import (
     Downsample,
     FastV,
     FlashVLM,
-    InsideMethod,
     PyramidDrop,
     SparseVLM,
     SparseVLM2,
@@ -48,7 +47,7 @@ OTHERS: tuple[type[BeforeMethod], ...] = (
     CDPruner,
     Dedup,
 )
-INSIDE: tuple[type[InsideMethod], ...] = (FastV, SparseVLM, SparseVLM2, PyramidDrop)
+INSIDE: tuple[type[FastV | SparseVLM | PyramidDrop], ...] = (FastV, SparseVLM, SparseVLM2, PyramidDrop)
 ROUNDS = 5  # of timing; the median counts
 
 
@@ -73,7 +72,7 @@ def compared(study: Study, ours: str, ratios: Sequence[float] = RATIOS) -> dict[
     Args:
         ours: the method of the study that the others are compared with, sample by sample.
     """
-    names = [*study.methods, *(kind.name for kind in (*OTHERS, *INSIDE))]
+    names = [*study.methods, *(kind.name for kind in OTHERS), *(kind.name for kind in INSIDE)]
     rates: dict[str, Any] = {name: {} for name in names}
     costs: dict[str, Any] = {name: {} for name in names}
     for name in names:

@@ -1,4 +1,4 @@
-"""The table of methods that `asymvlm methods` and the documents print: moment, paper, what each needs, which families."""
+"""The tables of methods that `asymvlm methods` and the documents print."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Row:
 
 def rows() -> Iterator[Row]:
     """The library's own methods, in the order of the registry."""
-    adapters = [registered(name) for name in supported_models()]
+    adapters = [adapter for name in supported_models() if (adapter := registered(name)) is not None]
     for kind in OURS:
         moment, settings = next(told for base, told in MOMENTS.items() if issubclass(kind, base))
         yield Row(
@@ -57,7 +57,7 @@ def rows() -> Iterator[Row]:
             class_name=kind.__name__,
             moment=moment,
             settings="CacheLimit" if getattr(kind, "needs_limit", False) else settings,
-            does=(kind.__doc__ or "").strip().splitlines()[0],
+            does=(kind.__doc__ or "").strip().splitlines()[0].replace("``", "`"),
             paper=kind.paper,
             needs=needs(kind),
             families=tuple(adapter.model_type for adapter in adapters if not why_not(kind, adapter)),
@@ -82,6 +82,8 @@ def why_not(kind: type[Any], adapter: Adapter) -> str:
         return "its adapter does not tell which pixels a token has"
     if issubclass(kind, CachedMethod) and adapter.chunked:
         return "layers that attend in chunks"
+    if issubclass(kind, CachedMethod) and kind.scope == "head" and adapter.latent_keys:
+        return "one latent for all heads in the cache"
     return ""
 
 
@@ -100,13 +102,12 @@ def markdown() -> str:
     """A table for each moment, in Markdown, without a line break at its end."""
     parts, found = [], list(rows())
     for moment, _ in MOMENTS.values():
-        lines = [HEADER, ("---",) * len(HEADER)]
-        for row in found:
-            if row.moment == moment:
-                lines.append((
-                    f'`"{row.name}"`', f"`{row.class_name}`", row.does, row.paper or "-", ", ".join(row.needs) or "-",
-                    families_in_words(row),
-                ))  # fmt: skip
+        lines = [HEADER, ("---",) * len(HEADER), *(_cells(row) for row in found if row.moment == moment)]
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
         parts.append(f"### {moment[0].upper()}{moment[1:]}\n\n{table}")
     return "\n\n".join(parts)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    needed = ", ".join(row.needs) or "-"
+    return f'`"{row.name}"`', f"`{row.class_name}`", row.does, row.paper or "-", needed, families_in_words(row)

@@ -70,6 +70,7 @@ class Adapter:
     # its forward makes the mask of a first step only for images or a cache never used, so not for one that was reset
     needs_fresh_cache: bool = False
     recurrent: bool = False  # some layers carry a state of what they saw instead of K and V
+    latent_keys: bool = False  # the cache holds one latent for all heads (multi-head latent attention)
     chunked: bool = False  # some layers attend within chunks of the prompt
     open_prompt: bool = False  # every prompt token sees every other, whatever the layer's window
     # decoder arguments of shape (B, S, ...) beside the embeddings -> (model, generated ids) to the rows of those

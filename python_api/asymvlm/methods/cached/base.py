@@ -52,6 +52,7 @@ class CachedMethod(ABC):
     paper: ClassVar[str] = ""  # where it was published
     needs_attention: ClassVar[bool] = True
     needs_samples: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False  # which heads do what, an argument without a default
     needs_limit: ClassVar[bool] = False  # refused by `TextEviction`
     moments: ClassVar[tuple[str, ...]] = ("prompt", "step")  # it chooses behind each prompt, behind each step
     adds_up: ClassVar[bool] = False  # attention is the sum over all queries so far

@@ -25,6 +25,7 @@ class DuoAttention(CachedMethod):
     paper: ClassVar[str] = "arXiv:2410.10819"
     needs_attention: ClassVar[bool] = False
     needs_limit: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
 
     retrieval: tuple[tuple[bool, ...], ...] = ()
     scope: str = "head"
