@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from asymvlm.methods import CachedMethod, LastRow, find_method
 from asymvlm.methods.cached.base import SCOPES
-from asymvlm.settings.policies import _check_count
-from asymvlm_kernels.millionths import MILLION
+from asymvlm.settings.numbers import check_count, part_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class CacheLimit:
         if method.scope not in SCOPES:
             raise ValueError(f"the scope of a method must be one of {', '.join(SCOPES)}, got {method.scope!r}")
         if method.sinks is not None:
-            _check_count("sinks", method.sinks, 0)
+            check_count("sinks", method.sinks, 0)
         if (self.tokens is None) == (self.share is None):
             raise ValueError(f"pass tokens or share, one of them, got tokens={self.tokens!r} and share={self.share!r}")
         for name, wanted in (("layers", ("last", "all")), ("sliding", ("keep", "mask"))):
@@ -57,7 +56,7 @@ class CacheLimit:
                 f"method {method.name!r} chooses among the tokens of a prompt: protect_prompt leaves it none"
             )
         if self.tokens is not None:
-            _check_count("tokens", self.tokens, 1)
+            check_count("tokens", self.tokens, 1)
             self.check(self.tokens)
         elif isinstance(self.share, bool) or not isinstance(self.share, (int, float)) or not 0 < self.share <= 1:
             raise ValueError(f"share must be in (0, 1], got {self.share!r}")
@@ -82,7 +81,7 @@ class CacheLimit:
         if self.tokens is not None:
             return self.tokens
         assert self.share is not None
-        return prompt * round(self.share * MILLION) // MILLION
+        return int(part_of(prompt, self.share))
 
     def check(self, limit: int) -> None:
         """Raise a ValueError if a limit is less than what always stays."""
