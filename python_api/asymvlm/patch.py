@@ -41,8 +41,8 @@ def patch(
             half of them by cosine similarity, where nothing else is asked for, and no pruning beside eviction.
         text: evict generated tokens while decoding; None leaves them.
         turns: evict whole earlier answers when a turn of a dialogue begins; None leaves them.
-        cache: hold at most so many tokens of a row in the K/V cache, its prompt included; not beside ``text``, ``turns``
-            or ``strategy``.
+        cache: hold at most so many tokens of a row in the K/V cache, its prompt included; not beside ``text``,
+            ``turns`` or ``strategy``.
         keep: a keep ratio, in other words ``vision=keep``.
         strategy: ``"auto"`` prunes vision in calls where vision tokens dominate and evicts text in the others, as
             `AutoStrategy` says; settings that are None are its own. ``handle.last.strategy`` explains the choice.

@@ -7,6 +7,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is first imported
 
 import copy
+from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +23,15 @@ torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--diagonal",
+        action="store_true",
+        help="one variant (batch, dtype, ...) of a test of all families for each but the representative ones, "
+        "another for each family",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "every_family: runs on all families, not only on the representative ones")
 
@@ -32,6 +42,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "family" in metafunc.fixturenames and "family" not in map(str.strip, given):
         every = metafunc.definition.get_closest_marker("every_family") is not None
         metafunc.parametrize("family", list(tiny.FAMILIES) if every else tiny.REPRESENTATIVE, indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--diagonal"):
+        return
+    families, found = list(tiny.FAMILIES), defaultdict(list)
+    for item in items:
+        name = (
+            item.callspec.params.get("family")
+            if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+            else None
+        )
+        if item.get_closest_marker("every_family") and name not in tiny.REPRESENTATIVE:
+            found[item.path, item.originalname, name].append(item)
+    chosen = {id(variants[families.index(name) % len(variants)]) for (_, _, name), variants in found.items()}
+    left_out = {id(item) for variants in found.values() for item in variants} - chosen
+    config.hook.pytest_deselected(items=[item for item in items if id(item) in left_out])
+    items[:] = [item for item in items if id(item) not in left_out]
 
 
 @pytest.fixture(autouse=True)

@@ -47,7 +47,9 @@ class CacheStats:
 
 
 class EvictionCache(Cache):
-    """A transformers cache for `TextEviction`, `TurnEviction` and `CacheLimit`; `asymvlm.patch` makes one where none is given.
+    """A transformers cache for `TextEviction`, `TurnEviction` and `CacheLimit`.
+
+    `asymvlm.patch` makes one where none is given.
 
     Full-attention layers keep K and V in slots. Layers that hold the same tokens are a group with one table of slots:
     all of them by default, or each layer a group of its own, whose heads may differ too (``scope``). Sliding-window and
@@ -65,7 +67,8 @@ class EvictionCache(Cache):
         limited: for `CacheLimit`.
     Raises:
         ValueError: if the decoder has no full-attention layer, or a static cache no capacity.
-        NotImplementedError: for layers of a kind that eviction does not know, or a static cache of another scope or limit.
+        NotImplementedError: for layers of a kind that eviction does not know, or a static cache of another scope or
+            with a limit.
     """
 
     def __init__(
@@ -119,6 +122,7 @@ class EvictionCache(Cache):
         self.evicts = True  # False where a call chose not to
         self.room: int | None = None  # most tokens that the call still generates, if it says so
         self.anchors: Anchors | None = None  # of protected tokens that have moved
+        self.has_limits = False  # each line was told its limit
         self.in_prompt = False  # a prompt is fed in parts, and more of it is to come
         self.added_up = 0  # columns whose attention was added up
         self.behind_vision: torch.Tensor | None = None  # (B, columns) bool, while a call is in hand that tells
@@ -199,7 +203,7 @@ class EvictionCache(Cache):
         for table in self.tables:
             table.reset()
         self.dialogue, self.samples = Dialogue(), None
-        self.in_prompt, self.added_up, self.anchors = False, 0, None
+        self.has_limits, self.in_prompt, self.added_up, self.anchors = False, False, 0, None
         super().reset()
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:

@@ -80,7 +80,7 @@ class GrowingTable(Table):
             self.grow(self.span)
         if queries == 1 and real is None and self._index is None:  # the common step: two launches
             self.slot_pos[:, self._start] = self.length
-            self.evictable[:, self._start] = generated == 1 or self.sinks is not None
+            self.evictable[:, self._start] = generated == 1 or (self.sinks is not None and self.length >= self.sinks)
         else:
             self._mark(torch.arange(self.length, end, dtype=torch.int32, device=device), real, end - generated)
         self.has_padding |= real is not None

@@ -1,4 +1,4 @@
-"""The slot table of a cache with a limit: it counts the tokens of each line, and rows of state travel with its slots."""
+"""The slot table of a cache with a limit: it counts the tokens of each line, and state travels with its slots."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class LimitedTable(GrowingTable):
 
     def begin(self, rows: int, queries: int, device: torch.device, real: torch.Tensor | None = None) -> None:
         fresh, first, generated = not self.rows, self.length, self.generated
+        if self.announced and self.prompt_end is not None and first >= self.prompt_end:
+            real = None  # `generate` feeds no padding behind its prompt
         super().begin(rows, queries, device, real)
         if fresh:
             self.tokens, self.prompt = [0] * self.lines, [0] * self.lines
             self.limits, self.recent = [None] * self.lines, [0] * self.lines
         made = self.generated - generated
-        # `generate` never feeds padding behind its prompt: nothing is copied from the device
-        known = real is None or (self.announced and made == queries)
-        counts = [queries] * rows if known or real is None else real.sum(1).tolist()
+        counts = [queries] * rows if real is None else real.sum(1).tolist()
         new = [count for count in counts for _ in range(self.heads)]
         self.tokens = [held + count for held, count in zip(self.tokens, new)]
         if made:
@@ -46,6 +46,14 @@ class LimitedTable(GrowingTable):
         self.prompt = [seen + max(count - made, 0) for seen, count in zip(self.prompt, new)]
         for name in self.state:
             self.put(name, torch.zeros((rows, queries), device=device))
+
+    def _may_go(self, columns: torch.Tensor, made: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+        if self.sinks is None:
+            return made
+        seen = torch.tensor(self.prompt or [0] * self.lines, device=columns.device)[:, None]
+        own = torch.ones_like(columns).expand(self.rows, -1) if real is None else real.long()
+        first = seen + self.by_line(own.cumsum(1)) <= self.sinks  # among the prompt's first tokens
+        return made | (self.by_line(own > 0) & ~first)
 
     def named(self, name: str) -> torch.Tensor:
         """A row of state, as far as slots are in use, ``(lines, slots)``: a view to write to."""

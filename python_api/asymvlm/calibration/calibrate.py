@@ -24,7 +24,7 @@ from asymvlm.settings.policies import VisionPruning
 from asymvlm.settings.scorer import GapStatistics, Scorer
 from asymvlm.tokens.user_turns import UserTurns
 from asymvlm.training.progress import progress_bar
-from asymvlm_kernels import UniformBudget, importance_gap
+from asymvlm_kernels import Spread, UniformBudget, importance_gap
 from asymvlm_kernels.budget import budget_counts
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ def calibrate_budget(
     finalists: int = 3,
     text: str | UserTurns = "all",
     processor: Any = None,
+    spread: Spread | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> Calibration:
@@ -89,6 +90,8 @@ def calibrate_budget(
         ratios: the ladder to measure; None means 8 steps from minimum to maximum. ``average`` is always measured.
         finalists: candidates that are measured for real.
         text, processor: what vision is scored against, as in `VisionPruning`.
+        spread: as in `VisionPruning`. A budget belongs to the scores it was fitted to: with others it keeps another
+            share, so the scorer remembers, and `VisionPruning` warns where it is used otherwise.
         checkpoint: folder that keeps every measurement, so that an interrupted run goes on.
         progress: show a bar on stderr.
     Returns:
@@ -102,12 +105,13 @@ def calibrate_budget(
         raise ValueError("calibrate_budget needs samples, got none")
     lowest, highest, bounds = _bounds(method, average, minimum, maximum)
     ladder = _ladder(ratios, average, lowest, highest)
-    policy = VisionPruning(scorer=_scorer(model, scorer), text=text, processor=processor)
+    learned = _scorer(model, scorer).replace(budget=None, calibration={})  # both are about to be made
+    policy = VisionPruning(scorer=learned, text=text, processor=processor, spread=spread)
     policy.check_model(model)
     assert isinstance(policy.scorer, Scorer)
     turns = policy.text if isinstance(policy.text, UserTurns) else None
     folder = None if checkpoint is None else Path(checkpoint)
-    measurer = Measurer(model, policy.scorer, samples, metric, turns, folder)
+    measurer = Measurer(model, policy.scorer, samples, metric, turns, folder, policy.spread)
     total = len(samples) * (1 + len(ladder) + finalists)
     with progress_bar("calibrating budget", total, shown=progress) as advance:
         for _ in measurer.look():
@@ -170,6 +174,7 @@ def calibrate_budget(
             result.uniform_metric,
         )
     record = {name: value for name, value in result.to_dict().items() if name != "budget"} | {"wanted": average}
+    record["spread"] = None if spread is None else dataclasses.asdict(spread)
     owner = policy.scorer.replace(budget=result.budget, gaps=GapStatistics.of(gaps), calibration=record)
     return dataclasses.replace(result, scorer=owner)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from asymvlm.settings.scorer import Scorer
 from asymvlm.tokens.user_turns import UserTurns
 from asymvlm.training.passes import FrozenModel
 from asymvlm.training.scoring import weighted_scores
+from asymvlm_kernels import Spread
 
 Metric = Callable[[Any, Any], Any]  # (model, sample) -> a number, or one for each row of the sample
 FILE = "measurements.jsonl"
@@ -53,8 +55,10 @@ class Measurer:
         metric: Metric,
         text: UserTurns | None,
         folder: Path | None,
+        spread: Spread | None = None,
     ) -> None:
         self.model, self.scorer, self.samples, self.metric = model, scorer, samples, metric
+        self.spread = spread
         self.frozen = FrozenModel(model, turns=text)
         self.text: UserTurns | str = "all" if text is None else text
         self.file = None if folder is None else folder / FILE
@@ -64,7 +68,8 @@ class Measurer:
 
     def _header(self) -> dict[str, Any]:
         weight = [float(self.scorer.weight.sum()), float(self.scorer.weight.square().sum())]
-        return {
+        spread = {} if self.spread is None else {"spread": dataclasses.asdict(self.spread)}
+        return spread | {
             "model": self.scorer.base.fingerprint,
             "weight": weight,
             "samples": len(self.samples),
@@ -98,6 +103,8 @@ class Measurer:
             batch = self.frozen.merge(sample)
             with torch.no_grad():
                 scores = weighted_scores(batch, weight)
+                if self.spread is not None:
+                    scores = self.spread.apply(scores, batch.lines)
             self.rows.usable.append(batch.trainable.tolist())
             for row, usable in enumerate(self.rows.usable[-1]):
                 if usable:
@@ -107,7 +114,7 @@ class Measurer:
     def measure(self, budget: AnyBudget) -> Iterator[list[float]]:
         """The metric of the usable rows of each sample, in order."""
         name = json.dumps(budget_to_dict(budget))
-        with patch(self.model, VisionPruning(scorer=self.scorer, budget=budget, text=self.text)) as handle:
+        with patch(self.model, self._vision(budget, self.text)) as handle:
             for number, sample in enumerate(self.samples):
                 values = self.known.get((number, name))
                 if values is None:
@@ -118,12 +125,16 @@ class Measurer:
                             file.write(json.dumps({"sample": number, "budget": name, "values": values}) + "\n")
                 yield [value for value, usable in zip(values, self.rows.usable[number], strict=True) if usable]
 
+    def _vision(self, budget: AnyBudget, text: UserTurns | str | torch.Tensor) -> VisionPruning:
+        bare = self.scorer.replace(budget=None, calibration={})  # what an earlier calibration says is no matter here
+        return VisionPruning(scorer=bare, budget=budget, text=text, spread=self.spread)
+
     @torch.no_grad()
     def _run(self, handle: PatchHandle, budget: AnyBudget, sample: Mapping[str, Any], rows: int) -> list[float]:
         if sample.get("labels") is not None or sample.get("text_mask") is not None:
             # a teacher-forced answer is not scored against, in calibration as in training
             text = self.frozen.merge(sample).text
-            handle.vision = VisionPruning(scorer=self.scorer, budget=budget, text=text)
+            handle.vision = self._vision(budget, text)
         found = self.metric(self.model, sample)
         values = found.tolist() if isinstance(found, torch.Tensor) else found
         values = [float(value) for value in (values if isinstance(values, (list, tuple)) else [values])]

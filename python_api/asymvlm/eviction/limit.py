@@ -37,7 +37,7 @@ class LimitStep(capture.Step):
 class LimitEvictor(TextEvictor):
     """As `TextEvictor`, for `CacheLimit`."""
 
-    policy: CacheLimit  # type: ignore[assignment]
+    policy: CacheLimit
     method: CachedMethod
 
     def __init__(self, owner: Any, decoder: nn.Module, config: Any, policy: CacheLimit) -> None:
@@ -101,11 +101,13 @@ class LimitEvictor(TextEvictor):
         if begins and cache.anchors is not None and self.policy.protect_prompt:
             raise NotImplementedError("re-indexed positions with protect_prompt know one prompt, got a second one")
         cache.in_prompt = moment == "part"
+        if moment == "part" and self.method.needs_samples:
+            raise NotImplementedError(f"method {self.method.name!r} numbers prompts that come in one step, got a part")
         if begins and not self.method.adds_up:
             for table in _tables(cache):
                 table.state.pop(SUMS, None)
                 table.weights = None
-        if moment == "prompt" and not self.method.needs_density:
+        if not self.method.needs_density and (moment == "prompt" or (moment == "step" and not cache.has_limits)):
             self._limit(cache)
         due = moment in self.method.moments and any(any(table.over()) for table in _tables(cache))
         wanted = due or self.method.adds_up or moment == "part" or (moment == "prompt" and self.method.needs_density)
@@ -125,8 +127,8 @@ class LimitEvictor(TextEvictor):
         past = cast("int", cache.table.past)
         if cache.added_up != past:
             raise ValueError(
-                f"method {self.method.name!r} adds up attention from the first token on: {past - cache.added_up} of the "
-                f"cache's {past} tokens passed while it was off"
+                f"method {self.method.name!r} adds up attention from the first token on: {past - cache.added_up} of "
+                f"the cache's {past} tokens passed while it was off"
             )
         cache.added_up = past + queries
 
@@ -213,7 +215,7 @@ class LimitEvictor(TextEvictor):
 
     def _limit(self, cache: EvictionCache) -> None:
         """Give each line its limit, by the prompt of its row."""
-        tables = _tables(cache)
+        tables, cache.has_limits = _tables(cache), True
         counts = [None if table.weights is None else table.weights.tolist() for table in tables]
         for table in tables:
             table.limits, table.recent = [], []

@@ -158,7 +158,8 @@ class TextEvictor:
         """
         capture.wanted.set(None)
         queries = tokens_of(arguments).shape[1]
-        policy = self.policy if cache.evicts and self.owner.enabled and queries == 1 else None
+        wanted = cache.evicts and self.owner.enabled and queries == 1
+        policy = cast("TextEviction | None", self.policy) if wanted else None
         due = policy is not None and cache.table.wants_scores(policy)
         if not (due or masks):
             return
@@ -170,7 +171,7 @@ class TextEvictor:
         capture.wanted.set(capture.Step(places=places, masks=masks, due=due))
 
     def _by_layer(self, cache: EvictionCache, make: Callable[[torch.Tensor, torch.Tensor, int], Any]) -> dict[int, Any]:
-        """What each scored layer is asked, made once for each group of layers: of its slots, the step's column, heads."""
+        """What each scored layer is asked, made once a group: from slots, the step's column, heads."""
         lying = {table.layer: make(table.slots_in_use(), table.column, table.heads) for table in cache.tables}
         places = {}
         for number in self._layers:
@@ -216,7 +217,7 @@ class TextEvictor:
                 samples=None if samples is None else table.by_line(samples.to(table.slot_pos.device)),
                 layer=number,
             )
-            table.evict(self.method.scores(tokens), self.policy)
+            table.evict(self.method.scores(tokens), cast("TextEviction", self.policy))
         self._count_taken(cache)
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from asymvlm.hf.column_sums import Queries, sum_columns
+from asymvlm.hf.column_sums import WIDEST_HEAD, Queries, sum_columns
 from asymvlm.hf.context import Frame, pop, push, top
 from asymvlm.hf.errors import MechanismError
 from asymvlm_kernels import flash_attn_with_kvcache
@@ -28,7 +28,6 @@ from asymvlm_kernels import flash_attn_with_kvcache
 NAME = "asymvlm_scores"
 BEFORE = "_asymvlm_config"  # where a scored module keeps the configuration it had
 NUMBER = "_asymvlm_layer"  # and the number of its layer
-WIDEST_HEAD = 256  # that the kernels take
 
 
 @dataclass(frozen=True, eq=False)

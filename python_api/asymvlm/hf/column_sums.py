@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from asymvlm_kernels import attention_column_sums
 
+WIDEST_HEAD = 256  # that the kernels take
 BLOCK = 64  # queries whose logits are in memory at once, where weights are counted
 
 
@@ -78,17 +80,25 @@ def large_weights(
     of logits, so no softmax is taken.
     """
     total = torch.zeros((len(query), 2), dtype=torch.int64, device=query.device)
-    keys = key.float().mT[:, :, None]
-    for start in range(0, query.shape[2], BLOCK):
-        rows = query[:, :, start : start + BLOCK].float().unflatten(1, (key.shape[1], -1))  # (B, G, H / G, n, D)
-        logits = rows @ keys * scale
-        logits = softcap * torch.tanh(logits / softcap) if softcap else logits
-        last = q_pos[:, start : start + BLOCK, None]
-        seen = ((slot_pos >= 0)[:, None] & (slot_pos[:, None] <= last))[:, None, None].expand_as(logits)
-        logits = logits.masked_fill(~seen, -torch.inf)
+    for logits in logit_blocks(query, key, q_pos, slot_pos, scale, softcap):
+        seen = logits > -torch.inf
         large = seen & (logits >= logits.amax(-1, keepdim=True) + math.log(threshold))
         total += torch.stack([large.flatten(1).sum(1), seen.flatten(1).sum(1)], 1)
     return total
+
+
+def logit_blocks(
+    query: torch.Tensor, key: torch.Tensor, q_pos: torch.Tensor, slot_pos: torch.Tensor, scale: float, softcap: float
+) -> Iterator[torch.Tensor]:
+    """``(B, G, H / G, block, S)`` fp32 of a few queries at a time; -inf where a key is not seen."""
+    keys = key.float().mT[:, :, None]
+    for start in range(0, query.shape[2], BLOCK):
+        rows = query[:, :, start : start + BLOCK].float().unflatten(1, (key.shape[1], -1))
+        logits = rows @ keys * scale
+        logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+        last = q_pos[:, start : start + BLOCK, None]
+        seen = (slot_pos >= 0)[:, None] & (slot_pos[:, None] <= last)
+        yield logits.masked_fill(~seen[:, None, None], -torch.inf)
 
 
 def sum_columns(query: torch.Tensor, key: torch.Tensor, queries: Queries, scale: float, softcap: float) -> torch.Tensor:
@@ -111,6 +121,10 @@ def sum_columns(query: torch.Tensor, key: torch.Tensor, queries: Queries, scale:
     if queries.counts is not None:
         found = large_weights(query, key, q_pos, slot_pos, queries.threshold, scale, softcap)
         queries.counts.append(found.unflatten(0, (-1, queries.heads)).sum(1))
+    if query.shape[-1] > WIDEST_HEAD:  # a query that sees nothing is NaN after softmax
+        blocks = logit_blocks(query, key, q_pos, slot_pos, scale, softcap)
+        total: torch.Tensor = sum(block.softmax(-1).nan_to_num(0.0).sum(-2).mean((1, 2)) for block in blocks)  # type: ignore[assignment]
+        return total
     sums: torch.Tensor = attention_column_sums(
         query.transpose(1, 2),
         key.transpose(1, 2),

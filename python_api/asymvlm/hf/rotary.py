@@ -27,14 +27,14 @@ class KeyRotation:
     """
 
     def __init__(self, decoder: nn.Module, attention: nn.Module, config: Any) -> None:
-        self._rotary: Any = getattr(decoder, "rotary_emb", None)
-        self._apply: Any = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
-        if self._rotary is None or self._apply is None:
-            self._refuse(f"{type(decoder).__name__} has no rotary_emb with apply_rotary_pos_emb")
         parameters = getattr(config, "rope_parameters", None) or {}
         parameters = parameters.get(FULL, parameters)
         if (kind := parameters.get("rope_type", "default")) not in PLAIN:
             self._refuse(f"the rope_type {kind!r} is none of {', '.join(PLAIN)}")
+        self._rotary: Any = getattr(decoder, "rotary_emb", None)
+        self._apply: Any = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+        if self._rotary is None or self._apply is None:
+            self._refuse(f"{type(decoder).__name__} has no rotary_emb with apply_rotary_pos_emb")
         if getattr(config, "no_rope_layers", None) or not getattr(attention, "use_rope", True):
             self._refuse("some layers have no rotary embedding")
         found = getattr(self._rotary, f"{FULL}_inv_freq", getattr(self._rotary, "inv_freq", None))
@@ -44,6 +44,7 @@ class KeyRotation:
         width = getattr(attention, "head_dim", None)
         if width != 2 * len(self._frequencies):
             self._refuse(f"{2 * len(self._frequencies)} of the {width} columns of a head are rotated")
+        self._neighbours = False  # which columns make a pair: two neighbours, or one of each half
         self._axes = 3 if parameters.get("mrope_section") else 1
         self._check()
 
@@ -53,18 +54,25 @@ class KeyRotation:
 
     def __call__(self, keys: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         """Keys ``(B, G, n, D)`` fp32 that lie ``shift`` ``(B,)`` positions further on."""
-        angle = shift.to(keys.device).double()[:, None] * self._frequencies.to(keys.device)
-        angle = torch.cat([angle, angle], -1)[:, None, None]  # (B, 1, 1, D)
-        first, second = keys.chunk(2, -1)
-        return keys * angle.cos().float() + torch.cat([-second, first], -1) * angle.sin().float()
+        angle = shift.to(keys.device).double()[:, None, None, None] * self._frequencies.to(keys.device)
+        cos, sin = angle.cos().float(), angle.sin().float()  # (B, 1, 1, D / 2)
+        if self._neighbours:
+            first, second = keys[..., 0::2], keys[..., 1::2]
+        else:
+            first, second = keys.chunk(2, -1)
+        turned = [first * cos - second * sin, second * cos + first * sin]
+        return torch.stack(turned, -1).flatten(-2) if self._neighbours else torch.cat(turned, -1)
 
     def _check(self) -> None:
         device, start, shift = self._frequencies.device, 5, 100
         keys = torch.linspace(-1, 1, 2 * len(self._frequencies), device=device).reshape(1, 1, 1, -1)
         before, after = (self._at(keys, position) for position in (start, start + shift))
-        found = self(before, torch.tensor([shift], device=device))
-        if before.shape != keys.shape or not torch.allclose(found, after, rtol=0, atol=1e-3 * float(before.abs().max())):
-            raise MechanismError("rotating keys to new positions", "the decoder's own keys lie elsewhere")
+        tolerance = 1e-3 * float(before.abs().max())
+        for self._neighbours in (False, True):
+            found = self(before, torch.tensor([shift], device=device))
+            if found.shape == after.shape and torch.allclose(found, after, rtol=0, atol=tolerance):
+                return
+        raise MechanismError("rotating keys to new positions", "the decoder's own keys lie elsewhere")
 
     @torch.no_grad()
     def _at(self, keys: torch.Tensor, position: int) -> torch.Tensor:

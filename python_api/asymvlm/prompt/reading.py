@@ -14,7 +14,7 @@ from asymvlm.hf.tower import hidden_states
 from asymvlm.methods.before.base import VisionPrompt
 from asymvlm.models.adapter import Adapter, Grids, Inputs
 from asymvlm.settings.policies import VisionPruning
-from asymvlm.tokens.images import Cells, image_cells, image_layout, read_images
+from asymvlm.tokens.images import Cells, image_layout, known_cells, read_images
 from asymvlm.tokens.roles import Tokens, check_prompt, scored_text
 
 
@@ -46,12 +46,7 @@ def read_prompt(
         return _features(model, adapter, inputs, towers, tokens, grids)[:, first:]
 
     def cells() -> Cells:
-        if not grids:
-            raise ValueError(
-                "spread, and methods that go by place, need the grid of an image's tokens, which the "
-                f"{adapter.model_type} adapter does not know"
-            )
-        return Cells(*(rows[:, first:] for rows in image_cells(*layout)))
+        return Cells(*(rows[:, first:] for rows in known_cells(layout, adapter.model_type)))
 
     return VisionPrompt(
         tokens=tokens.behind(first) if first else tokens,

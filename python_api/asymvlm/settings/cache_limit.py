@@ -19,11 +19,12 @@ class CacheLimit:
     Args:
         method: a `CachedMethod`, or the name of one (``"tova"``, ``"h2o"``, ``"snapkv"``, ...).
         tokens: most tokens of a row, in each layer; methods may divide them unequally among layers.
-        share: the same as a share of the row's own prompt (what of it is not pruned before), rounded down.
+        share: the same as a share of the row's own prompts so far (what of them is not pruned before), rounded down.
         protect_prompt: the prompt always stays, and the limit counts generated tokens alone.
         layers: whose attention scores for a method that makes one choice for all layers: ``"last"``, the last
             full-attention layer, or the mean over ``"all"``.
         sliding: what sliding-window layers do about evicted tokens: ``"keep"`` still sees them, ``"mask"`` does not.
+            That is for methods that make one choice for all layers.
     Raises:
         ValueError: naming the value found and the value wanted.
     """
@@ -47,6 +48,10 @@ class CacheLimit:
         for name, wanted in (("layers", ("last", "all")), ("sliding", ("keep", "mask"))):
             if getattr(self, name) not in wanted:
                 raise ValueError(f"{name} must be {wanted[0]!r} or {wanted[1]!r}, got {getattr(self, name)!r}")
+        if self.sliding == "mask" and method.scope != "decoder":
+            raise ValueError(
+                f"sliding='mask' follows one choice for all layers, got a method of scope {method.scope!r}"
+            )
         if self.protect_prompt and "step" not in method.moments:
             raise ValueError(
                 f"method {method.name!r} chooses among the tokens of a prompt: protect_prompt leaves it none"

@@ -94,8 +94,22 @@ class VisionPruning:
         used = None if isinstance(self.text, torch.Tensor) else "user" if isinstance(self.text, UserTurns) else "all"
         if trained is not None and used is not None and trained != used:
             logger.warning("the scorer was trained with text=%r and is used with text=%r: scores differ", trained, used)
+        self._check_spread()
         if self.positions not in POSITIONS:
             raise ValueError(f"positions must be 'keep' or 'compact', got {self.positions!r}")
+
+    def _check_spread(self) -> None:
+        """A budget that a calibration fitted goes with the scores that it was fitted to."""
+        calibration = self.scorer.calibration if isinstance(self.scorer, Scorer) else {}
+        if "spread" not in calibration or self.budget != self.scorer.budget:  # type: ignore[union-attr]
+            return
+        fitted = calibration["spread"] and Spread(**calibration["spread"])
+        if fitted != self.spread:
+            logger.warning(
+                "the scorer's budget was calibrated with spread=%r and is used with spread=%r: it keeps another share",
+                fitted,
+                self.spread,
+            )
 
     @property
     def inside(self) -> InsideMethod | None:

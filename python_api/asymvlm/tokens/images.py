@@ -110,6 +110,20 @@ def image_cells(
     return cells
 
 
+def known_cells(layout: Layout, model_type: str) -> Cells:
+    """`image_cells` of a call, for whoever goes by place.
+
+    Raises:
+        ValueError: for a family whose grids are not known.
+    """
+    if not layout[-1]:
+        raise ValueError(
+            "spread, and methods that go by place, need the grid of an image's tokens, which the "
+            f"{model_type} adapter does not know"
+        )
+    return image_cells(*layout)
+
+
 def grids_by_row(
     numbers: torch.Tensor, input_ids: torch.Tensor, token_ids: Mapping[str, int], grids: Grids
 ) -> list[list[Grid]] | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -18,6 +18,7 @@ from asymvlm.hf.key_bias import INJECTIONS, KeyBias, biased, causal, own_attenti
 from asymvlm.hf.merge import merge_embeddings
 from asymvlm.models import adapter_for
 from asymvlm.models.adapter import Adapter
+from asymvlm.tokens.images import image_layout, known_cells
 from asymvlm.tokens.roles import Tokens, check_prompt, scored_text
 from asymvlm.tokens.user_turns import UserTurns
 
@@ -35,6 +36,16 @@ class MergedBatch:
     compared: torch.Tensor  # (B, S) bool: positions whose last hidden states are compared
     trainable: torch.Tensor  # (B,) bool: rows with vision to prune and text to score it against
     decoder: dict[str, Any]  # the decoder's other arguments
+    make_lines: Callable[[], torch.Tensor] = field(repr=False)
+
+    @property
+    def lines(self) -> torch.Tensor:
+        """``(B, S)`` int64: the line of an image that a vision token lies on, as `asymvlm_kernels.Spread` takes them.
+
+        Raises:
+            ValueError: for a family whose grids are not known.
+        """
+        return self.make_lines()
 
 
 class FrozenModel:
@@ -115,7 +126,13 @@ class FrozenModel:
         # always a mask: without one, gapped positions are read as packed sequences
         own = record.get(MASK)
         decoder[MASK] = mask if own is None or getattr(own, "ndim", 0) == 2 else own
-        return MergedBatch(embeds, prunable, text, compared, prunable.any(-1) & text.any(-1), decoder)
+
+        def lines() -> torch.Tensor:
+            layout = image_layout(self.model, self.adapter, tokens, moved)
+            return known_cells(layout, self.adapter.model_type).line
+
+        trainable = prunable.any(-1) & text.any(-1)
+        return MergedBatch(embeds, prunable, text, compared, trainable, decoder, lines)
 
     def hidden(self, batch: MergedBatch, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Last hidden states, after the final norm, of the compared positions: ``(positions, D)`` fp32.

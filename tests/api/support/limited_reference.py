@@ -43,8 +43,8 @@ def lowest(seen: Seen, scores: Tensor, count: int, first: int = 0, recent: int =
 class MaskedByLimit(Masked):
     """As `Masked`, with ``deaths`` (B, K/V heads, columns) of each full-attention layer, and a rule."""
 
-    def __init__(self, model, inputs, rule: Rule, keep=None, shared: bool = False) -> None:
-        super().__init__(model, inputs, keep)
+    def __init__(self, model, inputs, rule: Rule, keep=None, shared: bool = False, sliding: str = "keep") -> None:
+        super().__init__(model, inputs, keep, sliding=sliding)
         self.groups = model.config.get_text_config().num_key_value_heads
         self.rule, self.shared = rule, shared
         kinds = [self.kinds[layer] for layer in range(len(text_layers(model)))]
@@ -89,6 +89,15 @@ class MaskedByLimit(Masked):
     def held(self, layer: int, row: int, head: int) -> list[int]:
         return [column for column in self.real(row) if self.deaths[self.full[layer]][row, head, column] == NEVER]
 
+    def closed(self, layer: int, shared: int) -> Tensor:
+        """(B, heads, queries, columns) bool: what a layer's queries see no more."""
+        death = self.deaths.get(layer)
+        if death is None and self.policy["sliding"] == "mask":
+            death = self.deaths[self.full[0]]
+        if death is None:
+            return torch.tensor(False)
+        return torch.arange(self.columns)[:, None] > death.repeat_interleave(shared, 1)[:, :, None]
+
     @contextmanager
     def _attention(self):
         def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -96,9 +105,7 @@ class MaskedByLimit(Masked):
             key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
             logits = query @ key.mT * scaling + attention_mask
             closed = ~self.keep[:, None, None]
-            if module.layer_idx in self.deaths:
-                queries = torch.arange(key.shape[2])[:, None]
-                closed = closed | (queries > self.deaths[module.layer_idx].repeat_interleave(shared, 1)[:, :, None])
+            closed = closed | self.closed(module.layer_idx, shared)
             logits = logits.masked_fill(closed, torch.finfo(logits.dtype).min)
             self.probabilities[module.layer_idx] = logits.softmax(-1)
             return (logits.softmax(-1) @ value).transpose(1, 2).contiguous(), None
@@ -113,8 +120,9 @@ class Reindexed(MaskedByLimit):
     Queries keep their positions; of each query the sinks' keys are turned on by as much as was missing at its time.
     """
 
-    def __init__(self, model, inputs, rule: Rule, sinks: int) -> None:
-        super().__init__(model, inputs, rule, shared=True)
+    def __init__(self, model, inputs, rule: Rule, sinks: int | None, keep=None, neighbours=False) -> None:
+        self.neighbours = neighbours  # columns 2 i and 2 i + 1 make a pair, not i and D / 2 + i
+        super().__init__(model, inputs, rule, keep, shared=True)
         self.sinks, self.positions, self.turned = [self.real(row)[:sinks] for row in range(len(self.keep))], None, {}
 
     def forward(self) -> Tensor:
@@ -154,15 +162,16 @@ class Reindexed(MaskedByLimit):
             frequency = theta ** (-torch.arange(0, key.shape[-1], 2).double() / key.shape[-1])
             for (row, column), gap in self.turned.items():
                 if column < query.shape[2] and module.layer_idx in self.deaths:
-                    pairs = torch.complex(*key[row][:, self.sinks[row]].double().chunk(2, -1))
-                    pairs = pairs * torch.exp(1j * gap * frequency)
-                    turned = torch.cat([pairs.real, pairs.imag], -1).float()
+                    sinks = key[row][:, self.sinks[row]].double()
+                    parts = (sinks[..., ::2], sinks[..., 1::2]) if self.neighbours else sinks.chunk(2, -1)
+                    pairs = torch.complex(*parts) * torch.exp(1j * gap * frequency)
+                    turned = [pairs.real, pairs.imag]
+                    turned = torch.stack(turned, -1).flatten(-2) if self.neighbours else torch.cat(turned, -1)
+                    turned = turned.float()
                     logits[row, :, column, self.sinks[row]] = (query[row, :, column, None] * turned).sum(-1) * scaling
             logits = logits + attention_mask
             closed = ~self.keep[:, None, None]
-            if module.layer_idx in self.deaths:
-                queries = torch.arange(key.shape[2])[:, None]
-                closed = closed | (queries > self.deaths[module.layer_idx].repeat_interleave(shared, 1)[:, :, None])
+            closed = closed | self.closed(module.layer_idx, shared)
             logits = logits.masked_fill(closed, torch.finfo(logits.dtype).min)
             self.probabilities[module.layer_idx] = logits.softmax(-1)
             return (logits.softmax(-1) @ value).transpose(1, 2).contiguous(), None

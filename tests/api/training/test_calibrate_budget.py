@@ -187,3 +187,27 @@ def test_bad_metrics_and_scorers_are_named(model, samples):
         calibrate_budget(model, other, samples, lambda model, sample: 1.0)
     assert UniformBudget(0.5)  # nothing is left patched
     asymvlm.patch(model).remove()
+
+
+def test_a_budget_for_spread_scores(model, samples, caplog):
+    """Fitted to spread scores it keeps the wanted share of those, and whoever uses it otherwise is told."""
+    spread = asymvlm.Spread(reach=2, share=0.5)
+
+    def kept(model, sample) -> list[float]:
+        model(**sample)
+        report = getattr(model, HANDLE).last
+        return [k / n for k, n in zip(report.kept, report.vision_tokens)]
+
+    result = calibrate(model, samples, kept, method="relative", spread=spread)
+    assert result.metric == pytest.approx(result.average)  # what was predicted from spread scores is what was kept
+    assert result.scorer.calibration["spread"] == {"reach": 2, "share": 0.5}
+    with caplog.at_level(logging.WARNING):
+        used = asymvlm.VisionPruning(scorer=result.scorer, spread=spread)
+        asymvlm.VisionPruning(scorer=result.scorer, budget=UniformBudget(0.5))
+    assert not caplog.records
+    with asymvlm.patch(model, vision=used):
+        values = [kept(model, sample)[0] for sample in samples]
+    assert sum(values) / len(values) == pytest.approx(result.average)
+    with caplog.at_level(logging.WARNING):
+        asymvlm.VisionPruning(scorer=result.scorer)
+    assert "calibrated with spread=Spread(reach=2, share=0.5) and is used with spread=None" in caplog.text

@@ -59,7 +59,7 @@ class CachedMethod(ABC):
     density_threshold: ClassVar[float] = 0.01  # of a row's largest weight: weights from there on are large
     # who shares a choice: all layers of the "decoder", the heads of a "layer", or nobody: each K/V "head" its own
     scope: str = "decoder"
-    # of the prompt: None protects all of it, a number only its first tokens
+    # of the prompt: a number protects its first tokens, None all of it (under `CacheLimit` nothing, see there)
     sinks: int | None = None
 
     @abstractmethod

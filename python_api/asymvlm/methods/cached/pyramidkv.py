@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -40,4 +41,4 @@ class PyramidKV(SnapKV):
         # sums of the line up to each layer, rounded: all layers together hold exactly ``layers * mean``
         sums = [(2 * high * n * last - (high - low) * n * (n - 1)) // (2 * last) for n in range(row.layers + 1)]
         sums[-1] = row.layers * mean
-        return [[self.window + after - before] * row.heads for before, after in zip(sums, sums[1:])]
+        return [[self.window + after - before] * row.heads for before, after in itertools.pairwise(sums)]

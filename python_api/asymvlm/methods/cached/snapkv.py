@@ -50,7 +50,7 @@ class SnapKV(CachedMethod):
 
 
 def pooled(scores: torch.Tensor, columns: torch.Tensor, window: int, kernel: int) -> torch.Tensor:
-    """Averages over neighbours in the order of ``columns``, the last ``window`` tokens left out: all ``(lines, slots)``.
+    """Averages over neighbours in the order of ``columns``, the last ``window`` tokens left out; ``(lines, slots)``.
 
     Padding and free slots, whose columns are negative, count as neighbours in front of the first token, of score 0.
     """
