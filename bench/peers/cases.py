@@ -93,8 +93,8 @@ def text_config() -> dict[str, object]:
 NEWEST_STAYS = "it always keeps the newest token, which the paper's rule may drop at once"
 OTHER_LAYERS = "the caps of its layers count the window, which the paper's layers keep beside their caps"
 LOSES_SINKS = (
-    "its choice goes by slot, and a top-k of equal scores leaves the slots in another order, so that from the second "
-    "step on the slots of the sinks hold other tokens"
+    "its choice goes by slot, and a top-k of equal scores leaves slots in another order: from the first step on others "
+    "than the oldest go, from the third on the sinks"
 )
 
 KV_CASES = (

@@ -24,11 +24,9 @@ def published(vision: Tensor, text: Tensor, count: int) -> Tensor:
 
 def described(page: Page, vision: Tensor, text: Tensor, count: int) -> Tensor:
     """As above with what `Page.expected` says of OpenVINO GenAI."""
-    if page.split:
-        middle, first = len(vision) // 2, count // 2
-        parts = ((vision[:middle], first), (vision[middle:], count - first))
-    else:
-        parts = ((vision, count),)
+    middle, first = len(vision) // 2, count // 2
+    halves = [(vision[:middle], first), (vision[middle:], count - first)]
+    parts = halves if page.split else [(vision, count)]
     chosen = []
     for tokens, number in parts:
         relevance = _min_max(F.normalize(tokens, dim=-1) @ F.normalize(text.mean(0), dim=0))
@@ -76,9 +74,9 @@ def run(model_folder: Path, page: Page) -> dict[str, Side]:
     model: Any = Qwen2VLForConditionalGeneration.from_pretrained(model_folder).double().eval()
     model.model.visual.float()  # its pixels are fp32
     vision, text = embeddings(model, page)
-    count = round(page.tokens * (100 - page.percent) / 100)
+    kept = page.tokens * (100 - page.percent)
     held = {
-        "published": published(vision.flatten(0, 1), text, page.images * count),  # a row's tokens are one set
-        "described": torch.cat([described(page, image, text, count) for image in vision]),
+        "published": published(vision.flatten(0, 1), text, page.images * kept // 100),  # a row's tokens are one set
+        "described": torch.cat([described(page, image, text, round(kept / 100)) for image in vision]),
     }
     return {name: Side(chosen.view(1, 1, 1, page.images, -1), None) for name, chosen in held.items()}

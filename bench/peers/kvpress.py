@@ -99,6 +99,7 @@ def run(case: Case) -> Side:
 
     model, ledger = model_of(case), Ledger()
     press, cache = press_of(case, ledger), DynamicCache()
+    layers: Any = cache.layers
     prompt, fed = case.tokens()
     held = torch.zeros(1 + case.steps, LAYERS, case.rows, model.config.num_key_value_heads, case.prompt + case.steps)
     logits = []
@@ -110,7 +111,7 @@ def run(case: Case) -> Side:
             positions = torch.arange(first, first + ids.shape[1])[None]
             logits.append(model(ids, past_key_values=cache, position_ids=positions).logits[:, -1])
             for layer in range(LAYERS):
-                held[number, layer].scatter_(2, ledger.grow(layer, cache.layers[layer].keys), 1)
+                held[number, layer].scatter_(2, ledger.grow(layer, layers[layer].keys), 1)
     return Side(held.bool(), torch.stack(logits), {name: metadata.version(name) for name in VERSIONS})
 
 

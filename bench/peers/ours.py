@@ -42,13 +42,13 @@ def model_of(case: Case) -> Any:
     if case.decoder == "llama":
         vision = {"model_type": "clip_vision_model", "image_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
         text = {"model_type": "llama", **text_config()}
-        config = LlavaConfig(text_config=text, vision_config=vision | sizes, image_token_index=3, image_seq_length=4)
-        model: Any = LlavaForConditionalGeneration(config)
+        llava = LlavaConfig(text_config=text, vision_config=vision | sizes, image_token_index=3, image_seq_length=4)
+        model: Any = LlavaForConditionalGeneration(llava)
     else:
         text = text_config() | {"rope_parameters": rope | {"mrope_section": [HEAD // 4, HEAD // 8, HEAD // 8]}}
         vision = {"depth": 1, "num_heads": 2, "out_hidden_size": WIDTH, "fullatt_block_indexes": [0]}
-        config = Qwen2_5_VLConfig(text_config=text, vision_config=vision | sizes, image_token_id=3, video_token_id=4)
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        qwen = Qwen2_5_VLConfig(text_config=text, vision_config=vision | sizes, image_token_id=3, video_token_id=4)
+        model = Qwen2_5_VLForConditionalGeneration(qwen)
     found = weights(case.decoder)
     model.lm_head.load_state_dict({"weight": found.pop("lm_head.weight")})
     model.model.language_model.load_state_dict({name.removeprefix("model."): value for name, value in found.items()})
@@ -110,7 +110,8 @@ def run(case: Case) -> Side:
     prompt, fed = case.tokens()
 
     def note(module: Any, arguments: Any, output: Any) -> None:
-        held.append(held_by(output.past_key_values, case))
+        name = "cache" if "cache" in output else "past_key_values"  # transformers 5.24, and before
+        held.append(held_by(output[name], case))
 
     with asymvlm.patch(model, **settings_of(case)):
         hook = model.register_forward_hook(note)

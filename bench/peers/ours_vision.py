@@ -34,6 +34,7 @@ def run(model_folder: Path, page: Page) -> Side:
             image_grid_thw=torch.tensor([[1, page.rows * MERGE, page.columns * MERGE]] * page.images),
             mm_token_type_ids=(ids == IMAGE).int(),
         )
+        assert handle.last is not None
         kept = handle.last.index[0]
     held = torch.zeros(ids.shape[1], dtype=torch.bool)
     held[kept[kept >= 0]] = True

@@ -118,7 +118,9 @@ def write_checkpoint(folder: Path) -> None:
                 bos_token_id=BYTES, eos_token_id=BYTES, pad_token_id=BYTES)  # fmt: skip
     vision = dict(depth=2, embed_dim=32, num_heads=2, hidden_size=WIDTH, mlp_ratio=2, patch_size=PATCH,
                   spatial_merge_size=MERGE, temporal_patch_size=2)  # fmt: skip
-    places = dict(image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END)
+    places: dict[str, Any] = dict(
+        image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END
+    )
     model: Any = Qwen2VLForConditionalGeneration(
         Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **places)
     )
@@ -158,12 +160,14 @@ MEAN_FIRST = "it averages the question's embeddings before it normalises, so tha
 BLENDED = "below weight 1 its kernel is a blend, (1 - weight) * similarity + weight * the conditional kernel"
 HALVES = "by default it chooses half of the tokens in each half of an image, each with a relevance scale of its own"
 EACH_IMAGE = "it keeps the same share of each image, where we choose among all images of a row"
+ROUNDED = "it rounds the number of tokens to the nearest, we round down"
 
 PAGES = (
     Page("published"),
     Page("published-keep-quarter", percent=75),
     Page("published-keep-tenth", rows=4, columns=10, percent=90),
     Page("published-two-tokens", rows=4, columns=10, percent=95),
+    Page("uneven-share", percent=90, expected=ROUNDED),
     Page("two-images", images=2, rows=4, columns=6, expected=EACH_IMAGE),
     Page("capitals", question="WHAT DOES IT SAY", expected=MEAN_FIRST),
     Page("blend", weight=0.5, expected=BLENDED),

@@ -24,10 +24,11 @@ def block(name: str, folder: Path) -> str:
         f"{ours['time'][:10]}.\n`{content['command']}`"
     )
     rows = [row(name, record) for name, record in content["cases"].items()]
-    head = ("case", "ours as published", "choices alike", "logits differ by", "the peer")
+    head = ["case", "ours as published", "choices alike", "logits differ by", "the peer"]
     if name == "peers-openvino":  # only the choice is compared
-        head, rows = (*head[:3], head[4]), [[*row[:3], row[4]] for row in rows]
-    return f"{caption}\n\n{markdown(head, rows)}"
+        for line in (head, *rows):
+            del line[3]
+    return f"{caption}\n\n{markdown(tuple(head), rows)}"
 
 
 def row(name: str, record: dict[str, Any]) -> list[str]:
