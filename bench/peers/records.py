@@ -64,6 +64,8 @@ def compare(ours: Side, peer: Side) -> dict[str, Any]:
         "equal": bool(lines.all()),
         "lines": lines.numel(),
         "lines_equal": int(lines.sum()),
+        "held": int(peer.held.sum()),
+        "held_by_both": int((ours.held & peer.held).sum()),
         "first_difference": None if not len(wrong) else dict(zip(("step", "layer", "row", "head"), wrong[0].tolist())),
     }
     if ours.logits is None and peer.logits is None:

@@ -24,10 +24,10 @@ def block(name: str, folder: Path) -> str:
         f"{ours['time'][:10]}.\n`{content['command']}`"
     )
     rows = [row(name, record) for name, record in content["cases"].items()]
-    head = ["case", "ours as published", "choices alike", "logits differ by", "the peer"]
+    head = ["case", "ours as published", "choices alike", "tokens held by both", "logits differ by", "the peer"]
     if name == "peers-openvino":  # only the choice is compared
         for line in (head, *rows):
-            del line[3]
+            del line[4]
     return f"{caption}\n\n{markdown(tuple(head), rows)}"
 
 
@@ -40,6 +40,7 @@ def row(name: str, record: dict[str, Any]) -> list[str]:
         name,
         "yes" if record["published"]["equal"] else "NO",
         f"{same['lines_equal']} of {same['lines']}",
+        f"{same['held_by_both']} of {same['held']}",
         f"{same['logits_difference']:.1e}" if "logits_difference" in same else "-",
         says if record["as_expected"] else f"NOT AS EXPECTED: {says}",
     ]
