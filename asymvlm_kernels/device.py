@@ -21,6 +21,10 @@ if INTERPRETED:
         return a * b
 
     @triton.jit
+    def multiply_f32(a, b):
+        return a * b
+
+    @triton.jit
     def widened(numbers):
         return numbers.to(tl.float32)
 
@@ -60,6 +64,11 @@ else:
     def multiply_f64(a, b):
         """A product that no compiler fuses with the sum behind it: PyTorch rounds twice."""
         return tl.inline_asm_elementwise("mul.rn.f64 $0, $1, $2;", "=d,d,d", [a, b], tl.float64, is_pure=True, pack=1)
+
+    @triton.jit
+    def multiply_f32(a, b):
+        """`multiply_f64` for fp32."""
+        return tl.inline_asm_elementwise("mul.rn.f32 $0, $1, $2;", "=r,r,r", [a, b], tl.float32, is_pure=True, pack=1)
 
     @triton.jit
     def widened(numbers):

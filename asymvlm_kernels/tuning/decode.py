@@ -80,6 +80,17 @@ def score_lse_config(D: int, dtype: torch.dtype, vector: int, arch: int) -> Atte
 
 
 @functools.cache
+def column_sums_config(rows: int, D: int, dtype: torch.dtype, vector: int, arch: int) -> AttendConfig:
+    """Rows and slots of a tile of logits: no output is summed beside them, so that tiles may be larger."""
+    config = attend_config(rows, D, dtype, vector, False, arch)
+    if dtype == torch.float32 or vector == 1:
+        return config
+    block_r = min(max(power_of_two(rows), 16), 64)
+    num_warps = 8 if block_r == 64 and arch >= 120 else 4  # with 4 a cap spills there
+    return AttendConfig(block_r, config.block_n, config.block_d, num_warps, config.num_stages)
+
+
+@functools.cache
 def merge_config(block_d: int) -> MergeConfig:
     # 16 parts x 256 columns are 32 numbers a thread, 32 heads x 64 slots 16. The other number of heads spills 2 words
     # on sm_120 (256 columns) or sm_90 (128, Triton 3.6).

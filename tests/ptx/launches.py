@@ -1,6 +1,6 @@
 """Run launches of the project's kernels on the emulator, and print what each gave as one JSON object a line.
 
-The first line names all kernels that the cases of tests/static describe.
+The first line names all kernels that the cases of tests/static describe, with ``--quick`` those that it samples.
 
 PYTHONPATH=.:tests/static python tests/ptx/launches.py --arch 90 --case "two launches"
 """
@@ -21,7 +21,9 @@ from typing import Any
 
 import builds
 import emulation  # first: it says that kernels are compiled
+import launches_columns
 import launches_decode
+import launches_greedy
 import launches_prefill
 import launches_training
 import torch
@@ -29,7 +31,7 @@ from check import Launch
 from grid import PLAIN, Conditions, Report
 
 ARCHITECTURES = (80, 90)
-MODULES = (launches_prefill, launches_decode, launches_training)
+MODULES = (launches_prefill, launches_decode, launches_training, launches_columns, launches_greedy)
 TASKS: list[tuple[Launch, int]] = []
 
 
@@ -93,7 +95,8 @@ def main() -> None:
     if args.cache:
         os.environ["TRITON_CACHE_DIR"] = args.cache
     torch.set_num_threads(1)
-    print(json.dumps({"wanted": sorted(name for group in builds.GROUPS.values() for name in group.KERNELS)}))
+    kernels = {name: kernel for group in builds.GROUPS.values() for name, kernel in group.KERNELS.items()}
+    print(json.dumps({"wanted": sorted(name for name, one in kernels.items() if not args.quick or one.sampled != ())}))
     for result in run_all(chosen(args.arch, args.case, args.quick), args.jobs):
         print(json.dumps(result), flush=True)
 

@@ -135,12 +135,13 @@ def all_builds(
 
 
 def sample(found: list[Build]) -> list[Build]:
-    """All builds for sm_90, and the first case of each kernel for the others."""
+    """All builds for sm_90, and the first case of each kernel for the others; fewer of a kernel that says so."""
     count: collections.Counter[tuple[str, int]] = collections.Counter()
     chosen = []
     for build in found:
         count[build.name, build.arch] += 1
-        if build.arch == 90 or count[build.name, build.arch] == 1:
+        few, is_first = GROUPS[build.group].KERNELS[build.name].sampled, count[build.name, build.arch] == 1
+        if is_first and build.arch in (few or ()) if few is not None else build.arch == 90 or is_first:
             chosen.append(build)
     return chosen
 

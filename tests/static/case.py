@@ -32,6 +32,8 @@ class Kernel:
     multiplies: bool = False
     small_tiles: bool = False  # of fewer than 64 rows: tensor cores of any generation will do
     rounds_float64_twice: bool = False  # no fused multiply-add in float64
+    # architectures of which `make test-static` builds and emulates the first case; None: all, and all cases of sm_90
+    sampled: tuple[int, ...] | None = None
 
     def rules(self, case: Case) -> list[str]:
         """The names of the rules for one case."""

@@ -27,6 +27,7 @@ class LimitedTable(GrowingTable):
         self.limits: list[int | None] = []
         self.recent: list[int] = []
         self.weights: torch.Tensor | None = None  # (B, 2): large attention weights of a prompt, and all
+        self.noted = 0  # columns whose positions are in the state
         self._made: list[range] = []  # columns of generated tokens
 
     def begin(self, rows: int, queries: int, device: torch.device, real: torch.Tensor | None = None) -> None:
@@ -96,10 +97,7 @@ class LimitedTable(GrowingTable):
         device = position.device
         candidates = self.evictable[:, : self.span] & (position >= 0)
         if any(self.recent):
-            newest = position.sort(1, descending=True).values  # padding and free slots come last
-            recent = torch.tensor(self.recent, device=device).clamp_max(self.span)[:, None]
-            bound = newest.gather(1, (recent - 1).clamp_min(0))
-            candidates &= (position < bound) | (recent == 0)
+            candidates &= position < self._newest(position)
         count = over[0] if len({*over}) == 1 else torch.tensor(over, device=device)
         freed = lowest(scores.to(device), candidates, position, count)
         padding = [live - held for live, held in zip(self.live, self.tokens)]
@@ -111,6 +109,16 @@ class LimitedTable(GrowingTable):
         self.tokens = [held - count for held, count in zip(self.tokens, over)]
         self.evicted = [gone - pads for gone, pads in zip(self.evicted, padding)]
         self._free(freed, [count + pads for count, pads in zip(over, padding)], over)
+
+    def _newest(self, position: torch.Tensor) -> torch.Tensor:
+        """``(lines, 1)``: the column from which on tokens are the newest of their line, and stay."""
+        ordered = position.sort(1, descending=True).values  # padding and free slots come last
+        if len({*self.recent}) == 1:  # one number for all is no copy to the device
+            last = min(self.recent[0], self.span) - 1
+            return ordered[:, last : last + 1]
+        recent = torch.tensor(self.recent, device=position.device).clamp_max(self.span)[:, None]
+        bound = ordered.gather(1, (recent - 1).clamp_min(0))
+        return bound.masked_fill(recent == 0, torch.iinfo(bound.dtype).max)
 
     def shrink(self, capacity: int) -> None:
         """Let go of slots behind ``capacity``, none of which may be in use."""

@@ -89,14 +89,13 @@ class LimitEvictor(TextEvictor):
     ) -> None:
         capture.wanted.set(None)
         tokens = tokens_of(arguments)
-        active = cache.evicts and self.owner.enabled
-        if not active:
+        if self._reindexing is not None:
+            self._reindexing.note(cache, arguments.get(POSITIONS), tokens.shape[1], tokens.device)
+        if not (cache.evicts and self.owner.enabled):
             if masks:
                 capture.wanted.set(capture.Step(masks=masks))
             return
         moment = _moment(cache, tokens.shape[1])
-        if self._reindexing is not None:
-            self._reindexing.note(cache, arguments.get(POSITIONS), tokens.shape[1], tokens.device)
         begins = moment != "step" and not cache.in_prompt
         if begins and cache.anchors is not None and self.policy.protect_prompt:
             raise NotImplementedError("re-indexed positions with protect_prompt know one prompt, got a second one")

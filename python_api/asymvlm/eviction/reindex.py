@@ -30,6 +30,12 @@ class Reindexing:
         """Where the tokens of a step stand, once they have their slots. ``positions`` as of the decoder."""
         table = cache.table
         assert isinstance(table, LimitedTable)
+        if table.noted != table.past:
+            raise ValueError(
+                f"re-indexed positions are noted from the first token on: {table.past - table.noted} of the cache's "
+                f"{table.past} tokens came without"
+            )
+        table.noted = table.length
         if positions is None:
             positions = torch.arange(table.length - queries, table.length, device=device)[None]
         if positions.ndim == 3:

@@ -9,7 +9,6 @@ we support.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from asymvlm.hf.column_sums import WIDEST_HEAD, Queries, sum_columns
 from asymvlm.hf.context import Frame, pop, push, top
 from asymvlm.hf.errors import MechanismError
-from asymvlm_kernels import flash_attn_with_kvcache
+from asymvlm_kernels import attention_column_sums, flash_attn_with_kvcache
 
 NAME = "asymvlm_scores"
 BEFORE = "_asymvlm_config"  # where a scored module keeps the configuration it had
@@ -38,6 +37,8 @@ class Places:
     q_pos: torch.Tensor  # (lines,) column of the step's token
     heads: int = 1  # lines of a row
     queries: torch.Tensor | None = None  # (B, n) tokens of the step that score, -1 for none; None: its only one
+    query_pos: torch.Tensor | None = None  # (B, n) where they stand among ``slot_pos``; None: ``queries``
+    per_head: bool = False  # ``queries`` score for each query head, (B, H, S), not for their mean
 
 
 @dataclass(eq=False, kw_only=True)
@@ -48,6 +49,7 @@ class Step(Frame):
     masks: Mapping[int, Any] = field(default_factory=dict)  # to attend by instead of the decoder's
     found: dict[int, torch.Tensor] = field(default_factory=dict)  # (lines, S) fp32 of each scored layer
     due: bool = False  # tokens are to be evicted behind it
+    scores_only: bool = False  # `Reached` is raised in place of attending
     masked: set[int] = field(default_factory=set)  # layers that attended by a mask of their own
 
     def mean(self) -> torch.Tensor:
@@ -63,6 +65,10 @@ class Step(Frame):
             raise MechanismError(
                 "scoring by attention", f"layers {missing} handed out none: do they attend by _attn_implementation?"
             )
+
+
+class Reached(Exception):
+    """A step of ``scores_only`` has its scores."""
 
 
 class Request:
@@ -130,21 +136,31 @@ def attend_and_score(
     if step is not None and number in step.masks:
         attention_mask = _for_heads(step.masks[number], query.shape[1])
         step.masked.add(number)
+    if step is not None and step.scores_only:
+        _read_off(step, number, query, key, kwargs)
+        raise Reached
     implementation = module.__dict__[BEFORE]._attn_implementation  # read anew: a caller may have changed it
     eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     attend: Any = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
     output = attend(module, query, key, value, attention_mask, *args, **kwargs)
-    if step is not None and number in step.places:
-        scale = kwargs.get("scaling")
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
-        places, softcap = step.places[number], kwargs.get("softcap") or 0.0
-        if isinstance(places, Queries):
-            step.found[number] = sum_columns(query, key, places, scale, softcap)
-        elif places.queries is not None:
-            step.found[number] = score_rows(query, key, places, scale, softcap)
-        elif query.shape[2] == 1:
-            step.found[number] = score(query, key, places, scale, softcap)
+    if step is not None:
+        _read_off(step, number, query, key, kwargs)
     return output
+
+
+def _read_off(step: Step, number: int, query: torch.Tensor, key: torch.Tensor, kwargs: Mapping[str, Any]) -> None:
+    """The scores of a layer, where the step asks for them."""
+    places = step.places.get(number)
+    if places is None:
+        return
+    scale, softcap = kwargs.get("scaling"), kwargs.get("softcap") or 0.0
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if isinstance(places, Queries):
+        step.found[number] = sum_columns(query, key, places, scale, softcap)
+    elif places.queries is not None:
+        step.found[number] = score_rows(query, key, places, scale, softcap, kwargs.get("sliding_window"))
+    elif query.shape[2] == 1:
+        step.found[number] = score(query, key, places, scale, softcap)
 
 
 def _for_heads(mask: Any, heads: int) -> Any:
@@ -154,16 +170,41 @@ def _for_heads(mask: Any, heads: int) -> Any:
     return mask.repeat_interleave(heads // mask.shape[1], 1)
 
 
-def score_rows(query: torch.Tensor, key: torch.Tensor, places: Places, scale: float, softcap: float) -> torch.Tensor:
-    """As `score`, the mean over chosen tokens of the step, each of which sees what is in front of it."""
+def score_rows(
+    query: torch.Tensor, key: torch.Tensor, places: Places, scale: float, softcap: float, window: int | None = None
+) -> torch.Tensor:
+    """Mean over chosen tokens of the step of the attention of each to what is in front of it.
+
+    Args:
+        query: ``(B, H, Q, D)``. key: ``(B, G, S, D)``.
+        window: how many tokens of the prompt, its own with them, a query sees; None for all.
+    Returns:
+        ``(B, S)`` fp32, the mean over heads too, or ``(B, H, S)`` where ``places`` wants each head.
+    """
     assert places.queries is not None
-    total: Any = 0
-    for column in places.queries.unbind(1):
-        wide = column.clamp_min(0)[:, None, None, None].expand(-1, query.shape[1], 1, query.shape[3])
-        row = dataclasses.replace(places, q_pos=column)  # a token -1 sees nothing, and scores 0
-        total = total + score(query.gather(2, wide), key, row, scale, softcap)
-    mean: torch.Tensor = total / (places.queries >= 0).sum(1, keepdim=True).clamp_min(1)
-    return mean
+    chosen = places.queries.to(query.device)
+    wide = chosen.clamp_min(0)[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
+    rows, keys = query.detach().gather(2, wide).transpose(1, 2), key.detach().transpose(1, 2)
+    if places.per_head:  # a K/V head for each query head: sums are over those of a K/V head
+        keys = keys.repeat_interleave(rows.shape[2] // keys.shape[2], 2)
+    if query.dtype == torch.float64:  # scores are fp32 anyhow
+        rows, keys = rows.float(), keys.float()
+    standing = chosen if places.query_pos is None else places.query_pos
+    slot_pos, q_pos = places.slot_pos.to(key.device), standing.to(key.device)
+    if query.shape[-1] > WIDEST_HEAD:
+        sums = _probabilities(rows, keys, slot_pos, q_pos, scale, softcap, window).sum(3).mean(2)
+    else:
+        sums = attention_column_sums(
+            rows,
+            keys,
+            q_pos=q_pos,
+            slot_pos=slot_pos,
+            softmax_scale=scale,
+            softcap=softcap,
+            window=-1 if window is None else window - 1,
+        )
+    means: torch.Tensor = sums / (chosen >= 0).sum(1).clamp_min(1)[:, None, None]
+    return means if places.per_head else means.mean(1)
 
 
 def score(query: torch.Tensor, key: torch.Tensor, places: Places, scale: float, softcap: float) -> torch.Tensor:
@@ -176,13 +217,8 @@ def score(query: torch.Tensor, key: torch.Tensor, places: Places, scale: float, 
         query, key = query.float(), key.float()
     slot_pos, q_pos = places.slot_pos.to(key.device), places.q_pos.to(key.device)
     if query.shape[-1] > WIDEST_HEAD:
-        rows = query.float().unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # (B, G, H / G, D)
-        logits = rows @ key.float().mT * scale
-        logits = softcap * torch.tanh(logits / softcap) if softcap else logits
-        visible = (slot_pos >= 0) & (slot_pos <= q_pos[:, None])
-        hidden = ~visible[:, None, None]
-        # a row that sees nothing is NaN after softmax, and 0 after the second fill
-        return logits.masked_fill(hidden, -torch.inf).softmax(-1).masked_fill(hidden, 0.0).mean((1, 2))
+        found = _probabilities(query.transpose(1, 2), key.transpose(1, 2), slot_pos, q_pos[:, None], scale, softcap)
+        return found.mean((1, 2)).squeeze(1)
     keys = key.transpose(1, 2)
     _, scores = flash_attn_with_kvcache(
         query.transpose(1, 2),
@@ -196,6 +232,27 @@ def score(query: torch.Tensor, key: torch.Tensor, places: Places, scale: float, 
     )
     result: torch.Tensor = scores
     return result
+
+
+def _probabilities(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    slot_pos: torch.Tensor,
+    q_pos: torch.Tensor,
+    scale: float,
+    softcap: float,
+    window: int | None = None,
+) -> torch.Tensor:
+    """Of heads wider than the kernels take: ``(B, Q, H, D)``, ``(B, S, G, D)`` -> ``(B, G, H / G, Q, S)`` fp32."""
+    rows = query.float().transpose(1, 2).unflatten(1, (key.shape[2], -1))
+    logits = rows @ key.float().transpose(1, 2)[:, :, None].mT * scale
+    logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+    back = q_pos[..., None] - slot_pos[:, None]
+    visible = (slot_pos[:, None] >= 0) & (back >= 0)
+    visible = visible if window is None else visible & (back < window)
+    hidden = ~visible[:, None, None]
+    # a row that sees nothing is NaN after softmax, and 0 after the second fill
+    return logits.masked_fill(hidden, -torch.inf).softmax(-1).masked_fill(hidden, 0.0)
 
 
 AttentionInterface.register(NAME, attend_and_score)

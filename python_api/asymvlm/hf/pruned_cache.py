@@ -40,8 +40,13 @@ class PrunedPromptMixin:
         super().reset()  # type: ignore[misc]
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
+        state, length = self._asymvlm_state, next(iter((*args, *kwargs.values())), 0)
+        if state is not None and getattr(state, "is_uneven", False) and length > 0:
+            raise ValueError(
+                "layers of this cache hold different numbers of columns, which no one length is of: crop by a negative "
+                f"number, of tokens to remove, got {length}"
+            )
         super().crop(*args, **kwargs)  # type: ignore[misc]
-        state = self._asymvlm_state
         if state is not None and int(self.get_seq_length()) < state.length:  # type: ignore[attr-defined]
             super().reset()  # type: ignore[misc]
             self._asymvlm_state = None

@@ -5,8 +5,15 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Any
 
+from asymvlm.methods.before.cdpruner import CDPruner
 from asymvlm.methods.before.controls import RandomTokens, Spiral, Stride
+from asymvlm.methods.before.dedup import Dedup
+from asymvlm.methods.before.divprune import DivPrune
+from asymvlm.methods.before.downsample import Downsample
+from asymvlm.methods.before.flashvlm import FlashVLM
 from asymvlm.methods.before.similarity import AsymVLM
+from asymvlm.methods.before.visionzip import VisionZip
+from asymvlm.methods.before.vispruner import VisPruner
 from asymvlm.methods.cached.attention import LastRow
 from asymvlm.methods.cached.controls import OldestFirst, RandomEviction
 from asymvlm.methods.cached.duo import DuoAttention
@@ -16,6 +23,9 @@ from asymvlm.methods.cached.snapkv import SnapKV
 from asymvlm.methods.cached.streaming import StreamingLLM
 from asymvlm.methods.cached.tova import TOVA
 from asymvlm.methods.cached.vlcache import VLCache
+from asymvlm.methods.inside.fastv import FastV, FastVMasked
+from asymvlm.methods.inside.pyramiddrop import PyramidDrop
+from asymvlm.methods.inside.sparsevlm import SparseVLM, SparseVLM2
 
 ENTRY_POINT_GROUP = "asymvlm.methods"
 OURS: tuple[type[Any], ...] = (
@@ -23,6 +33,18 @@ OURS: tuple[type[Any], ...] = (
     RandomTokens,
     Stride,
     Spiral,
+    Downsample,
+    VisPruner,
+    FlashVLM,
+    VisionZip,
+    DivPrune,
+    CDPruner,
+    Dedup,
+    FastV,
+    FastVMasked,
+    SparseVLM,
+    SparseVLM2,
+    PyramidDrop,
     LastRow,
     OldestFirst,
     RandomEviction,

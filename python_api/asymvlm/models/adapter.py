@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from asymvlm.models.tower_attention import TowerLayer
+
 Inputs = Mapping[str, Any]
 Grid = tuple[int, int]  # rows and columns of one image's vision tokens, in raster order
 Grids = Mapping[str, Sequence[Grid]]  # by the config name of the placeholder, in the order the processor lists images
@@ -68,6 +70,7 @@ class Adapter:
     # its forward makes the mask of a first step only for images or a cache never used, so not for one that was reset
     needs_fresh_cache: bool = False
     recurrent: bool = False  # some layers carry a state of what they saw instead of K and V
+    chunked: bool = False  # some layers attend within chunks of the prompt
     open_prompt: bool = False  # every prompt token sees every other, whatever the layer's window
     # decoder arguments of shape (B, S, ...) beside the embeddings -> (model, generated ids) to the rows of those
     decoder_rows: Mapping[str, Callable[[nn.Module, torch.Tensor], torch.Tensor | None]] = field(default_factory=dict)
@@ -76,6 +79,11 @@ class Adapter:
     # (model, inputs, the tower's hidden states, grids) -> (tokens, width): its features by vision token, in the order
     # of the grids (`asymvlm.models.tower_tokens`); None where nobody has said how its patches become tokens
     tower_tokens: Callable[[nn.Module, Inputs, torch.Tensor, list[Grid]], torch.Tensor] | None = None
+    projector: str | None = None  # the projector, where a token is one patch and its embedding that of the patch alone
+    # the attention layer in front of the projector (`asymvlm.models.tower_attention`); None: not told
+    tower_attention: Callable[[nn.Module], TowerLayer] | None = None
+    # (model, inputs, grids) -> (tokens, n): numbers, equal where pixels are (`asymvlm.models.pixels`); None: not told
+    pixels: Callable[[nn.Module, Inputs, list[Grid]], torch.Tensor] | None = None
 
     def __deepcopy__(self, memo: Any) -> Adapter:
         return self
@@ -86,6 +94,21 @@ class Adapter:
 
         known = registered(self.model_type) is self
         return (registered, (self.model_type,)) if known else super().__reduce_ex__(2)
+
+    @property
+    def closed_between_layers(self) -> str:
+        """Why no token may go between the layers of its decoder; empty where they may."""
+        for reason, found in (
+            ("attention in chunks", self.chunked),
+            ("recurrent layers", self.recurrent),
+            ("features added behind its first layers", self.deepstack),
+            ("prompts that attend both ways", self.open_prompt),
+            ("a decoder that merges images itself", self.merge is not None),
+            ("rows of its own for each layer", bool(self.decoder_rows)),
+        ):
+            if found:
+                return reason
+        return ""
 
     def composite_of(self, model: nn.Module) -> nn.Module:
         return model.get_submodule(self.composite)

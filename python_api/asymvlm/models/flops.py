@@ -42,10 +42,28 @@ def cache_bytes(cache: Any, held: int | None = None) -> int | None:
 
     None without a cache, or where K and V are quantized.
     """
+    layers = layer_bytes(cache, held)
+    return None if layers is None else sum(layers)
+
+
+def layer_bytes(cache: Any, held: int | None = None) -> list[int] | None:
+    """The same for each layer."""
     layers = getattr(cache, "layers", None)
     if layers is None or any(hasattr(layer, QUANTIZED) for layer in layers):
         return None  # a quantized layer keeps most of them in its backend's own form
-    return sum(_column_bytes(x) * _columns(layer, x, held) for layer in layers for x in _tensors(layer))
+    return [sum(_column_bytes(x) * _columns(layer, x, held) for x in _tensors(layer)) for layer in layers]
+
+
+def whole_cache_bytes(cache: Any, wanted: int, window: int | None) -> int | None:
+    """Bytes the same cache would hold for ``wanted`` columns in each layer, whatever numbers they hold now."""
+    if cache_bytes(cache) is None:
+        return None
+    total = 0
+    for layer in cache.layers:
+        slides = window is not None and getattr(layer, "is_sliding", False)
+        columns = min(wanted, window - 1) if slides and window is not None else wanted  # the token to come has a place
+        total += sum(_column_bytes(tensor) * columns for tensor in _tensors(layer))
+    return total
 
 
 def unpruned_cache_bytes(cache: Any, held: int, wanted: int, window: int | None) -> int | None:

@@ -10,6 +10,8 @@ from torch import nn
 from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import Adapter, Grids, Inputs
 from asymvlm.models.flops import clip_tower_flops
+from asymvlm.models.pixels import square_pixels
+from asymvlm.models.tower_attention import square_tower
 
 
 def _grids(model: nn.Module, inputs: Inputs) -> Grids:
@@ -30,4 +32,6 @@ ADAPTER = Adapter(
     tiling="unknown",  # pan and scan
     vision_flops=_vision_flops,
     tower_tokens=tower_tokens.pictures,
+    tower_attention=square_tower("model.vision_tower"),
+    pixels=square_pixels(tower_tokens.pictures),
 )

@@ -10,6 +10,8 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 
 from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import Adapter, Grid, Grids, Inputs
+from asymvlm.models.pixels import square_pixels
+from asymvlm.models.tower_attention import square_tower
 from asymvlm.models.towers import tower_flops
 
 
@@ -42,6 +44,16 @@ def grids(model: nn.Module, inputs: Inputs) -> Grids:
     return {"image_token_id": [view for image in views for view in image]}
 
 
+def _pictures(model: nn.Module, inputs: Inputs) -> torch.Tensor:
+    """The whole view and the crops of each image, less those that fill it up to the most of any."""
+    if inputs["pixel_values"].ndim == 4:  # one after another already
+        return inputs["pixel_values"]
+    used = [1 + rows * columns for rows, columns in layouts(model, inputs)]
+    return torch.cat([views[:count] for views, count in zip(inputs["pixel_values"], used, strict=True)])
+
+
+TOWER_TOKENS = tower_tokens.whole_view_first(layouts, unpad_image)
+
 ADAPTER = Adapter(
     model_type="llava_next",
     per_token={"token_type_ids": 0, "labels": -100},
@@ -50,5 +62,8 @@ ADAPTER = Adapter(
     grids=grids,
     vision_flops=tower_flops(),
     protect=newlines,
-    tower_tokens=tower_tokens.whole_view_first(layouts, unpad_image),
+    tower_tokens=TOWER_TOKENS,
+    projector="model.multi_modal_projector",
+    tower_attention=square_tower("model.vision_tower"),
+    pixels=square_pixels(TOWER_TOKENS, _pictures),
 )

@@ -30,5 +30,6 @@ ADAPTER = dataclasses.replace(
     vision_ids=("image_token_id", "video_token_id"),
     triggers=("pixel_values", "pixel_values_videos"),
     grids=_grids,
+    projector=None,  # frames are pooled in front of it
     vision_flops=tower_flops(pixels=("pixel_values", "pixel_values_videos")),
 )

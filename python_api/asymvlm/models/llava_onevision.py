@@ -10,6 +10,7 @@ from torch import nn
 from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import VISION_INPUTS, Adapter, Grid, Grids, Inputs
 from asymvlm.models.llava_next import crops_grid, layouts, newlines, unpad_image
+from asymvlm.models.tower_attention import square_tower
 from asymvlm.models.towers import tower_flops
 
 NOTHING: Grid = (0, 0)
@@ -53,4 +54,5 @@ ADAPTER = Adapter(
     vision_flops=tower_flops(class_token=False, pixels=("pixel_values", "pixel_values_videos")),
     protect=newlines,
     tower_tokens=tower_tokens.whole_view_first(layouts, unpad_image),
+    tower_attention=square_tower("model.vision_tower"),
 )

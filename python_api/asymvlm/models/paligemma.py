@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import Adapter
+from asymvlm.models.pixels import square_pixels
+from asymvlm.models.tower_attention import square_tower
 from asymvlm.models.towers import square_patches, square_tiles, tower_flops
 
 ADAPTER = Adapter(
@@ -18,4 +20,6 @@ ADAPTER = Adapter(
     grids=square_tiles(square_patches),
     vision_flops=tower_flops(class_token=False),
     tower_tokens=tower_tokens.pictures,
+    tower_attention=square_tower("model.vision_tower"),
+    pixels=square_pixels(tower_tokens.pictures),
 )

@@ -9,6 +9,8 @@ from torch import nn
 from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import Adapter, Inputs
 from asymvlm.models.flops import layer_flops
+from asymvlm.models.pixels import qwen_pixels
+from asymvlm.models.tower_attention import last_full_block, packed_tower
 from asymvlm.models.towers import QWEN_GRIDS, qwen_grids
 
 
@@ -38,4 +40,6 @@ ADAPTER = Adapter(
     vision_flops=_vision_flops,
     tower="model.visual",
     tower_tokens=tower_tokens.windowed_blocks,
+    tower_attention=packed_tower("model.visual", last_full_block),
+    pixels=qwen_pixels,
 )

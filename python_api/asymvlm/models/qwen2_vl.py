@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import Adapter
+from asymvlm.models.pixels import qwen_pixels
+from asymvlm.models.tower_attention import last_block, packed_tower
 from asymvlm.models.towers import qwen_flops, qwen_grids
 
 ADAPTER = Adapter(
@@ -17,4 +19,6 @@ ADAPTER = Adapter(
     vision_flops=qwen_flops,
     tower="model.visual",
     tower_tokens=tower_tokens.blocks,
+    tower_attention=packed_tower("model.visual", last_block),
+    pixels=qwen_pixels,
 )

@@ -6,4 +6,4 @@ import dataclasses
 
 from asymvlm.models import llava
 
-ADAPTER = dataclasses.replace(llava.ADAPTER, model_type="vipllava")
+ADAPTER = dataclasses.replace(llava.ADAPTER, model_type="vipllava", tower_attention=None, projector=None)

@@ -7,7 +7,10 @@ from typing import Any
 from asymvlm.hf.arguments import CACHE, cache_of
 from asymvlm.hf.context import innermost, pop
 from asymvlm.hf.errors import MechanismError
-from asymvlm.inside.pruner import MECHANISM, InsidePruner, Later, Prefill
+from asymvlm.hf.layers import MECHANISM
+from asymvlm.inside.later import Later
+from asymvlm.inside.prefill import Prefill
+from asymvlm.inside.pruner import InsidePruner
 from asymvlm.patched.in_flight import Call
 from asymvlm.report.pruning import PruningReport, report_of
 
@@ -16,7 +19,7 @@ def enter_inside(pruner: InsidePruner, call: Call | None, arguments: dict[str, A
     """The decoder begins a prompt to prune, or a step behind one."""
     if call is not None and call.inside is not None:
         pruner.before_decoder(*call.inside, arguments)
-    elif pruner.begin_later(arguments) is None and call is not None and call.report is not None and call.report.stages:
+    elif Later.begin(arguments) is None and call is not None and call.report is not None and call.report.stages:
         raise NotImplementedError(
             "methods inside the decoder need the cache of the pruned prompt in every step, and one came without it "
             "(use_cache=False, or LongRoPE beyond its switch)"
@@ -38,6 +41,19 @@ def leave_inside(
     if call is None or call.inside is None:
         raise MechanismError(MECHANISM, "the decoder was left in another call than it was entered")
     vision, inputs = call.inside
-    stages = {layer: real.sum(-1) for layer, real in prefill.stages.items()}
-    call.inside, call.report = None, report_of(selection, pruner.model, pruner.adapter, vision, inputs, stages)
+    call.inside = None
+    call.report = report_of(selection, pruner.model, pruner.adapter, vision, inputs, dict(prefill.lengths))
     return call.report
+
+
+def with_hidden_columns(output: Any, report: PruningReport) -> Any:
+    """What the decoder returns, its last hidden states spread over the columns of the prompt.
+
+    So logits, and a loss, are made of as many columns as the call came with.
+    """
+    if report.index.shape[1] == report.columns_before:
+        return output
+    if isinstance(output, tuple):
+        return (report.at_original_columns(output[0]), *output[1:])
+    output.last_hidden_state = report.at_original_columns(output.last_hidden_state)
+    return output

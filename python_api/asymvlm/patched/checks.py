@@ -41,10 +41,12 @@ def check_trainable(model: nn.Module) -> None:
             )
 
 
-def check_inside(vision: VisionPruning, arguments: dict[str, Any], model: nn.Module) -> None:
+def check_inside(vision: VisionPruning, arguments: dict[str, Any], model: nn.Module, logits: str) -> None:
     """Refuse a plain forward that such a method cannot serve."""
-    if arguments.get("labels") is not None or model.training:
+    if model.training:
+        raise NotImplementedError(f"{vision.method!r} works inside the decoder, outside of training: call model.eval()")
+    if arguments.get("labels") is not None and logits != "original":
         raise NotImplementedError(
-            f"{vision.method!r} works inside the decoder, without labels and outside of training: its logits have "
-            "fewer columns"
+            f"{vision.method!r} works inside the decoder, without labels: its logits have fewer columns; patch with "
+            "logits='original'"
         )

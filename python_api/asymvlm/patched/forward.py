@@ -25,7 +25,7 @@ from asymvlm.hf.merge import merging
 from asymvlm.hf.pruned_cache import serve
 from asymvlm.hf.windows import sliding_window, tighten
 from asymvlm.inside.pruner import InsidePruner
-from asymvlm.patched.between_layers import enter_inside, leave_inside
+from asymvlm.patched.between_layers import enter_inside, leave_inside, with_hidden_columns
 from asymvlm.patched.checks import check_call, check_inside, check_trainable
 from asymvlm.patched.in_flight import PREFILL, STEPS, Call, feed_prompt, past_on_host
 from asymvlm.prompt.columns import with_original_columns
@@ -159,7 +159,7 @@ class Forwards:
             return arguments
         check_call(arguments, state)
         if state is None and vision.inside is not None:
-            check_inside(vision, arguments, handle.model)
+            check_inside(vision, arguments, handle.model, handle.logits)
             self._expect(Call(owner=handle, inside=(vision, dict(arguments))))
             return arguments
         if state is None and self._adapter.needs_fresh_cache and getattr(cache, "is_initialized", False):
@@ -277,9 +277,15 @@ class Forwards:
             arguments[MASK] = tighten(self._text_config, arguments, state.index, state.original_length)
         return arguments
 
-    def _leave_decoder(self, module: nn.Module, arguments: Arguments, output: Any) -> None:
+    def _leave_decoder(self, module: nn.Module, arguments: Arguments, output: Any) -> Any:
+        """The output to return; None for the same."""
         if self._evictor is not None:
             self._evictor.after_decoder(arguments, output)
-        if self._inside is not None and not torch.compiler.is_compiling() and not merging():
-            report = leave_inside(self._inside, self._call(), arguments, output)
-            self._handle.last = report or self._handle.last
+        if self._inside is None or torch.compiler.is_compiling() or merging():
+            return None
+        call = self._call()
+        report = leave_inside(self._inside, call, arguments, output)
+        self._handle.last = report or self._handle.last
+        if report is None or call is None or call.phase != "forward" or self._handle.logits != "original":
+            return None
+        return with_hidden_columns(output, report)

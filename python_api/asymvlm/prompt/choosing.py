@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from asymvlm.hf.arguments import IDS
-from asymvlm.methods.before.base import BeforeMethod, SelectingMethod, VisionPrompt
+from asymvlm.methods.before.base import BeforeMethod, PositiveScores, SelectingMethod, VisionPrompt
 from asymvlm.methods.before.similarity import AsymVLM
 from asymvlm.models.adapter import Adapter
 from asymvlm.prompt.padding import pad_in_place, padding_to_keep
@@ -17,16 +16,6 @@ from asymvlm.settings.policies import VisionPruning
 from asymvlm.tokens.images import has_several
 from asymvlm_kernels import PrunedSequence, UniformBudget, gather_rows, importance_gap, keep_counts, prune_sequence
 from asymvlm_kernels.budget import budget_counts
-
-
-@dataclass(frozen=True)
-class Marked:
-    """The budget of a set that is chosen already: all tokens with a positive score."""
-
-    max_ratio: float = 1.0
-
-    def counts(self, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return ((scores > 0) & mask).sum(-1).to(torch.int32)
 
 
 def choose_and_gather(
@@ -53,14 +42,14 @@ def choose_and_gather(
     if side == "left":
         protect = protect | padding_to_keep(tokens.real, tokens.prunable)
     choice: dict[str, Any] = {"budget": policy.budget}
-    embeds = prompt.embeds
+    embeds, alone = prompt.embeds, False
     if isinstance(method, AsymVLM):
         choice["weight"] = None if method.weight is None else method.weight.detach().to(embeds.device)
     elif isinstance(method, SelectingMethod):
-        mask, joined = method.keep(prompt, _counts(policy, method, prompt))
-        _check(method, "mask", mask, prompt, torch.bool)
-        embeds = embeds if joined is None else joined.to(embeds.dtype)
-        choice = {"scores": mask.float(), "budget": Marked()}
+        kept = method.keep(prompt, _counts(policy, method, prompt))
+        _check(method, "mask", kept.mask, prompt, torch.bool)
+        embeds = embeds if kept.embeds is None else kept.embeds.to(embeds.dtype)
+        choice, alone = {"scores": kept.mask.float(), "budget": PositiveScores()}, kept.alone
     else:
         choice["scores"] = method.scores(prompt)
         _check(method, "scores", choice["scores"], prompt, torch.float32)
@@ -70,7 +59,7 @@ def choose_and_gather(
         protect = protect | silent
     exact = embeds.dtype == torch.float64  # scores are fp32, embeddings stay as they are
     # one image a row needs no floors, and the fused path serves it
-    several = policy.per_image or has_several(prompt.grids, adapter.views)
+    several = policy.per_image or (not alone and has_several(prompt.grids, adapter.views))
     pruned = prune_sequence(
         embeds.float() if exact else embeds,
         tokens.vision,

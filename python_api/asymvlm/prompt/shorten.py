@@ -92,14 +92,13 @@ def prune_prompt(
         start: position of that column, where others are in a cache; not needed if ``inputs`` hold them all.
     """
     _, mask = check_prompt(inputs)
-    wanted = isinstance(policy.scored_by, BeforeMethod) and policy.scored_by.needs_tower
-    with tower_outputs(model, adapter) if wanted else contextlib.nullcontext(TowerOutputs()) as tower:
+    with _watched(model, adapter, policy, inputs) as tower:
         record = merge_embeddings(model, adapter, inputs)
     from_the_start = first > 0 and policy.positions == "keep"
     positions = original_positions(
         adapter, inputs, record, mask, generating=generating, start=None if from_the_start else start
     )[..., first:]
-    prompt = read_prompt(model, adapter, policy, inputs, record, first, tower.found)
+    prompt = read_prompt(model, adapter, policy, inputs, record, first, tower)
     tokens, real = prompt.tokens, prompt.tokens.real
     config: Any = model.config
     text_config = config.get_text_config()
@@ -143,6 +142,17 @@ def prune_prompt(
     decoder_rows = {name: more for name, more in adapter.decoder_rows.items() if name in carried}
     selection = _selection(policy, prompt, pruned, index)
     return PrunedPrompt(forwarded, deepstack, decoder_rows, state, selection, tokens.ids.shape[1])
+
+
+def _watched(
+    model: nn.Module, adapter: Adapter, policy: VisionPruning, inputs: Inputs
+) -> contextlib.AbstractContextManager[TowerOutputs]:
+    """A block in which the vision tower is read as far as the method asks for it."""
+    method = policy.scored_by
+    attention = isinstance(method, BeforeMethod) and method.needs_tower_attention
+    if isinstance(method, BeforeMethod) and (attention or method.needs_tower) and adapter.brings_vision(inputs):
+        return tower_outputs(model, adapter, attention=attention)
+    return contextlib.nullcontext(TowerOutputs())
 
 
 def _decoder_rows(adapter: Adapter, record: Inputs, index: torch.Tensor, first: int) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from torch import nn
 from asymvlm.cache.report import EvictionReport
 from asymvlm.hf.windows import sliding_window
 from asymvlm.models.adapter import Adapter, Grid, Inputs
-from asymvlm.models.flops import cache_bytes, decoder_flops, unpruned_cache_bytes
+from asymvlm.models.flops import decoder_flops, layer_bytes, unpruned_cache_bytes, whole_cache_bytes
 from asymvlm.prompt.columns import spread_out
 from asymvlm.prompt.selection import Selection
 from asymvlm.settings.policies import VisionPruning
@@ -51,6 +51,9 @@ class PruningReport:
     tiling: str = "one"  # how those grids lie on the images (`asymvlm.report.tiles`)
     vision_flops: int | None = None  # the vision tower's work, which pruning does not save; None where unknown
     kv_bytes: int | None = None  # K and V of the prompt in the cache after prefill, without slots not filled yet
+    kv_bytes_by_layer: list[int] | None = (
+        None  # the same in each layer: later ones hold less where the method is inside
+    )
     kv_bytes_before: int | None = None  # what the same cache would hold for the unpruned prompt
     stages: dict[int, torch.Tensor] = field(default_factory=dict)  # first layer -> (B,) tokens from there on, "inside"
     unpruned_because: str = ""  # why nothing was scored, where ``scores`` is None
@@ -60,8 +63,13 @@ class PruningReport:
     def measure(self, cache: Any) -> None:
         """Record the bytes a cache holds; called once, after prefill."""
         held = self.index.shape[1]
-        self.kv_bytes = cache_bytes(cache, held)
-        self.kv_bytes_before = unpruned_cache_bytes(cache, held, self.columns_before, sliding_window(self.text_config))
+        self.kv_bytes_by_layer = layer_bytes(cache, held)
+        self.kv_bytes = None if self.kv_bytes_by_layer is None else sum(self.kv_bytes_by_layer)
+        window, columns = sliding_window(self.text_config), self.columns_before
+        if self.stages:  # layers hold different numbers
+            self.kv_bytes_before = whole_cache_bytes(cache, columns, window)
+        else:
+            self.kv_bytes_before = unpruned_cache_bytes(cache, held, columns, window)
 
     def at_original_columns(self, rows: torch.Tensor) -> torch.Tensor:
         """Spread what a call returned for its S' kept columns over the S columns of the prompt, differentiably.
@@ -97,6 +105,18 @@ class PruningReport:
     @cached_property
     def kept(self) -> list[int]:
         return self.counts.tolist()
+
+    @cached_property
+    def average_kept(self) -> list[float]:
+        """Vision tokens that a layer of the decoder holds on average: by this, methods compare at equal work."""
+        starts = [0, *self.stages, int(self.text_config.num_hidden_layers)]
+        others = self.lengths_before - self.num_vision  # text and separators, which stay
+        lengths = [self.lengths_before, *self.stages.values()] if self.stages else [self.lengths_after]
+        starts = starts if self.stages else [0, starts[-1]]
+        held = torch.stack([(length.to(others) - others) for length in lengths]).double()
+        layers = torch.tensor(starts, device=held.device).diff().double()
+        means: list[float] = ((held * layers[:, None]).sum(0) / starts[-1]).tolist()
+        return means
 
     @cached_property
     def gap(self) -> list[float]:
@@ -163,6 +183,7 @@ class PruningReport:
             "tokens_after": self.tokens_after,
             "vision_tokens": self.vision_tokens,
             "kept": self.kept,
+            "average_kept": self.average_kept,
             "keep_ratio": self.keep_ratio,
             "gap": [None if math.isnan(gap) else gap for gap in self.gap],
             "tier": self.tier,
@@ -170,6 +191,7 @@ class PruningReport:
             "flops_after": self.flops_after,
             "vision_flops": self.vision_flops,
             "kv_bytes": self.kv_bytes,
+            "kv_bytes_by_layer": self.kv_bytes_by_layer,
             "kv_bytes_before": self.kv_bytes_before,
             "kept_index": [[i for i in row if i >= 0] for row in self.index.tolist()],
             "image_grids": self.image_grids and [[list(grid) for grid in row] for row in self.image_grids],

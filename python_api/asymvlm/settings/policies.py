@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from asymvlm.methods import AsymVLM, BeforeMethod, CachedMethod, InsideMethod, LastRow, find_method
+from asymvlm.methods import AsymVLM, BeforeMethod, CachedMethod, InsideMethod, LastRow, SelectingMethod, find_method
 from asymvlm.methods.cached.base import SCOPES
 from asymvlm.settings.scorer import Scorer
 from asymvlm.settings.weights import fp32_weight
@@ -30,17 +30,18 @@ class VisionPruning:
         scorer: the learned weight: a `Scorer`, the folder or hub id of one, or a bare ``(D,)`` fp32 tensor; None means
             ones, which is cosine similarity. A `Scorer` is refused by a model it was not trained for.
         budget: keep ratio of each sample. ``UniformBudget(1.0)`` leaves the model alone, bit for bit. None means the
-            scorer's own, or half the tokens where there is none.
+            scorer's own, the method's (an `InsideMethod` with a budget takes no other), or half the tokens.
         text: which tokens vision is scored against: ``"all"`` real tokens that are not vision; ``"user"``, the words of
             the user's turns, without special and template tokens, which `UserTurns` finds; or a ``(B, S)`` bool mask
             for calls of exactly that shape.
         processor: for ``text="user"``, the processor or tokenizer that makes the prompts. Not kept.
         positions: ``"keep"`` leaves survivors at their original positions, so that pruning equals masking;
-            ``"compact"`` renumbers them from 0 (one-dimensional, as paged engines do).
+            ``"compact"`` renumbers them from 0 (one-dimensional, as paged engines do), an `InsideMethod` in each layer.
         per_image: rank every image of a sample by itself instead of all together.
         spread: hand scores on to neighbours on the same line of an image; None scores every token by itself.
-        method: which tokens stay: a `BeforeMethod`, an `InsideMethod`, or the name of one (``"random"``, ``"stride"``,
-            ``"spiral"``, one of an installed package). None means `AsymVLM` with the ``scorer``.
+        method: which tokens stay: a `BeforeMethod`, an `InsideMethod`, or the name of one (``"random"``,
+            ``"vispruner"``, ``"fastv"``, one of an installed package; `asymvlm.methods.available_methods` lists them).
+            None means `AsymVLM` with the ``scorer``.
     Raises:
         ValueError: naming the value found and the value wanted.
     """
@@ -72,8 +73,11 @@ class VisionPruning:
             fp32_weight("scorer", self.scorer)
         elif self.scorer is not None and not isinstance(self.scorer, Scorer):
             raise ValueError(f"scorer must be a Scorer, its folder, a (D,) float32 tensor or None, got {self.scorer!r}")
+        if isinstance(method, InsideMethod):
+            _check_inside(method, self.budget, self.spread)
+            object.__setattr__(self, "budget", method.budget if self.budget is None else self.budget)
         if self.budget is None:
-            own = self.scorer.budget if isinstance(self.scorer, Scorer) else None
+            own = self.scorer.budget if isinstance(self.scorer, Scorer) else getattr(method, "budget", None)
             object.__setattr__(self, "budget", UniformBudget(0.5) if own is None else own)
         if not isinstance(self.budget, (Budget, ScoreBudget)):
             raise ValueError(f"budget must be one like UniformBudget(0.5), got {self.budget!r}")
@@ -90,6 +94,12 @@ class VisionPruning:
             raise ValueError(f"text must be 'all', 'user', UserTurns or a (B, S) bool mask, got {self.text!r}")
         if self.spread is not None and not isinstance(self.spread, Spread):
             raise ValueError(f"spread must be None or Spread(reach=4, share=0.7), got {self.spread!r}")
+        if isinstance(method, SelectingMethod) and (self.spread is not None or self.per_image):
+            asked = "spread" if self.spread is not None else "per_image"
+            raise ValueError(
+                f"{asked} acts on scores, and the method {method.name!r} chooses a set without any: pass a method that "
+                f"scores, got {asked}={getattr(self, asked)!r}"
+            )
         trained = self.scorer.training.get("text") if isinstance(self.scorer, Scorer) else None
         used = None if isinstance(self.text, torch.Tensor) else "user" if isinstance(self.text, UserTurns) else "all"
         if trained is not None and used is not None and trained != used:
@@ -145,6 +155,14 @@ class VisionPruning:
             width = config.get_text_config().hidden_size
             if self.weight.shape != (width,):
                 raise ValueError(f"the scorer must have the model's width ({width},), got {tuple(self.weight.shape)}")
+
+
+def _check_inside(method: InsideMethod, budget: object, spread: object) -> None:
+    """Refuse settings that a method between layers would not read."""
+    if spread is not None:
+        raise ValueError(f"spread is for methods before the decoder, got {spread!r} beside {method!r}")
+    if method.budget is not None and budget not in (None, method.budget, UniformBudget(1.0)):
+        raise ValueError(f"{method!r} decides itself how many tokens stay: pass no budget, got {budget!r}")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from asymvlm.methods import (
     H2O,
     TOVA,
     DuoAttention,
+    LastRow,
     OldestFirst,
     PyramidKV,
     SnapKV,
@@ -45,6 +46,10 @@ def h2o_protected(seen: Seen) -> list[int]:
     made = [column for column in seen.held if column not in seen.prompt]
     sums = seen.attention.sum(1).mean(0)
     return lowest(seen, sums, len(made) - 4, first=len(seen.prompt), recent=2)
+
+
+def last_layer(seen: Seen) -> list[int]:
+    return lowest(seen, seen.layers[-1][:, -1].mean(0), len(seen.held) - LIMIT, recent=1)
 
 
 def oldest(seen: Seen) -> list[int]:
@@ -99,13 +104,14 @@ CASES = {
     "snapkv": (SnapKV(window=WINDOW), snapkv, False),
     "pyramidkv": (PyramidKV(window=WINDOW, beta=5), pyramid([22, 14, 6]), False),
     "duoattention": (DuoAttention(RETRIEVAL), duo, False),
+    "attention": (LastRow(), last_layer, True),
     "streamingllm": (StreamingLLM(positions="original"), oldest, True),
     "vl-cache": (VLCache(), vlcache, False),
     "oldest": (OldestFirst(scope="head", sinks=4), oldest, False),
 }
 FAMILIES = {
     "llava": ["tova", "h2o", "snapkv", "pyramidkv", "duoattention", "streamingllm", "vl-cache"],
-    "gemma3": ["tova", "h2o", "snapkv"],
+    "gemma3": ["tova", "h2o", "snapkv", "attention"],
     "qwen2_5_vl": ["h2o", "h2o_by_layer", "snapkv", "oldest", "vl-cache"],
     "phi3_v": ["tova", "h2o", "pyramidkv", "duoattention"],
 }

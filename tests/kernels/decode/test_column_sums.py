@@ -8,15 +8,17 @@ import pytest
 import torch
 
 from asymvlm_kernels import attention_column_sums, use_backend
-from asymvlm_kernels.testing import DTYPES, assert_as_accurate
+from asymvlm_kernels.testing import assert_as_accurate
 
+pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning")
 any_backend = pytest.mark.parametrize("backend", ["reference", "triton"])
 
 # B, Q, H, G, S, D
-CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
-    "prompt": ((2, 40, 4, 2, 40, 16), {}),
-    "slots": ((2, 21, 6, 2, 70, 64), {"slots": True, "softcap": 4.0}),
-    "window": ((1, 50, 3, 1, 50, 70), {"window": 11, "softmax_scale": 0.3}),
+CASES: dict[str, tuple[tuple[int, ...], torch.dtype, dict[str, Any]]] = {
+    "prompt": ((2, 40, 4, 2, 40, 16), torch.float16, {}),
+    "slots": ((2, 21, 6, 2, 70, 64), torch.bfloat16, {"slots": True, "softcap": 4.0}),
+    "window": ((1, 50, 3, 1, 50, 70), torch.bfloat16, {"window": 11, "softmax_scale": 0.3}),
+    "float32": ((1, 21, 3, 1, 40, 16), torch.float32, {"slots": True}),
 }
 
 
@@ -39,7 +41,7 @@ def make(sizes: tuple[int, ...], dtype: torch.dtype, slots: bool = False, **opti
 def eager(call: dict[str, Any], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Column sums, and the logarithm of each query's sum, by the whole matrix in ``dtype``."""
     q, k, q_pos = call["q"], call["k"], call["q_pos"]
-    (B, Q, H, D), (S, G) = q.shape, k.shape[1:3]
+    B, (H, D), (S, G) = len(q), q.shape[2:], k.shape[1:3]
     place = call.get("slot_pos", torch.arange(S).expand(B, S))[:, None]
     seen = (place >= 0) & (place <= q_pos[..., None])
     if "window" in call:
@@ -60,10 +62,9 @@ def moved(call: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 @any_backend
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", CASES)
-def test_sums_are_as_accurate_as_eager_attention(name, dtype, backend, device):
-    sizes, options = CASES[name]
+def test_sums_are_as_accurate_as_eager_attention(name, backend, device):
+    sizes, dtype, options = CASES[name]
     call = make(sizes, dtype, **options)
     exact, lse = eager(call, torch.float64)
     same = eager(call, dtype)[0]
@@ -79,10 +80,10 @@ def test_sums_are_as_accurate_as_eager_attention(name, dtype, backend, device):
 
 @any_backend
 def test_a_sample_alone_has_the_same_bits(backend, device):
-    call = moved(make((3, 33, 4, 2, 70, 16), torch.bfloat16, slots=True), device)
+    call = moved(make((2, 33, 4, 2, 40, 16), torch.bfloat16, slots=True), device)
     with use_backend(backend):
         sums = attention_column_sums(**call)
-        for b in range(3):
+        for b in range(2):
             one = {name: x[b : b + 1] if isinstance(x, torch.Tensor) else x for name, x in call.items()}
             assert torch.equal(attention_column_sums(**one)[0], sums[b])
 

@@ -13,6 +13,18 @@ import torch
 from asymvlm.models.adapter import Grid
 from asymvlm.tokens.images import Cells
 from asymvlm.tokens.roles import Tokens
+from asymvlm_kernels import Budget, ScoreBudget
+
+
+@dataclass(frozen=True)
+class PositiveScores:
+    """The budget of a method that decides itself how many tokens stay: those with a positive score do."""
+
+    max_ratio: float = 1.0
+
+    def counts(self, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """``(B, N)`` fp32 scores and bool mask -> ``(B,)`` int32."""
+        return ((scores > 0) & mask).sum(-1).to(torch.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +41,8 @@ class VisionPrompt:
         images: ``(B, S)`` int64: number of the image that a vision token belongs to, -1 elsewhere. Numbers go on from
             row to row: two tokens of a row are of one image if they are equal.
         grids: (rows, columns) of each row's images in reading order; None where unknown.
+        project: tower features ``(n, Dv)`` to the embeddings that the model makes of them, ``(n, D)``; a
+            NotImplementedError for a family whose projector sees several patches at once.
     """
 
     tokens: Tokens
@@ -38,6 +52,9 @@ class VisionPrompt:
     grids: list[list[Grid]] | None
     make_cells: Callable[[], Cells] = field(repr=False)
     make_features: Callable[[], torch.Tensor] = field(repr=False)
+    make_attention: Callable[[], tuple[torch.Tensor, torch.Tensor]] = field(repr=False)
+    make_pixels: Callable[[], torch.Tensor] = field(repr=False)
+    project: Callable[[torch.Tensor], torch.Tensor] = field(repr=False)
 
     @cached_property
     def cells(self) -> Cells:
@@ -62,6 +79,39 @@ class VisionPrompt:
         """
         return self.make_features()
 
+    @cached_property
+    def tower_attention(self) -> torch.Tensor:
+        """``(B, S)`` fp32: what the vision tower attends to, in the layer whose output the projector reads.
+
+        The class token's row where the tower has one, else the mean of all rows; of both the mean over the heads, and
+        over the patches of a token. Zero outside of vision. Only for methods with ``needs_tower_attention``.
+
+        Raises:
+            NotImplementedError: for a family whose tower cannot be read, or a call with images and videos.
+        """
+        return self._attention[0]
+
+    @cached_property
+    def tower_keys(self) -> torch.Tensor:
+        """``(B, S, Dk)``: the keys of that layer before rotary positions, means as of `tower_attention`."""
+        return self._attention[1]
+
+    @cached_property
+    def _attention(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.make_attention()
+
+    @cached_property
+    def pixels(self) -> torch.Tensor:
+        """``(B, S, n)`` int64: numbers of the pixels under each vision token: all equal where all pixels are.
+
+        Comparable within a call. Zero outside of vision. Synchronises.
+
+        Raises:
+            NotImplementedError: for a family that does not say which pixels a token has, or a call with images and
+                videos.
+        """
+        return self.make_pixels()
+
 
 class BeforeMethod(ABC):
     """Scores vision tokens; those with the highest scores stay, as many as the budget says."""
@@ -70,6 +120,10 @@ class BeforeMethod(ABC):
     paper: ClassVar[str] = ""  # where it was published
     needs_text: ClassVar[bool] = False  # rows without text then keep all their vision tokens
     needs_tower: ClassVar[bool] = False  # `VisionPrompt.features` is read
+    needs_grid: ClassVar[bool] = False  # `VisionPrompt.cells` is read
+    needs_pixels: ClassVar[bool] = False  # `VisionPrompt.pixels` is read
+    needs_tower_attention: ClassVar[bool] = False  # `VisionPrompt.tower_attention` or `.tower_keys` is read
+    budget: ClassVar[Budget | ScoreBudget | None] = None  # where the settings name none
 
     @abstractmethod
     def scores(self, prompt: VisionPrompt) -> torch.Tensor:
@@ -82,8 +136,9 @@ class BeforeMethod(ABC):
 class Kept(NamedTuple):
     """What a `SelectingMethod` decided."""
 
-    mask: torch.Tensor  # (B, S) bool, True for ``counts`` prunable tokens of each row
+    mask: torch.Tensor  # (B, S) bool, True for ``counts`` prunable tokens of each row, or fewer
     embeds: torch.Tensor | None = None  # (B, S, D) to go on with where tokens were joined; None: as they were
+    alone: bool = False  # these tokens and no others: the floors of several images add none
 
 
 class SelectingMethod(BeforeMethod):

@@ -10,6 +10,8 @@ from torch import nn
 from asymvlm.models import tower_tokens
 from asymvlm.models.adapter import Adapter, Grids, Inputs
 from asymvlm.models.flops import clip_tower_flops
+from asymvlm.models.pixels import square_pixels
+from asymvlm.models.tower_attention import square_tower
 
 
 def _layouts(model: nn.Module, inputs: Inputs) -> list[tuple[int, int]]:
@@ -43,6 +45,21 @@ def _vision_flops(model: nn.Module, inputs: Inputs) -> int:
     return clip_tower_flops(config.vision_config, (views, *inputs["pixel_values"].shape[2:]))
 
 
+def _pictures(model: nn.Module, inputs: Inputs) -> torch.Tensor:
+    """The global view and the crops of each image, without unused ones."""
+    used = [1 + rows * columns for rows, columns in _layouts(model, inputs)]
+    return torch.cat([views[:count] for views, count in zip(inputs["pixel_values"], used, strict=True)])
+
+
+def _layer(model: nn.Module, depth: int) -> int:
+    """The tower runs up to the layer that is read."""
+    tower: Any = model.get_submodule(TOWER)
+    return int(tower.depth) - 1
+
+
+TOWER = "model.vision_embed_tokens.img_processor"
+TOWER_TOKENS = tower_tokens.whole_view_last(_layouts)
+
 ADAPTER = Adapter(
     model_type="phi3_v",
     unify=lambda input_ids: input_ids.clamp_min(-1),
@@ -52,6 +69,8 @@ ADAPTER = Adapter(
     grids=_grids,
     vision_flops=_vision_flops,
     protect=_separators,
-    tower="model.vision_embed_tokens.img_processor",
-    tower_tokens=tower_tokens.whole_view_last(_layouts),
+    tower=TOWER,
+    tower_tokens=TOWER_TOKENS,
+    tower_attention=square_tower(TOWER, _layer),
+    pixels=square_pixels(TOWER_TOKENS, _pictures, whole=1),
 )
