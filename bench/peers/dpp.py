@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.peers.pages import ANSWERS, END, IMAGE, MERGE, START, Page, patches
+from bench.peers.pages import ANSWERS, END, IMAGE, START, Page, patches
 from bench.peers.records import Side
 
 
@@ -58,8 +58,7 @@ def _min_max(x: Tensor) -> Tensor:
 
 def embeddings(model: Any, page: Page) -> tuple[Tensor, Tensor]:
     """Vision tokens ``(images, N, D)`` and the question's embeddings ``(L, D)`` of a page."""
-    grid = torch.tensor([[1, page.rows * MERGE, page.columns * MERGE]] * page.images)
-    found = model.model.visual(patches(page), grid_thw=grid)
+    found = model.model.visual(patches(page), grid_thw=page.grid())
     vision = getattr(found, "pooler_output", found).double().unflatten(0, (page.images, page.tokens))
     ids = torch.tensor([number for number in page.ids() if number not in (START, END, IMAGE)])
     assert (ids < ANSWERS).all()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.peers.pages import ANSWERS, FLAG, MERGE, PAGES, STOP, VOCABULARY, WIDTH, Page, patches, write_checkpoint
+from bench.peers.pages import ANSWERS, FLAG, PAGES, STOP, VOCABULARY, WIDTH, Page, patches, write_checkpoint
 from bench.peers.records import Side
 
 VERSIONS = ("openvino-genai", "openvino", "optimum-intel", "transformers", "torch")
@@ -62,12 +62,10 @@ def reader(table: np.ndarray, axis: int | None) -> Any:
         return whole, ops.assign(whole, name)
 
     seen, keep_seen = remember(embeds, "seen", WIDTH)
-    placed = ops.unsqueeze(
-        ops.convert(ops.gather(positions, np.int64(axis or 0), np.int64(0)), np.float32), np.int64(2)
-    )
-    places, keep_places = remember(placed, "places", 1)
-    ours = ops.convert(ops.greater(ops.gather(seen, np.int64(WIDTH - 1), np.int64(2)), np.float32(FLAG / 2)), i64)
-    answered = ops.reduce_sum(ours, np.array([0, 1]))
+    placed = ops.convert(ops.gather(positions, np.int64(axis or 0), np.int64(0)), np.float32)
+    places, keep_places = remember(ops.unsqueeze(placed, np.int64(2)), "places", 1)
+    answers = ops.greater(ops.gather(seen, np.int64(WIDTH - 1), np.int64(2)), np.float32(FLAG / 2))
+    answered = ops.reduce_sum(ops.convert(answers, i64), np.array([0, 1]))
     columns = ops.subtract(ops.reduce_sum(mask, np.array([0, 1])), answered)
     column = ops.minimum(answered, ops.subtract(columns, np.int64(1)))
     if axis is None:
@@ -87,14 +85,11 @@ def reader(table: np.ndarray, axis: int | None) -> Any:
 
 def vision_tokens(model: Path, page: Page) -> np.ndarray:
     """The page's vision tokens ``(N, WIDTH)`` in torch, from pixels prepared by ourselves."""
-    import torch
     from transformers import Qwen2VLForConditionalGeneration
 
     tower = Qwen2VLForConditionalGeneration.from_pretrained(model).model.visual.eval()
     with torch.inference_mode():
-        found = tower(
-            patches(page), grid_thw=torch.tensor([[1, page.rows * MERGE, page.columns * MERGE]] * page.images)
-        )
+        found = tower(patches(page), grid_thw=page.grid())
     return getattr(found, "pooler_output", found).numpy()
 
 
@@ -121,7 +116,8 @@ def read_out(exported: Path, page: Page, table: np.ndarray, axis: int | None) ->
             if not file.name.startswith("openvino_language_model"):
                 (there / file.name).symlink_to(file.resolve())
         openvino.save_model(reader(table, axis), there / "openvino_language_model.xml", compress_to_fp16=False)
-        os.environ[SPLIT] = "1" if page.split else "0"
+        os.environ.pop(SPLIT, None)  # by default it splits
+        os.environ |= {} if page.split else {SPLIT: "0"}
         pipeline = openvino_genai.VLMPipeline(there, "CPU", ATTENTION_BACKEND="SDPA")
         settings = openvino_genai.GenerationConfig()
         settings.max_new_tokens = page.images * page.tokens + 64

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from transformers import (
 
 import asymvlm
 from asymvlm.methods import TOVA, CachedMethod, LastRow, PyramidKV, SnapKV, StreamingLLM
-from bench.harness import environment
 from bench.peers.cases import HEAD, KV_HEADS, LAYERS, ROPE_THETA, WIDTH, Case, text_config, weights
 from bench.peers.records import Side
 
@@ -101,11 +99,7 @@ def held_by(cache: Any, case: Case) -> Tensor:
 
 @torch.inference_mode()
 def run(case: Case) -> Side:
-    """What our patch holds and answers.
-
-    Raises:
-        NotImplementedError: the library has no method for the case.
-    """
+    """What our patch holds and answers."""
     model, held = model_of(case), []
     prompt, fed = case.tokens()
 
@@ -125,5 +119,4 @@ def run(case: Case) -> Side:
             logits_processor=[Fed(fed, case.prompt)],
         )
         hook.remove()
-    facts = {"transformers": metadata.version("transformers"), "torch": torch.__version__}
-    return Side(torch.stack(held), torch.stack(found.logits), facts | {"commit": environment.describe("cpu")["commit"]})
+    return Side(torch.stack(held), torch.stack(found.logits))

@@ -10,7 +10,7 @@ import torch
 import asymvlm
 from asymvlm.methods import CDPruner
 from asymvlm_kernels import UniformBudget
-from bench.peers.pages import END, IMAGE, MERGE, START, Page, patches
+from bench.peers.pages import END, IMAGE, START, Page, patches
 from bench.peers.records import Side
 
 
@@ -31,7 +31,7 @@ def run(model_folder: Path, page: Page) -> Side:
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             pixel_values=patches(page),
-            image_grid_thw=torch.tensor([[1, page.rows * MERGE, page.columns * MERGE]] * page.images),
+            image_grid_thw=page.grid(),
             mm_token_type_ids=(ids == IMAGE).int(),
         )
         assert handle.last is not None

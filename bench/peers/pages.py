@@ -66,6 +66,10 @@ class Page:
         coarse = tiles.repeat(2 * side, 1).repeat(2 * side, 2)
         return np.clip(coarse + draw.integers(-60, 61, coarse.shape), 0, 255).astype(np.uint8)
 
+    def grid(self) -> torch.Tensor:
+        """Patches of each image: ``(images, 3)``, frames, rows and columns."""
+        return torch.tensor([[1, self.rows * MERGE, self.columns * MERGE]] * self.images)
+
     def ids(self) -> list[int]:
         """Token ids with one placeholder for each vision token, as a processor makes them."""
         found = [START, *[IMAGE] * self.tokens, END] * self.images

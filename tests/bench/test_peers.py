@@ -136,8 +136,7 @@ def test_positions_are_the_models_own():
     names = dict(image_token_id=pages.IMAGE, video_token_id=pages.VIDEO, vision_start_token_id=pages.START)
     model.config = Qwen2VLConfig(vision_config={"spatial_merge_size": pages.MERGE}, **names)
     ids = torch.tensor([page.ids()])
-    grid = torch.tensor([[1, page.rows * pages.MERGE, page.columns * pages.MERGE]] * 2)
-    found, _ = model.get_rope_index(ids, mm_token_type_ids=(ids == pages.IMAGE).int(), image_grid_thw=grid)
+    found, _ = model.get_rope_index(ids, mm_token_type_ids=(ids == pages.IMAGE).int(), image_grid_thw=page.grid())
     assert pages.positions(page, torch.ones(2, page.tokens, dtype=torch.bool)) == found[:, 0].tolist()
 
 
