@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from asymvlm_kernels.budget import (
+    AtLeastRelevant,
     Budget,
     LinearBudget,
     RelativeThresholdBudget,
@@ -36,6 +37,7 @@ from asymvlm_kernels.warming.warm import Warmed, WarmedBuild, warmup
 __version__ = "0.1.0"
 
 __all__ = [
+    "AtLeastRelevant",
     "BackendError",
     "Budget",
     "Calls",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
@@ -24,6 +24,7 @@ from asymvlm_kernels.prefill.relative import relative_counts
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
+RELEVANT = 0.2  # beta of the threshold above which a token looks relevant
 TIERS = ("conservative", "moderate", "aggressive")
 
 
@@ -179,6 +180,43 @@ class RelativeThresholdBudget:
     def counts(self, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """``(B, N)`` fp32 scores, bool mask -> ``(B,)`` int32; 0 where N is 0, the largest where a quantile is NaN."""
         return relative_counts(scores, mask, self.beta, self.minimum, self.maximum)
+
+
+@dataclass(frozen=True)
+class AtLeastRelevant:
+    """A floor beneath any budget: keep no fewer tokens than look relevant, where they are unusually many.
+
+    Relevant are tokens whose own score, before any `Spread`, exceeds ``q05 + beta * (q98 - q05)``, as
+    `RelativeThresholdBudget` counts them. Where quantiles are not finite, all tokens count.
+
+    Args:
+        beta: place of the threshold between the two quantiles.
+        usual: share of the tokens, in [0, 1], up to which their number is nothing unusual and the budget alone decides.
+            `asymvlm.calibration.calibrate_budget` notes that of its samples; 0 holds the floor always.
+    Raises:
+        ValueError: naming the value found and the value wanted.
+    """
+
+    beta: float = RELEVANT
+    usual: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_finite("beta", self.beta)
+        if not isinstance(self.usual, (int, float)) or isinstance(self.usual, bool) or not 0 <= self.usual <= 1:
+            raise ValueError(f"usual must be a share in [0, 1], got {self.usual!r}")
+
+    def relevant(self, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """``(B, N)`` fp32 scores, bool mask -> ``(B,)`` int32: tokens above the threshold; at least 1 of any."""
+        return relative_counts(scores, mask, self.beta, minimum=1 / MILLION)
+
+    def is_unusual(self, relevant: Any, num_tokens: Any) -> Any:
+        """Is that number of tokens more than the usual share of them? Of numbers, or of integer tensors."""
+        return relevant * MILLION > num_tokens * round(self.usual * MILLION)
+
+    def floor(self, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """``(B, N)`` fp32 scores, bool mask -> ``(B,)`` int32, the least K of each sample. Does not synchronise."""
+        found = self.relevant(scores, mask)
+        return torch.where(self.is_unusual(found.long(), mask.sum(-1)), found, 0)
 
 
 def counts_scores(budget: object) -> TypeIs[ScoreBudget]:

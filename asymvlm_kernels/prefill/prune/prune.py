@@ -2,8 +2,9 @@
 
 `prune_sequence` checks its arguments and picks one of three registered ops. A result of known length is `prune_static`
 (see `known_length`); else `score_select` says which places are kept and `gather_sequence` moves them (`two_launches`).
-Several images with floors of their own, scores that spread, budgets that are not this package's and rows beyond
-``LONGEST`` take the ops that `score_select` is made of, one after the other (`specification.select_places`).
+Several images with floors of their own, scores that spread, a floor of relevant tokens, budgets that are not this
+package's and rows beyond ``LONGEST`` take the ops that `score_select` is made of, one after the other
+(`specification.select_places`).
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ from typing import Any, NamedTuple
 import torch
 
 from asymvlm_kernels._checks import (
-    FLOATS,
     WORDS,
-    check_device,
-    check_dtype,
-    check_mask,
     check_no_grad,
-    check_pad,
-    check_shape,
 )
-from asymvlm_kernels.budget import Budget, LinearBudget, ScoreBudget, ThresholdBudget, UniformBudget, as_budget
+from asymvlm_kernels.budget import (
+    AtLeastRelevant,
+    Budget,
+    LinearBudget,
+    ScoreBudget,
+    ThresholdBudget,
+    UniformBudget,
+    as_budget,
+)
 from asymvlm_kernels.launch import Remembered, outline
 from asymvlm_kernels.prefill.gather import _gather_rows, gather_rows
+from asymvlm_kernels.prefill.prune.arguments import check_arguments, is_stacked
 from asymvlm_kernels.prefill.prune.known_length import prune_static
 from asymvlm_kernels.prefill.prune.specification import Steps, longest, select_places
 from asymvlm_kernels.prefill.prune.two_launches import (
@@ -40,7 +44,6 @@ from asymvlm_kernels.prefill.score import _score_tokens
 from asymvlm_kernels.prefill.select import _importance_gap, _select_tokens
 from asymvlm_kernels.prefill.spread import Spread
 
-PADDING_SIDES = ("left", "right")
 MOST_ROWS = 65535  # of a batch: the second axis of a grid
 BUDGETS = frozenset({float, int, type(None), UniformBudget, ThresholdBudget, LinearBudget})  # equal: the same answer
 MOST_NUMBERS = 64  # of a token in a tensor that the gather of the embeddings moves along
@@ -58,6 +61,7 @@ class PrunedSequence:
     counts: torch.Tensor  # (B,) int32, K: kept prunable vision tokens
     scores: torch.Tensor  # (B, S) fp32, -inf outside the prunable vision tokens
     gap: torch.Tensor  # (B,) fp32
+    own: torch.Tensor  # (B, S) fp32, the scores before they spread; the same tensor where nothing does
     carry: dict[str, torch.Tensor] = field(default_factory=dict)  # gathered along; (B, S', ...) or (R, B, S')
 
 
@@ -74,6 +78,7 @@ def prune_sequence(
     per_image: bool = False,
     spread: Spread | None = None,
     lines: torch.Tensor | None = None,
+    floor: AtLeastRelevant | None = None,
     carry: Mapping[str, torch.Tensor] | None = None,
     carry_pad: Mapping[str, float] | None = None,
     static: bool = False,
@@ -101,6 +106,7 @@ def prune_sequence(
         per_image: rank each image of ``groups`` by itself, with the row's ratio, instead of all together.
         spread: hand scores on along the lines of an image before anything is read off them.
         lines: ``(B, S)`` integer, for ``spread``: the line that each vision token lies on, negative for none.
+        floor: keep at least the tokens that look relevant, counted before scores spread. It takes more launches.
         carry: per-token tensors gathered along, ``(B, S, ...)`` or ``(R, B, S)`` (M-RoPE positions).
         carry_pad: value for padding in the tensor of that name, of its dtype; 0 where none is given.
         static: True gives S' = ``capacity`` and no synchronisation. False trims S' to the longest row, which takes one
@@ -120,11 +126,12 @@ def prune_sequence(
     of arXiv:2605.29535.
     """
     carry, pads = carry or {}, carry_pad or {}
-    inputs = (embeds, vision_mask, text_mask, protect, weight, scores, groups, per_image, spread, lines)
+    inputs = (embeds, vision_mask, text_mask, protect, weight, scores, groups, per_image, spread, lines, floor)
     plan = _planned(inputs, budget, carry, pads, static, capacity, padding_side)
     check_no_grad("prune_sequence", embeds=embeds, weight=weight, scores=scores, **carry)
     most, left, narrow = plan.capacity, plan.left, plan.narrow
     tokens, moving = inputs[:5], ([carry[name] for name in narrow], plan.pads, plan.stacked)
+    own = None
     if static and plan.encoded is not None:
         ranked, gap, counts, lengths, rows, index, moved = prune_static(
             *tokens, *plan.encoded, *moving, most, left, scores
@@ -133,11 +140,12 @@ def prune_sequence(
         if plan.encoded is not None:
             ranked, gap, counts, lengths, order = score_select(*tokens, *plan.encoded, most, scores)
         else:
-            ranked, gap, counts, lengths, order = select_places(
+            (ranked, gap, counts, lengths, order), own = select_places(
                 *(REGISTERED, tokens, scores, plan.budget, most),
                 groups=groups,
                 per_image=per_image,
                 spreading=None if spread is None or lines is None else (spread, lines),
+                floor=floor,
                 static=static,
             )
         most = most if static else longest(lengths)
@@ -147,10 +155,10 @@ def prune_sequence(
         done = {
             name: done[name]
             if name in done
-            else _gather_carry(tensor, index, pads.get(name, 0), _is_stacked(tensor, embeds))
+            else _gather_carry(tensor, index, pads.get(name, 0), is_stacked(tensor, embeds))
             for name, tensor in carry.items()
         }
-    return PrunedSequence(rows, index, lengths, counts, ranked, gap, done)
+    return PrunedSequence(rows, index, lengths, counts, ranked, gap, ranked if own is None else own, done)
 
 
 class _Plan(NamedTuple):
@@ -197,21 +205,24 @@ def _plan(
     capacity: int | None,
     padding_side: str,
 ) -> _Plan:
-    embeds, vision_mask, text_mask, protect, weight, scores, groups, per_image, spread, lines = inputs
+    embeds, vision_mask, text_mask, protect, weight, scores, groups, per_image, spread, lines, floor = inputs
     budget = as_budget(0.5 if budget is None else budget)
     masks = {"vision_mask": vision_mask, "text_mask": text_mask, "protect": protect}
-    _check(embeds, weight, scores, masks, groups, per_image, carry, pads, padding_side)
+    check_arguments(embeds, weight, scores, masks, groups, per_image, carry, pads, padding_side)
     if capacity is not None and (capacity < 0 or not static):
         raise ValueError(f"capacity must be 0 or more and goes with static=True, got {capacity} and static={static}")
     if spread is not None and lines is None:
         raise ValueError("spread needs lines, got None")
+    if floor is not None and not isinstance(floor, AtLeastRelevant):
+        raise ValueError(f"floor must be None or AtLeastRelevant(), got {floor!r}")
+    stepwise = groups is not None or spread is not None or floor is not None
     narrow = [name for name, tensor in carry.items() if _is_narrow(tensor, embeds)][:MOST_CARRIES]
     return _Plan(
         budget=budget,
-        encoded=None if groups is not None or spread is not None else _encoded(budget, embeds),
+        encoded=None if stepwise else _encoded(budget, embeds),
         narrow=narrow,
         pads=alike([pads.get(name, 0) for name in narrow]),
-        stacked=[_is_stacked(carry[name], embeds) for name in narrow],
+        stacked=[is_stacked(carry[name], embeds) for name in narrow],
         capacity=embeds.shape[1] if capacity is None else capacity,
         left=padding_side == "left",
     )
@@ -230,11 +241,6 @@ def _encoded(budget: Budget | ScoreBudget, embeds: torch.Tensor) -> tuple[list[i
     return encode_budget(budget) if S <= LONGEST and B <= MOST_ROWS else None
 
 
-def _is_stacked(tensor: torch.Tensor, like: torch.Tensor) -> bool:
-    """True for ``(R, B, S)``. A tensor that could be read both ways is ``(B, S, ...)``."""
-    return tensor.ndim == 3 and tensor.shape[:2] != like.shape[:2] and tensor.shape[1:] == like.shape[:2]
-
-
 def _is_narrow(tensor: torch.Tensor, like: torch.Tensor) -> bool:
     """True for a few numbers a token, which the gather of the embeddings moves along."""
     width = tensor.numel() // max(like.shape[0] * like.shape[1], 1)
@@ -245,51 +251,3 @@ def _gather_carry(tensor: torch.Tensor, index: torch.Tensor, pad: float, stacked
     if not stacked:
         return gather_rows(tensor, index, pad=pad)
     return gather_rows(tensor.permute(1, 2, 0), index, pad=pad).permute(2, 0, 1).contiguous()
-
-
-def _check(
-    embeds: torch.Tensor,
-    weight: torch.Tensor | None,
-    scores: torch.Tensor | None,
-    masks: Mapping[str, torch.Tensor | None],
-    groups: torch.Tensor | None,
-    per_image: bool,
-    carry: Mapping[str, torch.Tensor],
-    pads: Mapping[str, float],
-    padding_side: str,
-) -> None:
-    check_shape("embeds", embeds, ("B", "S", "D"))
-    check_dtype("embeds", embeds, FLOATS)
-    if weight is not None:
-        check_shape("weight", weight, (embeds.shape[2],))
-        check_dtype("weight", weight, (torch.float32,))
-        check_device("weight", weight, embeds)
-    if scores is not None:
-        if weight is not None:
-            raise ValueError("weight belongs to the similarity that scores replace: give one of them, got both")
-        check_shape("scores", scores, tuple(embeds.shape[:2]))
-        check_dtype("scores", scores, (torch.float32,))
-        check_device("scores", scores, embeds)
-    for name, mask in masks.items():
-        check_mask(name, mask, embeds)
-    if groups is not None:
-        check_shape("groups", groups, tuple(embeds.shape[:2]))
-        check_dtype("groups", groups, (torch.int64, torch.int32))
-        check_device("groups", groups, embeds)
-    elif per_image:
-        raise ValueError("per_image=True needs groups, got None")
-    for name, tensor in carry.items():
-        if tensor.shape[:2] != embeds.shape[:2] and not _is_stacked(tensor, embeds):
-            B, S = embeds.shape[:2]
-            raise ValueError(
-                f"carry[{name!r}] must have shape ({B}, {S}, ...) or (R, {B}, {S}), got {tuple(tensor.shape)}"
-            )
-        check_device(f"carry[{name!r}]", tensor, embeds)
-        check_pad(f"carry_pad[{name!r}]", pads.get(name, 0), tensor.dtype)
-    for name in pads:
-        if name not in carry:
-            raise ValueError(
-                f"carry_pad must name tensors of carry, {', '.join(carry) or 'which is empty'}; got {name}"
-            )
-    if padding_side not in PADDING_SIDES:
-        raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")

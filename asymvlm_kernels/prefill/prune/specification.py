@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from asymvlm_kernels.budget import Budget, ScoreBudget, budget_counts, counts_scores
+from asymvlm_kernels.budget import AtLeastRelevant, Budget, ScoreBudget, budget_counts, counts_scores
 from asymvlm_kernels.millionths import MILLION
 from asymvlm_kernels.prefill import reference
 from asymvlm_kernels.prefill.prune.budget_numbers import EncodedBudget
@@ -51,12 +51,14 @@ def select_places(
     groups: torch.Tensor | None = None,
     per_image: bool = False,
     spreading: tuple[Spread, torch.Tensor] | None = None,
+    floor: AtLeastRelevant | None = None,
     static: bool = False,
-) -> ScoreSelect:
+) -> tuple[ScoreSelect, torch.Tensor]:
     """Scores, gap, K, length and kept places of each row: arguments as those of `prune_sequence`.
 
     Every token that must stay ranks above every score, so one selection of ``kept + K`` serves the whole sequence. The
-    places ``(B, S)`` int32 are ascending, padded with -1. ``static``: reads no length on the host.
+    places ``(B, S)`` int32 are ascending, padded with -1. ``static``: reads no length on the host. Beside them the
+    scores before they spread.
     """
     embeds, vision_mask, text_mask, protect, weight = tokens
     prunable, must_stay, text = reference.token_roles(vision_mask, text_mask, protect)
@@ -67,18 +69,21 @@ def select_places(
         scores = steps.score_tokens(embeds, rows, weight, prunable, text_index >= 0)
     else:
         scores, scored = reference.given_scores(given, prunable), torch.ones_like(scored)
+    own = scores
     if spreading is not None:
         scores = spreading[0].apply(scores, spreading[1])
     gap = steps.importance_gap(scores, prunable)
     num_tokens = prunable.sum(-1)
     wanted = budget_counts(budget, scores, gap, prunable)
+    if floor is not None:
+        wanted = wanted.maximum(floor.floor(own, prunable))
     counts = torch.where(scored, wanted, num_tokens.to(torch.int32))
     rank = reference.rank_scores(scores, must_stay, text)
     if groups is not None:
         image_ratio = None
         if per_image:  # a count of the row as a share of it, rounded up: no image loses a token to the rounding
             shares = -(-wanted.long() * MILLION // num_tokens.clamp_min(1))
-            image_ratio = shares if counts_scores(budget) else budget.millionths(gap)
+            image_ratio = shares if counts_scores(budget) or floor is not None else budget.millionths(gap)
         sure = guaranteed_tokens(scores, prunable, groups, image_ratio)
         rank = rank_sure(scores, prunable, must_stay, text, sure)
         sure_counts = sure.sum(-1).to(torch.int32)
@@ -87,7 +92,7 @@ def select_places(
     counts = counts.minimum((capacity - stay).clamp_min(0))
     lengths = (stay + counts).clamp_max(capacity)
     order = steps.select_tokens(rank, lengths, prunable | must_stay, embeds.shape[1])
-    return scores, gap, counts, lengths, order.to(torch.int32)
+    return (scores, gap, counts, lengths, order.to(torch.int32)), own
 
 
 def longest(lengths: torch.Tensor) -> int:
@@ -111,7 +116,7 @@ def score_select(
     given: torch.Tensor | None = None,
 ) -> ScoreSelect:
     tokens = (embeds, vision_mask, text_mask, protect, weight)
-    return select_places(PLAIN, tokens, given, EncodedBudget(ratios, numbers), capacity)
+    return select_places(PLAIN, tokens, given, EncodedBudget(ratios, numbers), capacity)[0]
 
 
 def gather_sequence(
