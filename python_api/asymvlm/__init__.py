@@ -25,11 +25,20 @@ from asymvlm.settings.strategy import AutoStrategy, Choice
 from asymvlm.tokens.user_turns import UserTurns
 from asymvlm.training import TrainingSettings, train_scorer
 from asymvlm.verification import Verification, verify
-from asymvlm_kernels import LinearBudget, RelativeThresholdBudget, Spread, ThresholdBudget, UniformBudget, __version__
+from asymvlm_kernels import (
+    AtLeastRelevant,
+    LinearBudget,
+    RelativeThresholdBudget,
+    Spread,
+    ThresholdBudget,
+    UniformBudget,
+    __version__,
+)
 
 _install_old_names()
 
 __all__ = [
+    "AtLeastRelevant",
     "AutoStrategy",
     "CacheLimit",
     "CacheStats",

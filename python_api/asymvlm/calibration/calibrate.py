@@ -22,6 +22,7 @@ from asymvlm.calibration.measure import Measurer, Metric
 from asymvlm.settings.budget_file import AnyBudget, budget_to_dict
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.settings.scorer import GapStatistics, Scorer
+from asymvlm.settings.suitable import USUAL
 from asymvlm.tokens.user_turns import UserTurns
 from asymvlm.training.progress import progress_bar
 from asymvlm_kernels import Spread, UniformBudget, importance_gap
@@ -175,6 +176,7 @@ def calibrate_budget(
         )
     record = {name: value for name, value in result.to_dict().items() if name != "budget"} | {"wanted": average}
     record["spread"] = None if spread is None else dataclasses.asdict(spread)
+    record[USUAL] = sorted(measurer.rows.relevant)[math.ceil(len(measurer.rows.relevant) * 0.95) - 1]
     owner = policy.scorer.replace(budget=result.budget, gaps=GapStatistics.of(gaps), calibration=record)
     return dataclasses.replace(result, scorer=owner)
 

@@ -13,13 +13,14 @@ from torch import nn
 
 from asymvlm.files.json_files import FileError, parse, read_lines
 from asymvlm.patch import PatchHandle, patch
+from asymvlm.report.crowded import silence
 from asymvlm.settings.budget_file import AnyBudget, budget_to_dict
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.settings.scorer import Scorer
 from asymvlm.tokens.user_turns import UserTurns
 from asymvlm.training.passes import FrozenModel
 from asymvlm.training.scoring import weighted_scores
-from asymvlm_kernels import Spread
+from asymvlm_kernels import AtLeastRelevant, Spread
 
 Metric = Callable[[Any, Any], Any]  # (model, sample) -> a number, or one for each row of the sample
 FILE = "measurements.jsonl"
@@ -31,6 +32,7 @@ class Rows:
     def __init__(self) -> None:
         self.scores: list[torch.Tensor] = []  # (N,) fp32, of the prunable tokens
         self.gaps: list[float] = []
+        self.relevant: list[float] = []  # share of the tokens that look relevant, before scores spread
         self.usable: list[list[bool]] = []  # by sample and row
 
     @property
@@ -102,12 +104,14 @@ class Measurer:
         for number, sample in enumerate(self.samples):
             batch = self.frozen.merge(sample)
             with torch.no_grad():
-                scores = weighted_scores(batch, weight)
+                own = scores = weighted_scores(batch, weight)
+                relevant = AtLeastRelevant().relevant(own, batch.prunable) / batch.prunable.sum(-1)
                 if self.spread is not None:
                     scores = self.spread.apply(scores, batch.lines)
             self.rows.usable.append(batch.trainable.tolist())
             for row, usable in enumerate(self.rows.usable[-1]):
                 if usable:
+                    self.rows.relevant.append(float(relevant[row]))
                     self.rows.scores.append(scores[row, batch.prunable[row]].cpu())
             yield number
 
@@ -127,7 +131,9 @@ class Measurer:
 
     def _vision(self, budget: AnyBudget, text: UserTurns | str | torch.Tensor) -> VisionPruning:
         bare = self.scorer.replace(budget=None, calibration={})  # what an earlier calibration says is no matter here
-        return VisionPruning(scorer=bare, budget=budget, text=text, spread=self.spread)
+        vision = VisionPruning(scorer=bare, budget=budget, text=text, spread=self.spread)
+        silence(vision)
+        return vision
 
     @torch.no_grad()
     def _run(self, handle: PatchHandle, budget: AnyBudget, sample: Mapping[str, Any], rows: int) -> list[float]:

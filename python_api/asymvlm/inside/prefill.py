@@ -123,6 +123,7 @@ class Prefill(Frame):
             counts=self.tokens.prunable.sum(-1).to(torch.int32),
             gaps=first.gap,
             scores=first.scores,
+            own=first.own,
             index=self.index,
             has_text=torch.ones_like(whole.real[:, 0]),
             columns_before=whole.ids.shape[1],

@@ -70,6 +70,7 @@ def choose_and_gather(
         per_image=policy.per_image,
         spread=policy.spread,
         lines=None if policy.spread is None else prompt.cells.line,
+        floor=policy.relevance if policy.at_least_relevant else None,
         carry=carry,
         carry_pad=carry_pad,
         padding_side=side,

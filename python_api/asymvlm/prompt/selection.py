@@ -19,6 +19,7 @@ class Selection:
     counts: torch.Tensor  # (B,) kept ones, K
     gaps: torch.Tensor  # (B,) fp32
     scores: torch.Tensor  # (B, S) fp32, -inf outside the prunable vision tokens
+    own: torch.Tensor  # (B, S) fp32, the scores before they spread
     index: torch.Tensor  # (B, S') int64, original place of each kept token, -1 = padding
     has_text: torch.Tensor  # (B,) bool: there was text to score against
     columns_before: int  # S, padding included

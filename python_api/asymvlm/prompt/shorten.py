@@ -171,6 +171,7 @@ def _selection(policy: VisionPruning, prompt: VisionPrompt, pruned: PrunedSequen
         counts=pruned.counts,
         gaps=pruned.gap,
         scores=pruned.scores,
+        own=pruned.own,
         index=index,
         has_text=prompt.text.any(-1) if policy.scored_by.needs_text else torch.ones_like(real[:, 0]),
         columns_before=real.shape[1],

@@ -17,6 +17,7 @@ from asymvlm.models.adapter import Adapter, Grid, Inputs
 from asymvlm.models.flops import decoder_flops, layer_bytes, unpruned_cache_bytes, whole_cache_bytes
 from asymvlm.prompt.columns import spread_out
 from asymvlm.prompt.selection import Selection
+from asymvlm.report.crowded import count_relevant, crowded_rows, warn_if_crowded
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.settings.strategy import Choice
 from asymvlm_kernels import Budget, ScoreBudget, ThresholdBudget
@@ -46,6 +47,8 @@ class PruningReport:
     text_config: Any = field(repr=False)
     has_text: torch.Tensor = field(repr=False)  # (B,) bool
     columns_before: int  # S, padding included
+    own: torch.Tensor | None = field(default=None, repr=False)  # (B, S) fp32, the scores before they spread
+    vision: VisionPruning | None = field(default=None, repr=False)  # the settings, where tokens were scored
     image_grids: list[list[Grid]] | None = None  # of each row's images: rows and columns of vision tokens
     method: str = "asymvlm"  # by which vision tokens were scored
     tiling: str = "one"  # how those grids lie on the images (`asymvlm.report.tiles`)
@@ -161,6 +164,21 @@ class PruningReport:
         return [0] * len(self.kept) if self.scores is None else self.scores.isnan().sum(-1).tolist()
 
     @cached_property
+    def above_threshold(self) -> list[int] | None:
+        """Vision tokens that look relevant: those above ``q05 + 0.2 * (q98 - q05)`` of the row's scores.
+
+        Counted as `AtLeastRelevant` does, before scores spread. None where no score tells of the question. The first
+        use copies the scores to the host, and warns where it was not done with the call.
+        """
+        return count_relevant(self)
+
+    @cached_property
+    def oversubscription(self) -> list[float] | None:
+        """Tokens that look relevant for each that is kept; 0 where there are none."""
+        above = self.above_threshold
+        return above and [found / kept if kept else 0.0 for found, kept in zip(above, self.kept, strict=True)]
+
+    @cached_property
     def notes(self) -> list[str]:
         """What a reader should know about a row, in words."""
         notes = []
@@ -173,6 +191,7 @@ class PruningReport:
                 notes.append(f"row {row}: no vision token to prune")
             elif not text:
                 notes.append(f"row {row}: no text to score against, every vision token kept")
+        notes += [f"row {row}: {words}" for row, words in crowded_rows(self).items()]
         notes += [f"row {row}: {count} NaN scores, ranked last" for row, count in enumerate(self.nan_scores) if count]
         return notes
 
@@ -185,6 +204,8 @@ class PruningReport:
             "kept": self.kept,
             "average_kept": self.average_kept,
             "keep_ratio": self.keep_ratio,
+            "above_threshold": self.above_threshold,
+            "oversubscription": self.oversubscription,
             "gap": [None if math.isnan(gap) else gap for gap in self.gap],
             "tier": self.tier,
             "flops_before": self.flops_before,
@@ -212,8 +233,9 @@ def report_of(
 ) -> PruningReport:
     """The report of a call whose prompt was shortened as ``selection`` says, or between layers, at ``stages``."""
     config: Any = model.config
-    return PruningReport(
+    report = PruningReport(
         **vars(selection),
+        vision=policy,
         stages=dict(stages or {}),
         budget=policy.budget,
         method=policy.scored_by.name or type(policy.scored_by).__name__,
@@ -221,6 +243,9 @@ def report_of(
         tiling=adapter.tiling,
         vision_flops=adapter.flops_of(model, inputs),
     )
+    if report.index.device.type == "cpu":  # elsewhere the count would wait for the device: when it is first read
+        warn_if_crowded(report)
+    return report
 
 
 def reported(output: Any, report: PruningReport | None) -> Any:

@@ -14,9 +14,10 @@ from asymvlm.methods import AsymVLM, BeforeMethod, CachedMethod, InsideMethod, L
 from asymvlm.methods.cached.base import SCOPES
 from asymvlm.settings.numbers import check_count, check_retention, part_of
 from asymvlm.settings.scorer import Scorer
+from asymvlm.settings.suitable import check_calibrated, check_inside, check_scored, usual_share
 from asymvlm.settings.weights import fp32_weight
 from asymvlm.tokens.user_turns import UserTurns
-from asymvlm_kernels import Budget, ScoreBudget, Spread, UniformBudget
+from asymvlm_kernels import AtLeastRelevant, Budget, ScoreBudget, Spread, UniformBudget
 
 logger = logging.getLogger(__name__)
 POSITIONS = ("keep", "compact")
@@ -42,6 +43,9 @@ class VisionPruning:
         method: which tokens stay: a `BeforeMethod`, an `InsideMethod`, or the name of one (``"random"``,
             ``"vispruner"``, ``"fastv"``, one of an installed package; `asymvlm.methods.available_methods` lists them).
             None means `AsymVLM` with the ``scorer``.
+        at_least_relevant: where unusually many tokens look relevant, keep all of those, whatever the budget says. True:
+            unusual is what the scorer's calibration says, where the budget is the one that it fitted; else any number
+            above the budget's. It takes more kernel launches.
     Raises:
         ValueError: naming the value found and the value wanted.
     """
@@ -54,6 +58,7 @@ class VisionPruning:
     spread: Spread | None = None
     processor: InitVar[Any] = None
     method: BeforeMethod | InsideMethod | str | None = None
+    at_least_relevant: bool | AtLeastRelevant = False
 
     def __post_init__(self, processor: Any) -> None:
         method = None if self.method is None else find_method(self.method, BeforeMethod, InsideMethod)
@@ -74,7 +79,7 @@ class VisionPruning:
         elif self.scorer is not None and not isinstance(self.scorer, Scorer):
             raise ValueError(f"scorer must be a Scorer, its folder, a (D,) float32 tensor or None, got {self.scorer!r}")
         if isinstance(method, InsideMethod):
-            _check_inside(method, self.budget, self.spread)
+            check_inside(method, self.budget, self.spread)
             object.__setattr__(self, "budget", method.budget if self.budget is None else self.budget)
         if self.budget is None:
             own = self.scorer.budget if isinstance(self.scorer, Scorer) else getattr(method, "budget", None)
@@ -94,32 +99,14 @@ class VisionPruning:
             raise ValueError(f"text must be 'all', 'user', UserTurns or a (B, S) bool mask, got {self.text!r}")
         if self.spread is not None and not isinstance(self.spread, Spread):
             raise ValueError(f"spread must be None or Spread(reach=4, share=0.7), got {self.spread!r}")
-        if isinstance(method, SelectingMethod) and (self.spread is not None or self.per_image):
-            asked = "spread" if self.spread is not None else "per_image"
-            raise ValueError(
-                f"{asked} acts on scores, and the method {method.name!r} chooses a set without any: pass a method that "
-                f"scores, got {asked}={getattr(self, asked)!r}"
-            )
+        check_scored(self.scored_by, self.spread, self.per_image, self.at_least_relevant)
         trained = self.scorer.training.get("text") if isinstance(self.scorer, Scorer) else None
         used = None if isinstance(self.text, torch.Tensor) else "user" if isinstance(self.text, UserTurns) else "all"
         if trained is not None and used is not None and trained != used:
             logger.warning("the scorer was trained with text=%r and is used with text=%r: scores differ", trained, used)
-        self._check_spread()
+        check_calibrated(self.scorer, self.budget, self.spread)
         if self.positions not in POSITIONS:
             raise ValueError(f"positions must be 'keep' or 'compact', got {self.positions!r}")
-
-    def _check_spread(self) -> None:
-        """A budget that a calibration fitted goes with the scores that it was fitted to."""
-        calibration = self.scorer.calibration if isinstance(self.scorer, Scorer) else {}
-        if "spread" not in calibration or self.budget != self.scorer.budget:  # type: ignore[union-attr]
-            return
-        fitted = calibration["spread"] and Spread(**calibration["spread"])
-        if fitted != self.spread:
-            logger.warning(
-                "the scorer's budget was calibrated with spread=%r and is used with spread=%r: it keeps another share",
-                fitted,
-                self.spread,
-            )
 
     @property
     def inside(self) -> InsideMethod | None:
@@ -131,6 +118,16 @@ class VisionPruning:
         """The method in effect."""
         assert not isinstance(self.method, str)
         return AsymVLM(self.scorer) if self.method is None else self.method
+
+    @property
+    def relevance(self) -> AtLeastRelevant | None:
+        """How tokens that look relevant are counted; None where scores say nothing about the question."""
+        if isinstance(self.at_least_relevant, AtLeastRelevant):
+            return self.at_least_relevant
+        method = self.scored_by
+        if not isinstance(method, BeforeMethod) or isinstance(method, SelectingMethod) or not method.needs_text:
+            return None
+        return AtLeastRelevant(usual=usual_share(self.scorer, self.budget))
 
     @property
     def bypassed(self) -> bool:
@@ -155,14 +152,6 @@ class VisionPruning:
             width = config.get_text_config().hidden_size
             if self.weight.shape != (width,):
                 raise ValueError(f"the scorer must have the model's width ({width},), got {tuple(self.weight.shape)}")
-
-
-def _check_inside(method: InsideMethod, budget: object, spread: object) -> None:
-    """Refuse settings that a method between layers would not read."""
-    if spread is not None:
-        raise ValueError(f"spread is for methods before the decoder, got {spread!r} beside {method!r}")
-    if method.budget is not None and budget not in (None, method.budget, UniformBudget(1.0)):
-        raise ValueError(f"{method!r} decides itself how many tokens stay: pass no budget, got {budget!r}")
 
 
 @dataclass(frozen=True)
