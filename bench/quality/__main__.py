@@ -1,7 +1,8 @@
 """Measure what pruning and eviction cost in answers: ``python -m bench.quality``, results in ``bench/results/quality``.
 
 Parts: ``uniform`` (every method at every keep ratio), ``budgets`` (adaptive against uniform), ``eviction`` (transcripts
-and conversations), ``beyond`` (ideas that are not in the paper). Each part is written as soon as it is measured, and
+and conversations), ``beyond`` (ideas that are not in the paper), ``safety`` (the recommended settings, and pages that
+they were not calibrated on). Each part is written as soon as it is measured, and
 ``--part`` repeats some of them. The scorers come from ``python -m bench.quality.scorers``.
 """
 
@@ -23,6 +24,7 @@ from bench.harness import environment, results
 from bench.quality.beyond import beyond
 from bench.quality.budgets import adaptive, gaps
 from bench.quality.conversations import conversations
+from bench.quality.safety import safety
 from bench.quality.scorers import PRESETS, RECIPES, SCORERS, load_model
 from bench.quality.study import Study, uniform
 from bench.quality.transcripts import transcript_samples, transcripts
@@ -30,7 +32,7 @@ from bench.tinyvlm.evaluate import make_samples
 from bench.tinyvlm.model import CHECKPOINT
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "quality"
-PARTS = ("uniform", "budgets", "eviction", "beyond")
+PARTS = ("uniform", "budgets", "eviction", "beyond", "safety")
 SAMPLES, TRANSCRIPTS = 1000, 300
 METHODS = {name: RECIPES[name].label for name in PRESETS}  # in every table; the other recipes are for `beyond`
 PAPER, OURS = METHODS.values()
@@ -96,6 +98,8 @@ def _measure(
             "transcripts": transcripts(study.model, lines) | {"samples": len(lines)},
             "conversations": conversations(study.model, samples) | {"samples": samples},
         }
+    if part == "safety":
+        return safety(study.model, scorers["default"], samples, pages, cache=cache)
     variants = {
         RECIPES[name].label if name in RECIPES else name: [one.weight for one in many]
         for name, many in scorers.items()

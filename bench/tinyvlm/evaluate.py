@@ -16,7 +16,7 @@ from bench.tinyvlm.batches import IGNORED, turn_ids
 from bench.tinyvlm.glyphs import BOS, PAD
 from bench.tinyvlm.losses import decode
 from bench.tinyvlm.model import NUM_VISION, to_model_pixels, vision_features
-from bench.tinyvlm.pages import Pages, Split, make_pages
+from bench.tinyvlm.pages import DISTRACTOR_SHARE, Pages, Split, make_pages
 from bench.tinyvlm.questions import Turn, ask
 
 MIX = {"value": 0.4, "exists": 0.2, "count": 0.2, "list": 0.2}  # half and more local, the rest global
@@ -49,10 +49,16 @@ class Samples:
 
 
 def make_samples(
-    split: Split, count: int, *, seed: int = 0, mix: dict[str, float] = MIX, entries: tuple[int, int] = (4, 12)
+    split: Split,
+    count: int,
+    *,
+    seed: int = 0,
+    mix: dict[str, float] = MIX,
+    entries: tuple[int, int] = (4, 12),
+    distractors: float = DISTRACTOR_SHARE,
 ) -> Samples:
     """``count`` pages of ``split`` with one question each. The same arguments give the same samples."""
-    pages = make_pages([seed, 10], count, split, entries)
+    pages = make_pages([seed, 10], count, split, entries, distractors=distractors)
     rng = np.random.default_rng([seed, 11])
     kinds = rng.choice(list(mix), count, p=np.array(list(mix.values())) / sum(mix.values()))
     turns = [ask(rng, layout, str(kind)) for layout, kind in zip(pages.layouts, kinds, strict=True)]

@@ -105,10 +105,17 @@ class Pages:
 
 
 def make_pages(
-    seed: int | list[int], count: int, split: Split, entries: tuple[int, int] = (3, 12), noise: float = NOISE
+    seed: int | list[int],
+    count: int,
+    split: Split,
+    entries: tuple[int, int] = (3, 12),
+    noise: float = NOISE,
+    distractors: float = DISTRACTOR_SHARE,
 ) -> Pages:
     """``count`` pages of ``split`` with ``entries[0]`` to ``entries[1]`` entries; the same seed gives the same pages.
 
+    Args:
+        distractors: share of the other slots that hold symbols.
     Raises:
         ValueError: on an unknown split, or numbers of entries that a page cannot hold.
     """
@@ -118,7 +125,7 @@ def make_pages(
         raise ValueError(f"entries must be a range within 1 to {min(SLOTS, len(LETTERS))}, got {entries}")
     rng = np.random.default_rng(seed)
     drawn = (layout for layout in _layouts(rng, entries) if layout.split == split)
-    return render([next(drawn) for _ in range(count)], rng, noise)
+    return render([next(drawn) for _ in range(count)], rng, noise, distractors)
 
 
 def _layouts(rng: np.random.Generator, entries: tuple[int, int]) -> Iterator[Layout]:
@@ -135,7 +142,9 @@ def _layouts(rng: np.random.Generator, entries: tuple[int, int]) -> Iterator[Lay
         )
 
 
-def render(layouts: list[Layout], rng: np.random.Generator, noise: float = NOISE) -> Pages:
+def render(
+    layouts: list[Layout], rng: np.random.Generator, noise: float = NOISE, distractors: float = DISTRACTOR_SHARE
+) -> Pages:
     """Draw ``layouts``; ``rng`` draws distractors, specks, jitter and noise."""
     count = len(layouts)
     glyph = np.full((count, GRID * GRID), BLANK, np.int64)
@@ -144,7 +153,7 @@ def render(layouts: list[Layout], rng: np.random.Generator, noise: float = NOISE
         for number, entry in enumerate(layout.entries):
             glyph[page, entry.cell : entry.cell + ENTRY] = [TOKEN_ID[sign] for sign in f"{entry.key}:{entry.value}"]
             owner[page, entry.cell : entry.cell + ENTRY] = number
-        chosen = rng.random(SLOTS) < DISTRACTOR_SHARE
+        chosen = rng.random(SLOTS) < distractors
         signs = TOKEN_ID[SYMBOLS[0]] + rng.integers(0, len(SYMBOLS), (SLOTS, ENTRY))
         for slot in np.flatnonzero(chosen):
             if slot not in layout.slots:

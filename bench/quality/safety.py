@@ -1,0 +1,128 @@
+"""The recommended settings on pages like those they were calibrated on, and on two kinds that they were not.
+
+`Spread` with a relative threshold calibrated for an average, against half of the tokens, each with and without the
+floor of tokens that look relevant (``at_least_relevant``). Dense pages hold more entries than any the model was trained
+on; pages full of distractors have symbols that mean nothing in nearly every free slot. Budgets are fitted on
+calibration pages in distribution only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asymvlm import VisionPruning
+from asymvlm.calibration import calibrate_budget
+from asymvlm.report.crowded import crowded_rows
+from asymvlm.settings.budget_file import budget_to_dict
+from asymvlm.settings.scorer import Scorer
+from asymvlm.settings.suitable import USUAL
+from asymvlm_kernels import UniformBudget
+from bench.quality.answers import answers
+from bench.quality.beyond import SPREAD
+from bench.quality.budgets import CALIBRATION, answered, batches
+from bench.quality.statistics import paired, rate, record
+from bench.tinyvlm.evaluate import Samples, make_samples
+from bench.tinyvlm.model import NUM_VISION
+
+PAGES: dict[str, dict[str, Any]] = {
+    "in distribution": {},
+    "dense, 14 to 18 entries": {"entries": (14, 18)},
+    "distractors in 0.9 of the free slots": {"distractors": 0.9},
+}
+AVERAGES = (0.35, 0.3, 0.25)
+LADDER = (0.15, 0.25, 0.3, 0.35, 0.6)
+FULL, FLOOR = "all tokens", ", at least the relevant"
+
+
+def settings(
+    model: Any, scorers: Sequence[Scorer], *, samples: int = CALIBRATION, cache: Path | None = None
+) -> tuple[dict[str, list[VisionPruning]], dict[str, Any]]:
+    """Every setting by name, one for each scorer, and what the calibrations found."""
+    calibration = batches(make_samples("calibration", samples))
+    found: dict[str, list[VisionPruning]] = {
+        FULL: [VisionPruning(budget=UniformBudget(1.0))],
+        "cosine, uniform 0.5": [VisionPruning(budget=UniformBudget(0.5))],
+        "uniform 0.5": [VisionPruning(scorer, UniformBudget(0.5)) for scorer in scorers],
+        f"uniform 0.5{FLOOR}": [VisionPruning(s, UniformBudget(0.5), at_least_relevant=True) for s in scorers],
+    }
+    told: dict[str, Any] = {}
+    for average in AVERAGES:
+        fitted = [
+            calibrate_budget(
+                model,
+                scorer,
+                calibration,
+                answered,
+                average,
+                "relative",
+                minimum=0.1,
+                maximum=1.0,
+                ratios=LADDER,
+                spread=SPREAD,
+                checkpoint=None if cache is None else cache / f"safety-{number}",
+                progress=False,
+            )
+            for number, scorer in enumerate(scorers)
+        ]
+        for name, floor in ((f"spread, relative {average:g}", False), (f"spread, relative {average:g}{FLOOR}", True)):
+            found[name] = [VisionPruning(one.scorer, spread=SPREAD, at_least_relevant=floor) for one in fitted]
+        told[f"{average:g}"] = [
+            {"budget": budget_to_dict(one.budget), "kept": round(one.average, 4), USUAL: one.scorer.calibration[USUAL]}
+            for one in fitted
+        ]
+    return found, told
+
+
+def measure(model: Any, samples: Samples, chosen: Mapping[str, Sequence[VisionPruning]]) -> dict[str, Any]:
+    """Rates of every setting, what it keeps, by kind of question, and paired differences."""
+    right, rows = {}, {}
+    for name, runs in chosen.items():
+        asked = [answers(model, samples, run) for run in runs]
+        right[name] = np.stack([found.right.numpy() for found in asked])
+        kept = np.stack([found.counts.numpy() for found in asked]) / NUM_VISION
+        rows[name] = {
+            "kept": round(float(kept.mean()), 4),
+            **record(rate(right[name])),
+            "runs": [round(float(run.mean()), 4) for run in right[name]],
+            "warned": _warned([report for found in asked for report in found.reports]),
+            "kinds": {
+                str(kind): {
+                    **record(rate(right[name][:, samples.kinds == kind])),
+                    "kept": round(float(kept[:, samples.kinds == kind].mean()), 4),
+                }
+                for kind in sorted(set(samples.kinds))
+            },
+            "full": record(paired(right[name], right[FULL])),
+        }
+        if name.endswith(FLOOR):
+            rows[name]["floor"] = record(paired(right[name], right[name.removesuffix(FLOOR)]))
+    return rows
+
+
+def safety(
+    model: Any, scorers: Sequence[Scorer], samples: int, seed: int, *, cache: Path | None = None
+) -> dict[str, Any]:
+    """Every setting on every kind of pages."""
+    chosen, told = settings(model, scorers, cache=cache)
+    return {
+        "spread": asdict(SPREAD),
+        "calibration_samples": CALIBRATION,
+        "calibrated": told,
+        "pages": {
+            name: measure(model, make_samples("test", samples, seed=seed, **how), chosen) for name, how in PAGES.items()
+        },
+    }
+
+
+def _warned(reports: Sequence[Any]) -> float:
+    """Share of the rows that their report warns of."""
+    rows = sum(len(report.kept) for report in reports)
+    return round(sum(len(crowded_rows(report)) for report in reports) / rows, 4)
+
+
+__all__ = ["AVERAGES", "FLOOR", "FULL", "PAGES", "measure", "safety", "settings"]
