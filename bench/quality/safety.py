@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from asymvlm import VisionPruning
+from asymvlm import PruningReport, VisionPruning
 from asymvlm.calibration import calibrate_budget
 from asymvlm.report.crowded import crowded_rows
 from asymvlm.settings.budget_file import budget_to_dict
@@ -78,30 +78,50 @@ def settings(
     return found, told
 
 
-def measure(model: Any, samples: Samples, chosen: Mapping[str, Sequence[VisionPruning]]) -> dict[str, Any]:
-    """Rates of every setting, what it keeps, by kind of question, and paired differences."""
-    right, rows = {}, {}
-    for name, runs in chosen.items():
-        asked = [answers(model, samples, run) for run in runs]
-        right[name] = np.stack([found.right.numpy() for found in asked])
-        kept = np.stack([found.counts.numpy() for found in asked]) / NUM_VISION
+def measure(
+    model: Any, samples: Samples, chosen: Mapping[str, Sequence[VisionPruning]], cache: Path | None = None
+) -> dict[str, Any]:
+    """Rates of every setting, what it keeps, by kind of question, and paired differences.
+
+    ``cache`` keeps the answers under each setting, so that an interrupted run goes on.
+    """
+    found = {name: _asked(model, samples, runs, cache and cache / f"{name}.npz") for name, runs in chosen.items()}
+    rows = {}
+    for name, asked in found.items():
+        right, kept = asked["right"], asked["kept"] / NUM_VISION
         rows[name] = {
             "kept": round(float(kept.mean()), 4),
-            **record(rate(right[name])),
-            "runs": [round(float(run.mean()), 4) for run in right[name]],
-            "warned": _warned([report for found in asked for report in found.reports]),
+            **record(rate(right)),
+            "runs": [round(float(run.mean()), 4) for run in right],
+            "warned": round(float(asked["warned"].mean()), 4),
             "kinds": {
                 str(kind): {
-                    **record(rate(right[name][:, samples.kinds == kind])),
+                    **record(rate(right[:, samples.kinds == kind])),
                     "kept": round(float(kept[:, samples.kinds == kind].mean()), 4),
                 }
                 for kind in sorted(set(samples.kinds))
             },
-            "full": record(paired(right[name], right[FULL])),
+            "full": record(paired(right, found[FULL]["right"])),
         }
         if name.endswith(FLOOR):
-            rows[name]["floor"] = record(paired(right[name], right[name.removesuffix(FLOOR)]))
+            rows[name]["floor"] = record(paired(right, found[name.removesuffix(FLOOR)]["right"]))
     return rows
+
+
+def _asked(model: Any, samples: Samples, runs: Sequence[VisionPruning], file: Path | None) -> Mapping[str, np.ndarray]:
+    """Of each run and sample: is the answer right, how many tokens stayed, does the report warn of it?"""
+    if file is None or not file.is_file():
+        asked = [answers(model, samples, run) for run in runs]
+        table = {
+            "right": np.stack([found.right.numpy() for found in asked]),
+            "kept": np.stack([found.counts.numpy() for found in asked]),
+            "warned": np.stack([_warned(found.reports) for found in asked]),
+        }
+        if file is None:
+            return table
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(file, **table)
+    return dict(np.load(file))
 
 
 def safety(
@@ -114,15 +134,21 @@ def safety(
         "calibration_samples": CALIBRATION,
         "calibrated": told,
         "pages": {
-            name: measure(model, make_samples("test", samples, seed=seed, **how), chosen) for name, how in PAGES.items()
+            name: measure(
+                model, make_samples("test", samples, seed=seed, **how), chosen, cache and cache / f"{name}, {samples}"
+            )
+            for name, how in PAGES.items()
         },
     }
 
 
-def _warned(reports: Sequence[Any]) -> float:
-    """Share of the rows that their report warns of."""
-    rows = sum(len(report.kept) for report in reports)
-    return round(sum(len(crowded_rows(report)) for report in reports) / rows, 4)
+def _warned(reports: Sequence[PruningReport]) -> np.ndarray:
+    """Row by row."""
+    rows: list[bool] = []
+    for report in reports:
+        crowded = crowded_rows(report)
+        rows += [row in crowded for row in range(len(report.kept))]
+    return np.array(rows)
 
 
 __all__ = ["AVERAGES", "FLOOR", "FULL", "PAGES", "measure", "safety", "settings"]

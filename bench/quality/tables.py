@@ -9,12 +9,13 @@ from bench.harness import results
 from bench.harness.tables import markdown
 
 HEADLINE = ("0.65", "0.5", "0.25", "0.15")
+KINDS = ("value", "exists", "count", "list")
 FIRST = "seed-0"  # the committed checkpoint; the other files are of models trained with other seeds
 Cell = dict[str, Any]
 
 
 def block(name: str, folder: Path) -> str:
-    """The text of a marker: ``quality-pruning``, ``quality-budgets``, ``quality-eviction`` or ``quality-beyond``."""
+    """The text of a marker: ``quality-pruning``, ``quality-budgets``, ``quality-eviction`` and so on, see `BLOCKS`."""
     content = results.load(folder / f"{FIRST}.json")
     part = {"quality-pruning": "uniform"}.get(name, name.removeprefix("quality-"))
     if part not in content["parts"]:
@@ -120,6 +121,27 @@ def beyond(measured: Cell) -> str:
     return markdown(tuple(head), rows)
 
 
+def safety(measured: Cell) -> str:
+    """What each setting keeps and answers on every kind of pages, all together and by kind of question."""
+    parts = []
+    for name, rows in measured["pages"].items():
+        head = ("setting", "kept", "right", "− all tokens", "the floor gives", "warned of", *KINDS)
+        lines = [
+            [
+                setting,
+                f"{row['kept']:.3f}",
+                cell(row),
+                difference(row["full"]) if row["kept"] < 1 else "",
+                difference(row["floor"]) if "floor" in row else "",
+                f"{row['warned']:.2f}" if row["kept"] < 1 else "",
+                *(f"{row['kinds'][kind]['mean']:.3f} ({row['kinds'][kind]['kept']:.2f})" for kind in KINDS),
+            ]
+            for setting, row in rows.items()
+        ]
+        parts.append(f"Pages {name}; by kind of question, kept shares in brackets:\n\n{markdown(head, lines)}")
+    return "\n\n".join(parts)
+
+
 def cell(value: Cell) -> str:
     return f"{value['mean']:.3f} ± {value['error']:.3f}"
 
@@ -135,6 +157,7 @@ BLOCKS = {
     "quality-budgets": budgets,
     "quality-eviction": eviction,
     "quality-beyond": beyond,
+    "quality-safety": safety,
 }
 
 __all__ = ["BLOCKS", "block"]
