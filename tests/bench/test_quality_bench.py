@@ -14,6 +14,7 @@ import asymvlm
 from asymvlm import VisionPruning
 from asymvlm_kernels import RelativeThresholdBudget, UniformBudget
 from bench.quality import __main__ as command
+from bench.quality import safety
 from bench.quality.answers import answers
 from bench.quality.beyond import Centred
 from bench.quality.budgets import answered, batches, even_counts
@@ -120,6 +121,33 @@ def test_learned_scorer_loses_nothing_at_half_where_cosine_does(model: Any, scor
     kinds = part["full"]["kinds"]
     assert sum(kinds[kind]["samples"] for kind in kinds) == len(samples)
     assert study.compare(key("cosine", 0.5), FULL)["worse"] > 0
+
+
+def test_the_floor_is_compared_with_the_same_setting_without_it(model: Any, scorer: asymvlm.Scorer) -> None:
+    dense = make_samples("validation", 20, seed=4, entries=(14, 18))
+    chosen = {
+        safety.FULL: [VisionPruning(budget=UniformBudget(1.0))],
+        "half": [VisionPruning(scorer, UniformBudget(0.5))],
+        f"half{safety.FLOOR}": [VisionPruning(scorer, UniformBudget(0.5), at_least_relevant=True)],
+    }
+    rows = safety.measure(model, dense, chosen)
+    kept, right = (
+        {
+            name: getattr(found, what).double()
+            for name, (run,) in chosen.items()
+            for found in [answers(model, dense, run)]
+        }
+        for what in ("counts", "right")
+    )
+    for name, row in rows.items():
+        assert row["kept"] == pytest.approx(float(kept[name].mean()) / NUM_VISION, abs=1e-4)
+        assert row["mean"] == pytest.approx(float(right[name].mean()), abs=1e-4)
+        assert row["full"]["difference"] == pytest.approx(float((right[name] - right[safety.FULL]).mean()), abs=1e-4)
+    floor = rows[f"half{safety.FLOOR}"]
+    assert floor["floor"]["difference"] == pytest.approx(float((right[f"half{safety.FLOOR}"] - right["half"]).mean()))
+    assert floor["warned"] == 0
+    assert rows["half"]["warned"] == float((kept[f"half{safety.FLOOR}"] > kept["half"]).double().mean()) > 0.5
+    assert safety.PAGES["dense, 14 to 18 entries"] == {"entries": (14, 18)}
 
 
 def test_batches_of_one_length_give_the_same_answers(model: Any, samples: Samples) -> None:

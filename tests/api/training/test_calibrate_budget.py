@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 
 import pytest
 import tiny
@@ -201,6 +202,14 @@ def test_a_budget_for_spread_scores(model, samples, caplog):
     result = calibrate(model, samples, kept, method="relative", spread=spread)
     assert result.metric == pytest.approx(result.average)  # what was predicted from spread scores is what was kept
     assert result.scorer.calibration["spread"] == {"reach": 2, "share": 0.5}
+    shares = []
+    with asymvlm.patch(model) as handle:  # without Spread: what looks relevant is counted before scores spread
+        for sample in samples:
+            model(**sample)
+            shares += [many / n for many, n in zip(handle.last.above_threshold, handle.last.vision_tokens)]
+    usual = sorted(shares)[math.ceil(0.95 * len(shares)) - 1]
+    assert result.scorer.calibration["usual_relevant"] == pytest.approx(usual)
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
         used = asymvlm.VisionPruning(scorer=result.scorer, spread=spread)
         asymvlm.VisionPruning(scorer=result.scorer, budget=UniformBudget(0.5))
