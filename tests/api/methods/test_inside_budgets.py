@@ -75,7 +75,9 @@ def test_what_a_method_does_not_know_is_refused(llava):
     inputs = make_batch("qwen2_5_vl", "single")
     with (
         asymvlm.patch(tiny.build("qwen2_5_vl"), vision=compact) as handle,
-        pytest.raises(NotImplementedError, match="needs one position a token, without gaps, got positions of several axes"),
+        pytest.raises(
+            NotImplementedError, match="needs one position a token, without gaps, got positions of several axes"
+        ),
     ):
         handle.model.generate(**inputs, max_new_tokens=1)
     with torch.no_grad(), asymvlm.patch(llava, vision=compact) as handle:
