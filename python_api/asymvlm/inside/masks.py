@@ -36,7 +36,7 @@ def open_behind(mask: Any, queries: int, new: int, columns: int, like: torch.Ten
     """``(B or 1, 1, Q, new)`` bool: what a step's tokens see of the ``new`` columns behind the prompt, theirs the last.
 
     Args:
-        mask: that the model was called with, ``(B, columns)`` or None for ones. The decoder's own masks do not do: their
+        mask: that the model was called with, ``(B, columns)`` or None for ones. The decoder's own do not do: their
             width is that of the first layer of a kind, which may hold fewer columns.
     Raises:
         NotImplementedError: for a mask of another form.
