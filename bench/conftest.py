@@ -13,6 +13,7 @@ from bench.harness import environment, results
 from bench.harness.timing import copy_ceiling
 from bench.measure import make_sets, measure
 from bench.ops.decode.cases import DECODE_CASES
+from bench.ops.methods.cases import METHOD_CASES
 from bench.ops.prefill.cases import CASES
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,7 +33,7 @@ def compare(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> Callable[[str
     """
 
     def run(op: str, shape: Any, dtype: torch.dtype) -> None:
-        case = (CASES | DECODE_CASES)[op](shape, dtype, DEVICE)
+        case = (CASES | DECODE_CASES | METHOD_CASES)[op](shape, dtype, DEVICE)
         with torch.no_grad():
             if not benchmark.disabled:
                 record = measure(case, DEVICE, SECONDS[DEVICE])

@@ -22,6 +22,9 @@ from bench.harness.timing import CapturedCalls, copy_ceiling, cpu_rounds, cuda_r
 from bench.ops.decode import floors as decode_floors
 from bench.ops.decode.cases import DECODE_CASES
 from bench.ops.decode.shapes import decode_shapes_for
+from bench.ops.methods.cases import METHOD_CASES
+from bench.ops.methods.floors import method_traffic
+from bench.ops.methods.shapes import method_shapes_for
 from bench.ops.prefill import floors
 from bench.ops.prefill.cases import CASES, Case, Inputs, Variant, WrongAnswer
 from bench.ops.prefill.shapes import FIRST, shapes_for
@@ -30,6 +33,7 @@ from bench.ops.prefill.shapes import FIRST, shapes_for
 PHASES: dict[str, tuple[dict[str, Any], Callable[..., tuple[Any, ...]], tuple[Any, ...]]] = {
     "prefill": (CASES, shapes_for, (FIRST,)),
     "decode": (DECODE_CASES, decode_shapes_for, ()),
+    "methods": (METHOD_CASES, method_shapes_for, ()),
 }
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 PRIMARY = ("device_us", "cpu_us", "wall_us", "stream_us")  # the first one there is stands for the variant
@@ -60,9 +64,7 @@ def measure(case: Case, device: str, seconds: float) -> dict[str, Any]:
             if name == "ours":
                 raise
             entry["failed"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
-    decode = case.op in DECODE_CASES
-    model: Any = decode_floors.decode_traffic if decode else floors.traffic
-    traffic = model(case.op, case.shape, case.dtype.itemsize)
+    traffic = model_of(case.op)(case.op, case.shape, case.dtype.itemsize)
     record["bytes"] = traffic.minimal
     for name, metrics in interleave(rounds).items():
         record["variants"][name] |= metrics
@@ -70,6 +72,13 @@ def measure(case: Case, device: str, seconds: float) -> dict[str, Any]:
         moved = traffic.minimal if case.variants[name].answers else _copied(case)
         record["variants"][name] |= {"primary": primary, "gbs": round(moved / metrics[primary]["median"] / 1e3, 1)}
     return record
+
+
+def model_of(op: str) -> Any:
+    """The byte count of the phase that ``op`` belongs to."""
+    if op in DECODE_CASES:
+        return decode_floors.decode_traffic
+    return method_traffic if op in METHOD_CASES else floors.traffic
 
 
 def make_sets(case: Case, device: str) -> list[Inputs]:
@@ -187,7 +196,9 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, few calls: tests the harness")
     parser.add_argument("--resume", action="store_true", help="skip what this source has measured already")
     parser.add_argument("--phase", choices=tuple(PHASES), default="prefill")
-    parser.add_argument("--op", nargs="+", choices=(*CASES, *DECODE_CASES), help="of the phase; all by default")
+    parser.add_argument(
+        "--op", nargs="+", choices=(*CASES, *DECODE_CASES, *METHOD_CASES), help="of the phase; all by default"
+    )
     parser.add_argument("--shape", nargs="+", default=[], help="names from bench/ops/prefill/shapes.py; all by default")
     parser.add_argument("--dtype", nargs="+", choices=tuple(DTYPES), default=list(DTYPES))
     parser.add_argument("--threads", type=int, help="CPU threads of torch")

@@ -172,7 +172,7 @@ def attention_column_sums(
     left: int,
     softcap: float,
 ) -> torch.Tensor:
-    """``sums[b, g, s] = mean over the heads of g, sum over queries of exp(logit - lse)``: ``(B, G, S)`` fp32.
+    """``sums[b, g, s] = mean over the heads of g, sum over queries of softmax(logits)``: ``(B, G, S)`` fp32.
 
     Samples one after the other, queries in blocks of a size that the batch does not change.
     """
@@ -188,9 +188,11 @@ def attention_column_sums(
             places = slot_pos[one], q_pos[one, rows]
             seen = valid_slots(rows.stop - start, S, None, None, *places, left, 0, q.device)
             logits = scaled_logits(q[one, rows], k[one], scale, softcap, seen)
-            total = logits.logsumexp(-1) if lse is None else lse[one, :, rows].reshape(logits.shape[:-1])
-            # in an empty row both are infinite, and their difference would be NaN
-            weights = (logits - total[..., None]).exp_().masked_fill_(logits == -INFINITY, 0.0)
+            if lse is None:
+                weights = logits.softmax(-1)
+            else:
+                weights = (logits - lse[one, :, rows].reshape(*logits.shape[:-1], 1)).exp_()
+            weights.masked_fill_(logits == -INFINITY, 0.0)  # in an empty row all of them are NaN
             sums[b] += weights.sum((2, 3))[0]
     return sums / (H // G)
 

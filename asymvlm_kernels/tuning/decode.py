@@ -86,7 +86,8 @@ def column_sums_config(rows: int, D: int, dtype: torch.dtype, vector: int, arch:
     if dtype == torch.float32 or vector == 1:
         return config
     block_r = min(max(power_of_two(rows), 16), 64)
-    return AttendConfig(block_r, config.block_n, config.block_d, 4, config.num_stages)
+    num_warps = 8 if block_r == 64 and arch >= 120 else 4  # with 4 a cap spills there
+    return AttendConfig(block_r, config.block_n, config.block_d, num_warps, config.num_stages)
 
 
 @functools.cache

@@ -16,10 +16,14 @@ class FarthestConfig:
 
 @dataclass(frozen=True)
 class DppConfig:
-    """Columns of the factor are taken ``block_n`` at a time."""
+    """Columns of the factor are taken ``block_n`` at a time.
+
+    ``registers``: most of a thread, all there are: where ptxas chooses, it aims lower and spills.
+    """
 
     block_n: int
     num_warps: int
+    registers: int
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ def farthest_config(N: int) -> FarthestConfig:
 def dpp_config(N: int) -> DppConfig:
     # four lanes of sums and four rows on their way for each column: 8 columns a thread are 64 registers
     block_n = min(max(_power_of_two(N), 128), 4096)
-    return DppConfig(block_n, num_warps=max(block_n // 256, 4))
+    num_warps = max(block_n // 256, 4)
+    return DppConfig(block_n, num_warps, registers=min(65536 // (32 * num_warps), 255))
 
 
 @functools.cache

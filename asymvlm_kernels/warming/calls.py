@@ -16,9 +16,11 @@ import torch
 
 from asymvlm_kernels.budget import RelativeThresholdBudget
 from asymvlm_kernels.decode.arguments import MAXIMUM_WIDTH
+from asymvlm_kernels.decode.column_sums import attention_column_sums
 from asymvlm_kernels.decode.flash import flash_attn_with_kvcache
 from asymvlm_kernels.decode.moves import move_slots_, plan_moves
 from asymvlm_kernels.prefill.gather import gather_rows
+from asymvlm_kernels.prefill.greedy import dpp_map, drop_similar, farthest_points
 from asymvlm_kernels.prefill.prune import prune_sequence
 from asymvlm_kernels.prefill.score import score_tokens
 from asymvlm_kernels.tuning.prefill import select_config
@@ -56,6 +58,8 @@ class Calls:
             that `move_slots_` closes up.
         softcap: whether that attention caps its logits.
         slots: tokens in such a cache.
+        sums: column sums of a prompt's attention too (`attention_column_sums`), with positions of slots and without.
+        choices: numbers of tokens among which a set is chosen (`farthest_points`, `dpp_map`, `drop_similar`).
     """
 
     width: int = 0
@@ -71,13 +75,16 @@ class Calls:
     heads: tuple[tuple[int, int, int], ...] = ()
     softcap: bool = False
     slots: tuple[int, ...] = (128, 256, 512, 1024, 2048)
+    sums: bool = False
+    choices: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES.values():
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
         numbers = {"width": (self.width,), "lengths": self.lengths, "slots": self.slots, "gathers": self.gathers}
+        numbers["choices"] = self.choices
         for name, found in numbers.items():
-            least = 1 if name in ("lengths", "slots") else 0
+            least = 1 if name in ("lengths", "slots", "choices") else 0
             if any(number < least for number in found):
                 raise ValueError(f"{name} must be {least} or more, got {found}")
         for H, G, D in self.heads:
@@ -87,7 +94,7 @@ class Calls:
 
 def call_all(calls: Calls) -> None:
     """Make every call, inside `recording`."""
-    for call in [*_prefill(calls), *_gathers(calls), *_decode(calls)]:
+    for call in [*_prefill(calls), *_gathers(calls), *_decode(calls), *_methods(calls)]:
         call()
 
 
@@ -169,6 +176,24 @@ def _move(calls: Calls, G: int, D: int, S: int) -> None:
     slots = [torch.zeros(1, S, dtype=torch.int32), torch.zeros(1, S, dtype=torch.bool)]
     nowhere = torch.full((1, 8), -1, dtype=torch.int64)
     move_slots_([*cache, *slots], nowhere, nowhere.clone())
+
+
+def _methods(calls: Calls) -> Iterator[Callable[[], object]]:
+    for H, G, D in calls.heads if calls.sums else ():
+        for slots in (False, True) if D <= MAXIMUM_WIDTH else ():
+            yield partial(_sum_columns, calls, H, G, D, max(calls.slots), slots)
+    for N in calls.choices:
+        matrix, counts = torch.empty(1, N, N), torch.zeros(1, dtype=torch.int32)  # as of `keep_counts`
+        for choose in (farthest_points, dpp_map):
+            yield partial(choose, matrix, torch.zeros(1, N, dtype=torch.bool), counts)
+        yield partial(drop_similar, matrix, torch.zeros(1, N, dtype=torch.int64), counts)
+
+
+def _sum_columns(calls: Calls, H: int, G: int, D: int, S: int, slots: bool) -> None:
+    q, k = (torch.empty(1, heads, S, D, dtype=calls.dtype).transpose(1, 2) for heads in (H, G))
+    place = torch.zeros(1, S, dtype=torch.int32)
+    cap = 30.0 if calls.softcap else 0.0
+    attention_column_sums(q, k, q_pos=place, slot_pos=place if slots else None, softcap=cap)
 
 
 def to_json(calls: Calls) -> dict[str, Any]:

@@ -92,13 +92,16 @@ def moving_table(cases: Cases, scale: float) -> str:
 
 
 def decode_tables(cases: Cases, scale: float) -> list[str]:
-    """One step's attention without and with scores; the eviction of a quarter of the slots in all layers."""
+    """One step's attention without and with scores; the eviction of a quarter of the slots in all layers; other
+    methods' ops."""
     plain = ("ours", "ours, any slots", "SDPA flash", "SDPA flash, packed", "SDPA cuDNN", "SDPA cuDNN, packed",
              "SDPA math", "FlexAttention", "flash-attn")  # fmt: skip
     scored = ("ours", "ours, no scores", "ours, any slots", "ours, from lse", "eager")
     moved = ("ours", "hole-fill by layer", "gathers")
     tables = []
     columns: dict[str, tuple[str, ...]] = {"attend": plain, "attend_scores": scored, "move_slots": moved}
+    columns |= dict.fromkeys(("attention_column_sums", "cosine_matrix"), ("ours", "eager"))
+    columns |= dict.fromkeys(("farthest_points", "dpp_map", "drop_similar"), ("ours", "reference"))
     for op, known in columns.items():
         found = {key: case for key, case in cases.items() if key.split("/")[0] == op}
         names = tuple(name for name in known if any(name in case["variants"] for case in found.values()))

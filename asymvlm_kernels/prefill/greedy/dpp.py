@@ -41,7 +41,7 @@ def _products(factor_ptr, offs_n, mask_n, token, step, N, BLOCK_N: tl.constexpr)
     return (a + b) + (c + d)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity"])
 def _dpp_map_kernel(
     kernel_ptr, mask_ptr, counts_ptr, factor_ptr, gain_ptr, chosen_ptr, N, capacity, BLOCK_N: tl.constexpr
 ):
@@ -74,13 +74,15 @@ def _dpp_map_kernel(
         for start in range(0, N, BLOCK_N):
             offs_n = start + tl.arange(0, BLOCK_N)
             mask_n = offs_n < N
+            products = _products(factor_ptr, offs_n, mask_n, token, step, N, BLOCK_N)
+            # read behind the loop, beside which they would take registers that it needs
             row = tl.load(kernel_ptr + token.to(tl.int64) * N + offs_n, mask=mask_n, other=0.0)
             gain = tl.load(gain_ptr + offs_n, mask=mask_n, other=0.0)
             taken = tl.load(chosen_ptr + offs_n, mask=mask_n, other=0)
             free = mask_n & (taken == 0) & (offs_n != token)
             if mask_ptr is not None:
                 free = free & (tl.load(mask_ptr + pid_b * N + offs_n, mask=mask_n, other=0) != 0)
-            rest = row - _products(factor_ptr, offs_n, mask_n, token, step, N, BLOCK_N)
+            rest = row - products
             part = tl.div_rn(rest, root + tl.zeros_like(rest))
             gain -= multiply_f32(part, part)
             tl.debug_barrier()  # warps may hold copies of one block: all have read what is now written
@@ -127,6 +129,7 @@ def _dpp_map_triton(
         *(factor, gain, chosen, N, capacity),
         BLOCK_N=config.block_n,
         num_warps=config.num_warps,
+        maxnreg=config.registers,
     )
     return chosen
 

@@ -109,8 +109,8 @@ def drop_similar(similarity: torch.Tensor, order: torch.Tensor, counts: torch.Te
         rest = order[b][order[b] >= 0]
         while len(rest) > max(count, 0):
             even, odd = rest[::2], rest[1::2]
-            near = similarity[b][even[:, None], odd[None]]
-            best = near.masked_fill(near.isnan(), float("-inf"))
+            near = similarity[b].index_select(0, even).index_select(1, odd)
+            best = near.nan_to_num_(float("-inf"), float("inf"), float("-inf"))
             best = best.amax(-1) if len(odd) else best.new_full((len(even),), float("-inf"))
             best = best.masked_fill(similarity[b][even, even].isnan(), float("inf"))  # what nobody knows goes first
             gone = order_key(best, None).argsort(descending=True, stable=True)[: min(ROUND, len(rest) - max(count, 0))]

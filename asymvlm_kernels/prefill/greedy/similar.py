@@ -58,7 +58,7 @@ def _last_rank(ranks_ptr, length, gone, BLOCK_M: tl.constexpr):
     return last
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "M"])
 def _drop_similar_kernel(
     similarity_ptr, order_ptr, counts_ptr, rest_ptr, ranks_ptr, left_ptr, N, M,
     ROUND: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_M: tl.constexpr,

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from asymvlm.hf.column_sums import WIDEST_HEAD, Queries, sum_columns
 from asymvlm.hf.context import Frame, pop, push, top
 from asymvlm.hf.errors import MechanismError
 from asymvlm_kernels import attention_column_sums, flash_attn_with_kvcache
@@ -26,7 +27,6 @@ from asymvlm_kernels import attention_column_sums, flash_attn_with_kvcache
 NAME = "asymvlm_scores"
 BEFORE = "_asymvlm_config"  # where a scored module keeps the configuration it had
 NUMBER = "_asymvlm_layer"  # and the number of its layer
-WIDEST_HEAD = 256  # that the kernels take
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Places:
 class Step(Frame):
     """What one step asks its layers for, and what they hand out, by number of layer."""
 
-    places: Mapping[int, Places] = field(default_factory=dict)  # of the layers that are to score
+    places: Mapping[int, Places | Queries] = field(default_factory=dict)  # of the layers that are to score
     masks: Mapping[int, Any] = field(default_factory=dict)  # to attend by instead of the decoder's
     found: dict[int, torch.Tensor] = field(default_factory=dict)  # (lines, S) fp32 of each scored layer
     due: bool = False  # tokens are to be evicted behind it
@@ -155,7 +155,9 @@ def _read_off(step: Step, number: int, query: torch.Tensor, key: torch.Tensor, k
         return
     scale, softcap = kwargs.get("scaling"), kwargs.get("softcap") or 0.0
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if places.queries is not None:
+    if isinstance(places, Queries):
+        step.found[number] = sum_columns(query, key, places, scale, softcap)
+    elif places.queries is not None:
         step.found[number] = score_rows(query, key, places, scale, softcap, kwargs.get("sliding_window"))
     elif query.shape[2] == 1:
         step.found[number] = score(query, key, places, scale, softcap)

@@ -56,16 +56,9 @@ class InsidePruner:
         stages = method.layers
         if not stages or list(stages) != sorted({*stages}) or not 0 < stages[0] <= stages[-1] < len(layers):
             raise ValueError(f"layers of a method must ascend within 1 .. {len(layers) - 1}, got {stages}")
-        for reason, found in (
-            ("attention in chunks", CHUNKED in (getattr(self.config, "layer_types", None) or ())),
-            ("recurrent layers", adapter.recurrent),
-            ("features added behind its first layers", adapter.deepstack),
-            ("prompts that attend both ways", adapter.open_prompt),
-            ("a decoder that merges images itself", adapter.merge is not None),
-            ("rows of its own for each layer", bool(adapter.decoder_rows)),
-        ):
-            if found:
-                raise NotImplementedError(f"methods inside the decoder do not know {adapter.model_type}: {reason}")
+        in_chunks = CHUNKED in (getattr(self.config, "layer_types", None) or ())
+        if reason := adapter.closed_between_layers or ("attention in chunks" if in_chunks else ""):
+            raise NotImplementedError(f"methods inside the decoder do not know {adapter.model_type}: {reason}")
         attention = capture.attention_modules(decoder)
         self._layers = layers
         self._scored = {self._scorer(number): attention[self._scorer(number)] for number in stages}

@@ -30,6 +30,8 @@ def arguments(device) -> dict[str, tuple]:
     vision, text = torch.randn(2, 20, 16, device=device), torch.randn(2, 3, 16, device=device)
     scores, counts = torch.randn(2, 20, device=device), torch.tensor([5, 9], device=device)
     mask = torch.rand(2, 20, device=device) < 0.8
+    matrix, few = torch.eye(9, device=device).repeat(2, 1, 1), torch.tensor([2, 3], device=device)
+    heads, places = torch.randn(2, 6, 2, 16, device=device), torch.arange(6, dtype=torch.int32, device=device)
     return {
         "score_tokens": (vision, text, torch.rand(16, device=device), mask, mask[:, :3]),
         "score_tokens bare": (vision.bfloat16(), text.bfloat16(), None, None, None),
@@ -40,6 +42,11 @@ def arguments(device) -> dict[str, tuple]:
         "relative_counts": (scores, mask, 0.4, 50_000, 1_000_000),
         "gather_rows": (vision, torch.tensor([[0, 5, -1], [1, 2, 3]], device=device), 0),
         "gather_rows pad": (mask, torch.tensor([[0], [-1]], device=device), True),
+        "attention_column_sums": (heads, heads[:, :, :1], None, *2 * [places.repeat(2, 1)], 0.25, -1, 0.0),
+        "cosine_matrix": (vision, mask),
+        "farthest_points": (matrix, mask[:, :9], few),
+        "dpp_map": (matrix, mask[:, :9], few, 3),
+        "drop_similar": (matrix, torch.arange(-1, 5, device=device).repeat(2, 1), few),
     }
 
 
@@ -202,7 +209,7 @@ def unsupported(device) -> dict[str, tuple[Callable[..., object], tuple[torch.Te
     index = torch.zeros(1, 2, dtype=torch.int64, device=device)
     mask = torch.arange(8, device=device)[None] < 4
     heads, lse = torch.randn(1, 8, 2, 4, device=device), torch.randn(1, 2, 8, device=device)
-    weight = torch.ones(4, device=device)
+    weight, square = torch.ones(4, device=device), torch.eye(8, device=device)[None]
     spread = ak.RelativeThresholdBudget(0.4)
 
     def moved(x: torch.Tensor) -> torch.Tensor:
@@ -223,6 +230,14 @@ def unsupported(device) -> dict[str, tuple[Callable[..., object], tuple[torch.Te
         "flash_attn_with_kvcache": (ak.flash_attn_with_kvcache, (heads, heads, heads)),
         "score_from_lse": (ak.score_from_lse, (heads, heads, lse)),
         "move_slots_": (moved, (rows,)),
+        "attention_column_sums": (
+            lambda q, k: ak.attention_column_sums(q, k, q_pos=index[:, :1].repeat(1, 8)),
+            2 * (heads,),
+        ),
+        "cosine_matrix": (ak.cosine_matrix, (rows,)),
+        "farthest_points": (lambda x: ak.farthest_points(x, None, index[:, 0]), (square,)),
+        "dpp_map": (lambda x: ak.dpp_map(x, None, index[:, 0]), (square,)),
+        "drop_similar": (lambda x: ak.drop_similar(x, index, index[:, 0]), (square,)),
         "key_bias_attention": (ak.key_bias_attention, (heads, heads, heads, scores)),
     }
 

@@ -1,0 +1,1 @@
+"""The ops that methods of other papers are made of."""
