@@ -120,6 +120,7 @@ def _drop_similar_triton(similarity: torch.Tensor, order: torch.Tensor, counts: 
         BLOCK_O=config.block_o,
         BLOCK_M=config.block_m,
         num_warps=config.num_warps,
+        maxnreg=config.registers,
     )
     return left
 
