@@ -7,6 +7,8 @@ ARGS ?=
 # The transformers besides the recorded newest that the API tests are run with, the oldest first. Each has a file of
 # versions, tools/transformers-<minor>.txt; the oldest is the floor in pyproject.toml.
 OLDER := 5.17 5.23
+# Other people's implementations, each with a file of versions, tools/peers-<name>.txt
+PEERS := kvpress openvino
 # `make record TORCH=2.15.0` moves on to another torch; otherwise the recorded one stays
 TORCH ?= $(shell sed -n 's/^torch==//p' tools/constraints.txt)
 
@@ -27,7 +29,7 @@ AVX2_TESTS += $(addprefix tests/kernels/decode/,test_attend_slots.py test_score_
 AVX2_TESTS += -k "interpreter or reference or batch or masks or padding or accurate"
 
 .DEFAULT_GOAL := help
-.PHONY: demo test $(OLDER:%=test-%) test-floor test-avx2 test-static test-next record bench gate ptx gpu lint format docs clean help
+.PHONY: demo test $(OLDER:%=test-%) test-floor test-avx2 test-static test-next record record-peers peers bench gate ptx gpu lint format docs clean help
 
 demo: .venv/.ready  ## answer a question about an image with and without pruning: IMAGE=… QUESTION=… MODEL=…
 	@.venv/bin/python -m bench.demo $${IMAGE:+--image="$$IMAGE"} $${QUESTION:+--question="$$QUESTION"} $${MODEL:+--model="$$MODEL"}
@@ -64,6 +66,12 @@ record:  ## record the newest versions; torch stays as it is, or TORCH=2.15.0
 	$(PYTHON) tools/setup_env.py .venv-record-docs newest-docs
 	$(PYTHON) tools/recorded.py write-docs .venv-record-docs
 
+record-peers: .venv/.ready  ## record what the peers of `make peers` need beside .venv
+	$(PYTHON) tools/recorded.py write-peers .venv
+
+peers: .venv/.ready $(PEERS:%=.venv-peer-%/.ready)  ## our methods beside other people's implementations: ARGS=kvpress
+	$(TEST_ENV) PYTHONPATH=.:python_api .venv/bin/python -m bench.peers $(ARGS)
+
 bench: .venv/.ready  ## the benchmarks of single operations: ARGS="-k gather"
 	.venv/bin/python -m pytest bench --benchmark-only $(ARGS)
 
@@ -94,7 +102,7 @@ clean:  ## remove the environments and everything built or cached
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:
-	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "make %-11s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "make %-12s %s\n", $$1, $$2 }'
 
 SET_UP := tools/setup_env.py tools/recorded.py
 
@@ -104,6 +112,10 @@ SET_UP := tools/setup_env.py tools/recorded.py
 
 .venv-docs/.ready: pyproject.toml tools/docs.txt $(SET_UP)
 	$(PYTHON) tools/setup_env.py .venv-docs docs
+	@touch $@
+
+.venv-peer-%/.ready: .venv/.ready tools/peers-%.txt $(SET_UP)
+	$(PYTHON) tools/setup_env.py .venv-peer-$* peer-$*
 	@touch $@
 
 .venv-%/.ready: .venv/.ready tools/transformers-%.txt $(SET_UP)

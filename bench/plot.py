@@ -17,6 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "python_api")]
 
 from bench.harness import results, tables  # noqa: E402
 from bench.ops.prefill.floors import OPS  # noqa: E402
+from bench.peers import tables as peers  # noqa: E402
 from bench.quality import tables as quality  # noqa: E402
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "measurements.md")
@@ -61,8 +62,10 @@ def table(name: str, folder: Path) -> str:
         return "Nothing measured yet." if file is None else tables.generate_blocks(results.load(file))
     if name in quality.BLOCKS:
         return quality.block(name, folder / "quality")
+    if name in peers.BLOCKS:
+        return peers.block(name, folder / "peers")
     if name not in KINDS:
-        known = ", ".join((*KINDS, *GENERATE, *quality.BLOCKS))
+        known = ", ".join((*KINDS, *GENERATE, *quality.BLOCKS, *peers.BLOCKS))
         sys.exit(f"marker bench:{name} is unknown, wanted one of {known}")
     file = results.newest(folder, KINDS[name])
     return "Nothing measured yet." if file is None else tables.blocks(results.load(file))

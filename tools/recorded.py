@@ -2,9 +2,11 @@
 
 tools/constraints.txt holds every package of one environment, tools/transformers-<minor>.txt what differs for an older
 transformers, and tools/docs.txt the environment that builds the documentation. All are in pip's own format, one exact
-version a line.
+version a line. tools/peers-<name>.txt, what other people's implementations need beside .venv, are written by
+`make record-peers`, apart from the rest: another version of a peer is another result.
 
     python tools/recorded.py write .venv-record    # take the versions of this environment as the record
+    python tools/recorded.py write-peers .venv     # what `PEERS` need beside it
     python tools/recorded.py write-docs .venv-record-docs
     python tools/recorded.py compare .venv-next    # which versions it has, and which differ from the record
 """
@@ -22,12 +24,19 @@ from pathlib import Path
 TOOLS = Path(__file__).resolve().parent
 CONSTRAINTS = TOOLS / "constraints.txt"
 DOCS = TOOLS / "docs.txt"
+PEERS = {
+    "kvpress": ("kvpress==0.5.5", "transformers==5.2.*"),
+    # optimum-intel exports Qwen2-VL with transformers up to 5.0
+    "openvino": ("openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", "transformers==5.0.*"),
+}
+# required and not needed, and package indexes have builds for a CUDA torch alone, which fail beside another
+LEFT_OUT = ("torchvision",)
 PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([0-9][A-Za-z0-9.!]*)")
 # pip comes with Python, the project is what is installed, and a CUDA torch pins the packages of its CUDA itself
 NOT_RECORDED = re.compile(r"pip|asymvlm-kernels|(nvidia|cuda)-.*")
 HEADER = """\
 # {what}
-# Recorded on {date}, Python {python}, {system}, by `make record`: not edited by hand.
+# Recorded on {date}, Python {python}, {system}, by `make {target}`: not edited by hand.
 """
 
 
@@ -43,6 +52,11 @@ def canonical(name):
 def older_file(minor):
     """The file of what differs for an older transformers, ``"5.17"``."""
     return TOOLS / f"transformers-{minor}.txt"
+
+
+def peer_file(name):
+    """The file of what another implementation needs beside .venv, ``"kvpress"``."""
+    return TOOLS / f"peers-{name}.txt"
 
 
 def older_minors():
@@ -79,11 +93,13 @@ def read(file):
     return versions
 
 
-def text_of(versions, what):
+def text_of(versions, what, target="record"):
     """The text of a record: header and one version a line, without the label of a local build (``+cpu``)."""
     system = f"{platform.system()} {platform.machine()}"
     python = ".".join(platform.python_version_tuple()[:2])
-    header = HEADER.format(what=what, date=datetime.date.today().isoformat(), python=python, system=system)
+    header = HEADER.format(
+        what=what, date=datetime.date.today().isoformat(), python=python, system=system, target=target
+    )
     return header + "".join(f"{name}=={public(version)}\n" for name, version in sorted(versions.items()))
 
 
@@ -98,11 +114,11 @@ def installed(python):
     return {name: version for name, version in versions.items() if not NOT_RECORDED.fullmatch(name)}
 
 
-def differing(python, minor, versions):
-    """What pip would change in an environment for the newest patch release of an older transformers."""
+def differing(python, requirements, versions):
+    """What pip would change in an environment for these requirements."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        pip(python, "install", "--dry-run", "--quiet", "--report", str(report), f"transformers=={minor}.*")
+        pip(python, "install", "--dry-run", "--quiet", "--report", str(report), *requirements)
         changed = {
             canonical(item["metadata"]["name"]): item["metadata"]["version"]
             for item in json.loads(report.read_text())["install"]
@@ -126,7 +142,7 @@ def write(environment, minors):
     files = {CONSTRAINTS: text_of(versions, "The versions that every set-up installs: constraints for pip.")}
     for minor in minors:
         what = f"What transformers {minor} needs besides constraints.txt, for `make test-{minor}`."
-        files[older_file(minor)] = text_of(differing(python, minor, versions), what)
+        files[older_file(minor)] = text_of(differing(python, [f"transformers=={minor}.*"], versions), what)
     for file, text in files.items():  # all of them, or none where pip failed
         file.write_text(text)
         print(f"written: {file.relative_to(TOOLS.parent)}")
@@ -139,6 +155,17 @@ def write_docs(environment):
     print(f"written: {DOCS.relative_to(TOOLS.parent)}")
 
 
+def write_peers(environment):
+    python = environment / "bin" / "python"
+    versions = installed(python)
+    for name, requirements in PEERS.items():
+        changed = differing(python, [*requirements, f"torch=={versions['torch']}"], versions)
+        changed = {package: version for package, version in changed.items() if package not in LEFT_OUT}
+        what = f"What {requirements[0].partition('==')[0]} needs besides constraints.txt, for `make peers`."
+        peer_file(name).write_text(text_of(changed, what, "record-peers"))
+        print(f"written: {peer_file(name).relative_to(TOOLS.parent)}")
+
+
 def compare(found, known):
     """Lines that say which versions were met, and which of them are not those of the record."""
     met = ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
@@ -149,7 +176,7 @@ def compare(found, known):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("write", "write-docs", "compare"))
+    parser.add_argument("action", choices=("write", "write-docs", "write-peers", "compare"))
     parser.add_argument("environment", type=Path)
     args = parser.parse_args()
     try:
@@ -157,6 +184,8 @@ def main():
             write(args.environment, older_minors())
         elif args.action == "write-docs":
             write_docs(args.environment)
+        elif args.action == "write-peers":
+            write_peers(args.environment)
         else:
             print("\n".join(compare(installed(args.environment / "bin" / "python"), read(CONSTRAINTS))))
     except UnreadableRecordError as error:

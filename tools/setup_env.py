@@ -2,6 +2,7 @@
 
     python3 tools/setup_env.py .venv                           # the recorded versions
     python3 tools/setup_env.py .venv-5.17 5.17                 # those of .venv, and an older transformers on top
+    python3 tools/setup_env.py .venv-peer-kvpress peer-kvpress   # those of .venv, and another implementation on top
     python3 tools/setup_env.py .venv-next newest               # the newest of everything
     python3 tools/setup_env.py .venv-record newest torch==2.13.0   # the same, beside a given torch
     python3 tools/setup_env.py .venv-docs docs                 # what builds the documentation, without torch
@@ -44,6 +45,9 @@ def main(args):
             install_newest(env, requirements or ["torch"])
         elif versions in ("docs", "newest-docs"):
             install_docs(env, recorded.read(recorded.DOCS) if versions == "docs" else None)
+        elif versions.startswith("peer-"):
+            # complete, so nothing is looked for; and what a peer requires and does not need stays out
+            install_over_base(env, recorded.peer_file(versions.removeprefix("peer-")), "--no-deps")
         else:
             install_over_base(env, recorded.older_file(versions))
     except recorded.UnreadableRecordError as error:
@@ -90,8 +94,8 @@ def install_docs(env, versions):
     pip(env, *held, *project["optional-dependencies"]["docs"])
 
 
-def install_over_base(env, file):
-    """Another transformers over the packages of .venv: everything else shows through."""
+def install_over_base(env, file, *flags):
+    """Another transformers, a peer, over the packages of .venv: everything else shows through."""
     recorded.read(file)
     base = BASE / "bin" / "python"
     if not works(env):
@@ -102,7 +106,7 @@ def install_over_base(env, file):
         # addsitedir reads the .pth files there too: those of the machine and of the editable package
         lines = [f"import site; site.addsitedir({folder!r})\n" for folder in folders]
         (packages(env) / "base.pth").write_text("".join(lines))
-    pip(env, "--requirement", str(file.relative_to(ROOT)))
+    pip(env, *flags, "--requirement", str(file.relative_to(ROOT)))
 
 
 def has_cuda_torch():

@@ -18,6 +18,7 @@ from asymvlm.patch import PatchHandle, patch
 from asymvlm.patched.conversation import Conversation, Reply
 from asymvlm.prompt.shorten import prune_inputs
 from asymvlm.report.pruning import PruningReport
+from asymvlm.settings.cache_limit import CacheLimit
 from asymvlm.settings.policies import TextEviction, TurnEviction, VisionPruning
 from asymvlm.settings.scorer import Scorer
 from asymvlm.settings.strategy import AutoStrategy, Choice
@@ -30,6 +31,7 @@ _install_old_names()
 
 __all__ = [
     "AutoStrategy",
+    "CacheLimit",
     "CacheStats",
     "Choice",
     "Conversation",

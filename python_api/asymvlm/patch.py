@@ -7,6 +7,7 @@ from torch import nn
 from asymvlm.hf.peft import unwrapped
 from asymvlm.hf.versions import warn_if_untested
 from asymvlm.patched.handle import HANDLE, PatchHandle
+from asymvlm.settings.cache_limit import CacheLimit
 from asymvlm.settings.policies import TextEviction, TurnEviction, VisionPruning, as_vision
 from asymvlm.settings.strategy import AutoStrategy
 from asymvlm_kernels import UniformBudget
@@ -20,6 +21,7 @@ def patch(
     text: TextEviction | None = None,
     turns: TurnEviction | None = None,
     *,
+    cache: CacheLimit | None = None,
     keep: float | None = None,
     strategy: str | None = None,
     logits: str = "kept",
@@ -39,6 +41,8 @@ def patch(
             half of them by cosine similarity, where nothing else is asked for, and no pruning beside eviction.
         text: evict generated tokens while decoding; None leaves them.
         turns: evict whole earlier answers when a turn of a dialogue begins; None leaves them.
+        cache: hold at most so many tokens of a row in the K/V cache, its prompt included; not beside ``text``,
+            ``turns`` or ``strategy``.
         keep: a keep ratio, in other words ``vision=keep``.
         strategy: ``"auto"`` prunes vision in calls where vision tokens dominate and evicts text in the others, as
             `AutoStrategy` says; settings that are None are its own. ``handle.last.strategy`` explains the choice.
@@ -54,11 +58,18 @@ def patch(
     """
     warn_if_untested()
     vision = as_vision(vision, keep)
-    for name, found, wanted in (("text", text, TextEviction), ("turns", turns, TurnEviction)):
+    for name, found, wanted in (
+        ("text", text, TextEviction),
+        ("turns", turns, TurnEviction),
+        ("cache", cache, CacheLimit),
+    ):
         if found is not None and not isinstance(found, wanted):
             raise TypeError(f"{name} must be {wanted.__name__}(...) or None, got {found!r}")
     if strategy not in (None, "auto"):
         raise ValueError(f"strategy must be None or 'auto', got {strategy!r}")
+    beside = {"text": text, "turns": turns, "strategy": strategy}
+    if cache is not None and (others := [name for name, found in beside.items() if found is not None]):
+        raise ValueError(f"cache limits the whole cache: pass it without {', '.join(others)}, got both")
     if logits not in LOGITS:
         raise ValueError(f"logits must be 'kept' or 'original', got {logits!r}")
     if strategy is not None:
@@ -66,8 +77,9 @@ def patch(
         auto = AutoStrategy(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
         return PatchHandle(unwrapped(model), auto.vision, auto.text, auto.turns, auto, logits)
     if vision is None:
-        vision = VisionPruning() if text is None and turns is None else VisionPruning(budget=UniformBudget(1.0))
-    return PatchHandle(unwrapped(model), vision, text, turns, logits=logits)
+        evicts = text is not None or turns is not None or cache is not None
+        vision = VisionPruning(budget=UniformBudget(1.0)) if evicts else VisionPruning()
+    return PatchHandle(unwrapped(model), vision, text, turns, logits=logits, cache=cache)
 
 
 __all__ = ["HANDLE", "PatchHandle", "patch"]

@@ -223,4 +223,9 @@ def warmup(
     do("warmup", locals())
 
 
-COMMANDS = (run, chat, heatmap, train, calibrate, doctor, verify, warmup)
+def methods(as_json: options.Json = False) -> None:
+    """List the methods: when each decides, where it was published, what it needs, which families it serves."""
+    do("methods", locals())
+
+
+COMMANDS = (run, chat, heatmap, train, calibrate, doctor, verify, warmup, methods)

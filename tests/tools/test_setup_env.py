@@ -79,6 +79,17 @@ def test_an_unreadable_record_ends_with_one_line_before_anything_is_made(monkeyp
     assert not (tmp_path / "env").exists()
 
 
+def test_a_peer_comes_as_recorded_and_brings_nothing_else(asked, monkeypatch, tmp_path):
+    monkeypatch.setattr(setup_env, "works", lambda env: True)
+    monkeypatch.setattr(recorded, "TOOLS", tmp_path / "tools")
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "peers-kvpress.txt").write_text("kvpress==0.5.5\n")
+    setup_env.main([".venv-peer-kvpress", "peer-kvpress"])
+    assert asked == [(["--no-deps", "--requirement", "tools/peers-kvpress.txt"], {})]
+    with pytest.raises(SystemExit, match=r"setup_env: peers-other\.txt: .*No such file"):
+        setup_env.main([".venv-peer-other", "peer-other"])
+
+
 def test_an_older_transformers_that_is_not_recorded_is_refused():
     command = [sys.executable, str(ROOT / "tools" / "setup_env.py"), ".venv-4.0", "4.0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

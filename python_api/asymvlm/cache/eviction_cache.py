@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from asymvlm.cache.anchors import Anchors
 from asymvlm.cache.dialogue import Dialogue
 from asymvlm.cache.fixed import FixedTable
 from asymvlm.cache.growing import GrowingTable
 from asymvlm.cache.layers import SlotLayer
+from asymvlm.cache.limited import LimitedTable
 from asymvlm.cache.table import Table
 from asymvlm.hf.caches import Cache, is_full, is_known_layer, is_sliding, stock_layers
 from asymvlm.hf.masks import CHUNKED
@@ -23,8 +25,10 @@ class CacheStats:
     """What an `EvictionCache` holds now. Lists have one entry a row.
 
     ``logical`` counts the tokens seen, ``physical`` the slots that a step reads; ``capacity`` slots are allocated.
-    ``nbytes`` are the bytes of all tensors the cache keeps alive, ``kv_bytes`` those of K and V in them, and
-    ``used_bytes`` the part of the full-attention layers' K and V that holds tokens.
+    Where layers or heads hold different numbers of tokens, counts are those of the one with the most.
+    ``nbytes`` are the bytes of all tensors the cache keeps alive, ``kv_bytes`` those of K and V in them. Of the
+    full-attention layers' K and V, ``used_bytes`` are those of the slots that a step reads, layer by layer, and
+    ``token_bytes`` those of the tokens alone, without padding and without slots that only other rows or heads use.
     """
 
     logical: int
@@ -35,13 +39,17 @@ class CacheStats:
     nbytes: int
     kv_bytes: int
     used_bytes: int
+    tokens: list[int]  # in the cache, those of the prompt included, padding not
+    token_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
         return dict(vars(self))
 
 
 class EvictionCache(Cache):
-    """A transformers cache for `TextEviction` and `TurnEviction`; `asymvlm.patch` makes one where none is given.
+    """A transformers cache for `TextEviction`, `TurnEviction` and `CacheLimit`.
+
+    `asymvlm.patch` makes one where none is given.
 
     Full-attention layers keep K and V in slots. Layers that hold the same tokens are a group with one table of slots:
     all of them by default, or each layer a group of its own, whose heads may differ too (``scope``). Sliding-window and
@@ -56,9 +64,11 @@ class EvictionCache(Cache):
         max_length: columns a static cache will ever see, for its sliding-window layers; None means ``capacity``.
         scope: who holds other tokens than the rest: nobody (``"decoder"``), each ``"layer"``, or each K/V ``"head"``.
         sinks: tokens of a prompt that always stay, the first ones; None means all.
+        limited: for `CacheLimit`.
     Raises:
         ValueError: if the decoder has no full-attention layer, or a static cache no capacity.
-        NotImplementedError: for layers of a kind that eviction does not know, or a static cache of another scope.
+        NotImplementedError: for layers of a kind that eviction does not know, or a static cache of another scope or
+            with a limit.
     """
 
     def __init__(
@@ -70,14 +80,17 @@ class EvictionCache(Cache):
         max_length: int | None = None,
         scope: str = "decoder",
         sinks: int | None = None,
+        limited: bool = False,
     ) -> None:
         text_config = config.get_text_config(decoder=True)
         if static and capacity is None:
             raise ValueError("a static cache needs its capacity, the slots to allocate, got None")
         if static and scope != "decoder":
             raise NotImplementedError(f"a static cache holds the same tokens in every layer, got scope {scope!r}")
+        if static and limited:
+            raise NotImplementedError("a limit of the whole cache needs a cache that grows, got a static one")
         heads = text_config.num_key_value_heads if scope == "head" else 1
-        make = FixedTable if static else GrowingTable
+        make = FixedTable if static else LimitedTable if limited else GrowingTable
         stock = stock_layers(text_config, (max_length or capacity) if static else None)
         if CHUNKED in (getattr(text_config, "layer_types", None) or ()):
             raise NotImplementedError(f"text eviction does not know the {CHUNKED!r} of {text_config.model_type!r}")
@@ -105,7 +118,14 @@ class EvictionCache(Cache):
             table.storages = functools.partial(self._storages, table)
         self.dialogue = Dialogue()
         self.scope = scope
+        self.limited = limited
         self.evicts = True  # False where a call chose not to
+        self.room: int | None = None  # most tokens that the call still generates, if it says so
+        self.anchors: Anchors | None = None  # of protected tokens that have moved
+        self.has_limits = False  # each line was told its limit
+        self.in_prompt = False  # a prompt is fed in parts, and more of it is to come
+        self.added_up = 0  # columns whose attention was added up
+        self.behind_vision: torch.Tensor | None = None  # (B, columns) bool, while a call is in hand that tells
         self.samples: torch.Tensor | None = None  # (B,) int64: a number of each row's prompt, for methods that ask
         super().__init__(layers=layers)
 
@@ -177,11 +197,13 @@ class EvictionCache(Cache):
         for table in self.tables:
             table.forget_call()
         self.dialogue.vision = self.dialogue.merged = None
+        self.in_prompt = False
 
     def reset(self) -> None:
         for table in self.tables:
             table.reset()
         self.dialogue, self.samples = Dialogue(), None
+        self.has_limits, self.in_prompt, self.added_up, self.anchors = False, False, 0, None
         super().reset()
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
@@ -206,23 +228,42 @@ class EvictionCache(Cache):
                 table.pick_rows(rows)
             for layer in self.slot_layers:
                 layer.pick_rows(rows)
+            if self.anchors is not None:
+                self.anchors.pick_rows(rows)
             self.samples = None if self.samples is None else self.samples[rows.to(self.samples.device)]
+
+    def shrink(self, table: LimitedTable, capacity: int) -> None:
+        """Give back the slots of a group of layers beyond ``capacity``."""
+        table.shrink(capacity)
+        for layer in self.slot_layers:
+            if layer.table is table:
+                layer.shrink()
 
     def stats(self) -> CacheStats:
         """Counts and bytes, measured on the tensors. Of a static cache this copies counts to the host."""
         counters = self.counters()
         kv = [tensor for layer in self.layers for tensor in _held(layer)]
         others = [tensor for table in self.tables for tensor in table.tensors()] + self.dialogue.tensors()
-        slot_bytes = sum(
-            tensor.nbytes // tensor.shape[2] for layer in self.slot_layers for tensor in (layer.keys, layer.values)
-            if tensor is not None
-        )  # fmt: skip
+        others += [] if self.anchors is None else self.anchors.tensors()
+        used_bytes = token_bytes = 0
+        tokens: list[list[int]] = []
+        for table in self.tables:
+            slot = sum(
+                tensor.nbytes // tensor.shape[2] for layer in self.slot_layers if layer.table is table
+                for tensor in (layer.keys, layer.values) if tensor is not None
+            )  # fmt: skip
+            held = table.tokens_by_line()
+            used_bytes += slot * table.counters()["physical"]
+            token_bytes += slot * sum(held) // max(len(held), 1)
+            tokens.append([max(held[i : i + table.heads]) for i in range(0, len(held), table.heads)])
         return CacheStats(
             **counters,
-            capacity=self.table.capacity if self.table.rows else 0,
+            capacity=max(table.capacity if table.rows else 0 for table in self.tables),
             nbytes=_storage_bytes([*kv, *others]),
             kv_bytes=_storage_bytes(kv),
-            used_bytes=slot_bytes * counters["physical"],
+            used_bytes=used_bytes,
+            tokens=[max(row) for row in zip(*tokens)],
+            token_bytes=token_bytes,
         )
 
     @property

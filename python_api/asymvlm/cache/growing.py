@@ -80,7 +80,7 @@ class GrowingTable(Table):
             self.grow(self.span)
         if queries == 1 and real is None and self._index is None:  # the common step: two launches
             self.slot_pos[:, self._start] = self.length
-            self.evictable[:, self._start] = generated == 1 or self.sinks is not None
+            self.evictable[:, self._start] = generated == 1 or (self.sinks is not None and self.length >= self.sinks)
         else:
             self._mark(torch.arange(self.length, end, dtype=torch.int32, device=device), real, end - generated)
         self.has_padding |= real is not None
@@ -104,8 +104,15 @@ class GrowingTable(Table):
             return
         self.capacity = max(needed, self.capacity + max(CHUNK, self.capacity // 4))
         if self.rows:
-            self.slot_pos = enlarged(self.slot_pos, 1, self.capacity, FREE)
-            self.evictable = enlarged(self.evictable, 1, self.capacity, False)
+            self._enlarge()
+
+    def _enlarge(self) -> None:
+        self.slot_pos = enlarged(self.slot_pos, 1, self.capacity, FREE)
+        self.evictable = enlarged(self.evictable, 1, self.capacity, False)
+
+    def _by_slot(self) -> list[torch.Tensor]:
+        """What is known of each slot, ``(lines, capacity)`` each: it moves with the slot's token."""
+        return [self.slot_pos, self.evictable]
 
     def write(self, storage: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         if self._index is None:
@@ -163,7 +170,7 @@ class GrowingTable(Table):
         keep = self.slot_pos[:, : self.span] != FREE
         most = min(self.span // 2, max(self.span - live for live in self.live))
         source, target = plan_moves(keep, capacity=most)
-        tensors = [storage.transpose(1, 2) for storage in self.storages()] + [self.slot_pos, self.evictable]
+        tensors = [storage.transpose(1, 2) for storage in self.storages()] + self._by_slot()
         for device in {tensor.device for tensor in tensors}:  # one, unless the layers are spread over several
             there = [tensor for tensor in tensors if tensor.device == device]
             move_slots_(there, source.to(device), target.to(device))

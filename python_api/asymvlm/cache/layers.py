@@ -85,6 +85,13 @@ class SlotLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return self.table.capacity if self.is_compileable else -1
 
+    def shrink(self) -> None:
+        """Give back the memory of slots beyond the table's capacity."""
+        for name in ("keys", "values"):
+            tensor = getattr(self, name)
+            if tensor is not None and tensor.shape[2] > self.table.capacity:
+                setattr(self, name, tensor[:, :, : self.table.capacity].clone())
+
     def pick_rows(self, rows: torch.Tensor) -> None:
         """In place where the number of rows stays, so that a beam step allocates no second cache for good."""
         for name in ("keys", "values"):

@@ -168,6 +168,11 @@ class Table(ABC):
         inside = (column >= 0) & (column < columns.shape[1])
         return inside & columns.gather(1, column.clamp(0, columns.shape[1] - 1))
 
+    def tokens_by_line(self) -> list[int]:
+        """Tokens held by each line, padding left out. Copies the counts to the host."""
+        found: list[int] = (self.slot_pos >= 0).sum(1).tolist() if self.rows else []
+        return found
+
     def alive(self, start: int, width: int) -> torch.Tensor:
         """``(B, width)`` bool: which of the columns from ``start`` on are still held, by a head at least."""
         column = self.slot_pos.long() - start

@@ -18,6 +18,7 @@ from asymvlm.hf.context import Frame
 from asymvlm.hf.errors import MechanismError
 from asymvlm.hf.generation import infer_attention_mask, setting
 from asymvlm.models.adapter import Adapter
+from asymvlm.settings.cache_limit import CacheLimit
 from asymvlm.settings.policies import TextEviction
 
 STATIC = ("static", "hybrid", "sliding_window", "hybrid_chunked")  # names transformers gave its static caches
@@ -58,22 +59,36 @@ class EvictingCall(Frame):
             raise MechanismError(MECHANISM, f"the cache has seen {seen} columns of {wanted}")
 
 
-def kind_of(policy: TextEviction | None) -> dict[str, Any]:
+def kind_of(policy: TextEviction | CacheLimit | None) -> dict[str, Any]:
     """What an `EvictionCache` has to know of a policy."""
-    return {} if policy is None else {"scope": policy.scored_by.scope, "sinks": policy.scored_by.sinks}
+    if policy is None:
+        return {}
+    return {"scope": policy.scored_by.scope, "sinks": policy.sinks, "limited": isinstance(policy, CacheLimit)}
 
 
-def check_scope(cache: EvictionCache, policy: TextEviction | None) -> None:
+def check_scope(cache: EvictionCache, policy: TextEviction | CacheLimit | None) -> None:
     """Raise a ValueError if a cache cannot hold what the policy's method wants to keep."""
     if policy is not None and cache.scope != policy.scored_by.scope:
         raise ValueError(
             f"method {policy.scored_by.name!r} needs EvictionCache(config, scope={policy.scored_by.scope!r}), "
             f"got one of scope {cache.scope!r}"
         )
+    limited = isinstance(policy, CacheLimit)
+    if cache.limited != limited or (limited and policy is not None and cache.table.sinks != policy.sinks):
+        wanted = kind_of(policy) if limited else {"limited": False}
+        told = ", ".join(f"{name}={value!r}" for name, value in wanted.items())
+        raise ValueError(
+            f"the cache must be one like EvictionCache(config, {told}), got one with sinks={cache.table.sinks!r} and "
+            f"limited={cache.limited!r}"
+        )
 
 
 def prepare(
-    model: nn.Module, adapter: Adapter, policy: TextEviction | None, call: Mapping[str, Any], evicts: bool = True
+    model: nn.Module,
+    adapter: Adapter,
+    policy: TextEviction | CacheLimit | None,
+    call: Mapping[str, Any],
+    evicts: bool = True,
 ) -> dict[str, Any]:
     """The arguments of a `generate` call with a cache to evict from. ``call`` is left as it is.
 
@@ -100,9 +115,10 @@ def prepare(
         mask = infer_attention_mask(model, call)
     columns = prompt.shape[1]
     repeats = _repeats(model, call)
+    most = _most_new(model, call, columns)
     cache = call.get(CACHE)
     if cache is None:
-        cache = _new_cache(model, policy, call, columns, evicts)
+        cache = _new_cache(model, policy, call, columns, most, evicts)
     elif isinstance(cache, EvictionCache):
         if cache.is_static and cache.table.rows and adapter.brings_vision(call):
             raise NotImplementedError("new images on a static cache with text eviction are not supported")
@@ -113,6 +129,7 @@ def prepare(
             "the one that an earlier call returned"
         )
     call[CACHE] = cache
+    cache.room = most
     call.pop("cache_implementation", None)
     config = call.get("generation_config") or getattr(model, "generation_config", None)
     if config is not None and config.cache_implementation is not None:
@@ -132,22 +149,32 @@ def prepare(
     return call
 
 
+def _most_new(model: nn.Module, call: Mapping[str, Any], columns: int) -> int | None:
+    """Most tokens that a call generates behind so many columns, if it says so."""
+    new = setting(model, call, "max_new_tokens")
+    total = setting(model, call, "max_length") if new is None else columns + new
+    return None if total is None else max(total - columns, 0)
+
+
 def _new_cache(
-    model: nn.Module, policy: TextEviction | None, call: Mapping[str, Any], columns: int, evicts: bool
+    model: nn.Module,
+    policy: TextEviction | CacheLimit | None,
+    call: Mapping[str, Any],
+    columns: int,
+    most: int | None,
+    evicts: bool,
 ) -> EvictionCache:
     name = setting(model, call, "cache_implementation")
     if name == "hybrid" and call.get("cache_implementation") != name:
         name = None  # old checkpoints of Gemma say so, and transformers does not listen to them either
     if name not in (None, "dynamic", *STATIC):
         raise NotImplementedError(f"text eviction works with cache_implementation None or 'static', got {name!r}")
-    new = setting(model, call, "max_new_tokens")
-    total = setting(model, call, "max_length") if new is None else columns + new
-    most = None if total is None else max(total - columns, 0)
     held = most if policy is None or not evicts else policy.most_held(most)
     if name not in STATIC:
         return EvictionCache(model.config, capacity=None if held is None else columns + held, **kind_of(policy))
-    if total is None or held is None:
+    if most is None or held is None:
         raise ValueError("a static cache needs max_new_tokens or max_length, got neither")
+    total = columns + most
     return EvictionCache(model.config, capacity=columns + held, static=True, max_length=total, **kind_of(policy))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -21,6 +21,7 @@ from asymvlm.hf.errors import MechanismError
 from asymvlm.hf.generation import setting
 from asymvlm.hf.merge import merging
 from asymvlm.methods import CachedTokens
+from asymvlm.settings.cache_limit import CacheLimit
 from asymvlm.settings.policies import TextEviction
 
 
@@ -31,7 +32,12 @@ class TextEvictor:
     """
 
     def __init__(
-        self, owner: Any, decoder: nn.Module, config: Any, policy: TextEviction | None, turns: TurnEvictor | None
+        self,
+        owner: Any,
+        decoder: nn.Module,
+        config: Any,
+        policy: TextEviction | CacheLimit | None,
+        turns: TurnEvictor | None,
     ) -> None:
         self.owner = owner  # the handle, for its `enabled` and its model
         self.turns = turns
@@ -106,7 +112,7 @@ class TextEvictor:
         if fresh and self.method is not None and self.method.needs_samples and tokens.ndim == 3:
             cache.tell_apart(tokens, real)
         cache.begin(rows, queries, tokens.device, real)
-        remapped = table.remapped and not fresh
+        remapped = not fresh and any(table.remapped for table in cache.tables)
         own: dict[int, Any] = {}
         if remapped:
             embeds = tokens if tokens.ndim == 3 else _shape_of(tokens, module)
@@ -114,7 +120,7 @@ class TextEvictor:
             arguments[MASK] = slot_masks(self.config, cache, mask, embeds, hide)
             if cache.is_split:
                 own = layer_masks(self.config, cache, mask, embeds)
-        self._arm(cache, queries, own)
+        self._arm(cache, arguments, own, mask, real)
         return arguments if made or remapped else None
 
     def _started_over(self) -> EvictionCache:
@@ -138,26 +144,49 @@ class TextEvictor:
         use = getattr(self.config, USE_CACHE, True) if use is None else use
         return bool(use) and self.owner.enabled and not torch.is_grad_enabled()
 
-    def _arm(self, cache: EvictionCache, queries: int, masks: dict[int, Any]) -> None:
-        """Tell the layers what the step asks of them: scores where tokens are due to go, masks of their own."""
+    def _arm(
+        self,
+        cache: EvictionCache,
+        arguments: Mapping[str, Any],
+        masks: dict[int, Any],
+        mask: Any,
+        real: torch.Tensor | None,
+    ) -> None:
+        """Tell the layers what the step asks of them: scores where tokens are due to go, masks of their own.
+
+        ``mask`` is the decoder's as it came, ``real`` as of `real_tokens`.
+        """
         capture.wanted.set(None)
-        policy = self.policy if cache.evicts and self.owner.enabled and queries == 1 else None
+        queries = tokens_of(arguments).shape[1]
+        wanted = cache.evicts and self.owner.enabled and queries == 1
+        policy = cast("TextEviction | None", self.policy) if wanted else None
         due = policy is not None and cache.table.wants_scores(policy)
         if not (due or masks):
             return
         places = {}
         if due and self.method is not None and self.method.needs_attention:
-            lying = {
-                table.layer: capture.Places(table.slots_in_use(), table.column, table.heads) for table in cache.tables
-            }
-            for number in self._layers:
-                layer = cache.layers[number]
-                table = layer.table if isinstance(layer, SlotLayer) else cache.table
-                places[number] = lying[table.layer]
-        if due and not torch.compiler.is_compiling() and (running := self._running(cache)) is not None:
+            places = self._by_layer(cache, capture.Places)
+        if due:
+            self._count_asked(cache)
+        capture.wanted.set(capture.Step(places=places, masks=masks, due=due))
+
+    def _by_layer(self, cache: EvictionCache, make: Callable[[torch.Tensor, torch.Tensor, int], Any]) -> dict[int, Any]:
+        """What each scored layer is asked, made once a group: from slots, the step's column, heads."""
+        lying = {table.layer: make(table.slots_in_use(), table.column, table.heads) for table in cache.tables}
+        places = {}
+        for number in self._layers:
+            layer = cache.layers[number]
+            places[number] = lying[(layer.table if isinstance(layer, SlotLayer) else cache.table).layer]
+        return places
+
+    def _count_asked(self, cache: EvictionCache) -> None:
+        if not torch.compiler.is_compiling() and (running := self._running(cache)) is not None:
             running.check()
             running.asked += 1
-        capture.wanted.set(capture.Step(places=places, masks=masks, due=due))
+
+    def _count_taken(self, cache: EvictionCache) -> None:
+        if not torch.compiler.is_compiling() and (running := self._running(cache)) is not None:
+            running.taken += 1
 
     def _running(self, cache: EvictionCache) -> EvictingCall | None:
         """The call of `generate` that this step of the cache belongs to."""
@@ -188,9 +217,8 @@ class TextEvictor:
                 samples=None if samples is None else table.by_line(samples.to(table.slot_pos.device)),
                 layer=number,
             )
-            table.evict(self.method.scores(tokens), self.policy)
-        if not torch.compiler.is_compiling() and (running := self._running(cache)) is not None:
-            running.taken += 1
+            table.evict(self.method.scores(tokens), cast("TextEviction", self.policy))
+        self._count_taken(cache)
 
 
 def _shape_of(input_ids: torch.Tensor, module: nn.Module) -> torch.Tensor:

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from asymvlm.hf.column_sums import WIDEST_HEAD, Queries, sum_columns
 from asymvlm.hf.context import Frame, pop, push, top
 from asymvlm.hf.errors import MechanismError
 from asymvlm_kernels import attention_column_sums, flash_attn_with_kvcache
@@ -26,7 +27,6 @@ from asymvlm_kernels import attention_column_sums, flash_attn_with_kvcache
 NAME = "asymvlm_scores"
 BEFORE = "_asymvlm_config"  # where a scored module keeps the configuration it had
 NUMBER = "_asymvlm_layer"  # and the number of its layer
-WIDEST_HEAD = 256  # that the kernels take
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,7 @@ class Places:
     q_pos: torch.Tensor  # (lines,) column of the step's token
     heads: int = 1  # lines of a row
     queries: torch.Tensor | None = None  # (B, n) tokens of the step that score, -1 for none; None: its only one
+    query_pos: torch.Tensor | None = None  # (B, n) where they stand among ``slot_pos``; None: ``queries``
     per_head: bool = False  # ``queries`` score for each query head, (B, H, S), not for their mean
 
 
@@ -44,7 +45,7 @@ class Places:
 class Step(Frame):
     """What one step asks its layers for, and what they hand out, by number of layer."""
 
-    places: Mapping[int, Places] = field(default_factory=dict)  # of the layers that are to score
+    places: Mapping[int, Places | Queries] = field(default_factory=dict)  # of the layers that are to score
     masks: Mapping[int, Any] = field(default_factory=dict)  # to attend by instead of the decoder's
     found: dict[int, torch.Tensor] = field(default_factory=dict)  # (lines, S) fp32 of each scored layer
     due: bool = False  # tokens are to be evicted behind it
@@ -154,8 +155,10 @@ def _read_off(step: Step, number: int, query: torch.Tensor, key: torch.Tensor, k
         return
     scale, softcap = kwargs.get("scaling"), kwargs.get("softcap") or 0.0
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if places.queries is not None:
-        step.found[number] = score_rows(query, key, places, scale, softcap)
+    if isinstance(places, Queries):
+        step.found[number] = sum_columns(query, key, places, scale, softcap)
+    elif places.queries is not None:
+        step.found[number] = score_rows(query, key, places, scale, softcap, kwargs.get("sliding_window"))
     elif query.shape[2] == 1:
         step.found[number] = score(query, key, places, scale, softcap)
 
@@ -167,11 +170,14 @@ def _for_heads(mask: Any, heads: int) -> Any:
     return mask.repeat_interleave(heads // mask.shape[1], 1)
 
 
-def score_rows(query: torch.Tensor, key: torch.Tensor, places: Places, scale: float, softcap: float) -> torch.Tensor:
+def score_rows(
+    query: torch.Tensor, key: torch.Tensor, places: Places, scale: float, softcap: float, window: int | None = None
+) -> torch.Tensor:
     """Mean over chosen tokens of the step of the attention of each to what is in front of it.
 
     Args:
         query: ``(B, H, Q, D)``. key: ``(B, G, S, D)``.
+        window: how many tokens of the prompt, its own with them, a query sees; None for all.
     Returns:
         ``(B, S)`` fp32, the mean over heads too, or ``(B, H, S)`` where ``places`` wants each head.
     """
@@ -183,11 +189,20 @@ def score_rows(query: torch.Tensor, key: torch.Tensor, places: Places, scale: fl
         keys = keys.repeat_interleave(rows.shape[2] // keys.shape[2], 2)
     if query.dtype == torch.float64:  # scores are fp32 anyhow
         rows, keys = rows.float(), keys.float()
-    slot_pos, q_pos = places.slot_pos.to(key.device), chosen.to(key.device)
+    standing = chosen if places.query_pos is None else places.query_pos
+    slot_pos, q_pos = places.slot_pos.to(key.device), standing.to(key.device)
     if query.shape[-1] > WIDEST_HEAD:
-        sums = _probabilities(rows, keys, slot_pos, q_pos, scale, softcap).sum(3).mean(2)
+        sums = _probabilities(rows, keys, slot_pos, q_pos, scale, softcap, window).sum(3).mean(2)
     else:
-        sums = attention_column_sums(rows, keys, q_pos=q_pos, slot_pos=slot_pos, softmax_scale=scale, softcap=softcap)
+        sums = attention_column_sums(
+            rows,
+            keys,
+            q_pos=q_pos,
+            slot_pos=slot_pos,
+            softmax_scale=scale,
+            softcap=softcap,
+            window=-1 if window is None else window - 1,
+        )
     means: torch.Tensor = sums / (chosen >= 0).sum(1).clamp_min(1)[:, None, None]
     return means if places.per_head else means.mean(1)
 
@@ -220,13 +235,21 @@ def score(query: torch.Tensor, key: torch.Tensor, places: Places, scale: float, 
 
 
 def _probabilities(
-    query: torch.Tensor, key: torch.Tensor, slot_pos: torch.Tensor, q_pos: torch.Tensor, scale: float, softcap: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    slot_pos: torch.Tensor,
+    q_pos: torch.Tensor,
+    scale: float,
+    softcap: float,
+    window: int | None = None,
 ) -> torch.Tensor:
     """Of heads wider than the kernels take: ``(B, Q, H, D)``, ``(B, S, G, D)`` -> ``(B, G, H / G, Q, S)`` fp32."""
     rows = query.float().transpose(1, 2).unflatten(1, (key.shape[2], -1))
     logits = rows @ key.float().transpose(1, 2)[:, :, None].mT * scale
     logits = softcap * torch.tanh(logits / softcap) if softcap else logits
-    visible = (slot_pos[:, None] >= 0) & (slot_pos[:, None] <= q_pos[..., None])
+    back = q_pos[..., None] - slot_pos[:, None]
+    visible = (slot_pos[:, None] >= 0) & (back >= 0)
+    visible = visible if window is None else visible & (back < window)
     hidden = ~visible[:, None, None]
     # a row that sees nothing is NaN after softmax, and 0 after the second fill
     return logits.masked_fill(hidden, -torch.inf).softmax(-1).masked_fill(hidden, 0.0)

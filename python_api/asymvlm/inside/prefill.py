@@ -44,8 +44,8 @@ class Prefill(Frame):
     done: list[int] = field(default_factory=list)  # layers of the method that the prompt has passed
     real: dict[int, torch.Tensor] = field(default_factory=dict)  # first layer of a stage -> (B, S'): columns seen
     lengths: dict[int, torch.Tensor] = field(default_factory=dict)  # first layer of a stage -> (B,) tokens held
-    mask: Any = None  # of the layers of the stage, in the form of the decoder's attention
-    block: torch.Tensor | None = None  # (B, 1, S', S') bool: what may see what, as far as the model's own mask says
+    columns: dict[int, torch.Tensor] = field(default_factory=dict)  # first layer of a stage -> (B, S'): `index` there
+    masks: dict[int, tuple[Any, Any]] = field(default_factory=dict)  # id of a layer's own mask -> itself, the stage's
     rotary: Rotary | None = None  # of all columns
     first: PrunedSequence | None = None  # what the first dropping decided
 
@@ -100,12 +100,11 @@ class Prefill(Frame):
             carry_pad={"columns": -1},
         )
 
-    def shorten(self, pruned: PrunedSequence) -> torch.Tensor:
-        """Go on with what is left: its places ``(B, S')`` among those before, 0 where padded."""
+    def shorten(self, pruned: PrunedSequence) -> None:
+        """Go on with what is left."""
         real = pruned.index >= 0
         self.tokens = Tokens(pruned.carry["ids"], real, pruned.carry["vision"] & real, pruned.carry["separators"])
         self.index = pruned.carry["columns"].masked_fill(~real, -1)
-        return pruned.index.clamp_min(0)
 
     def hide(self, kept: torch.Tensor) -> None:
         """Go on with all columns, of which only ``kept`` ``(B, S)`` bool count."""
@@ -135,6 +134,14 @@ def kept_columns(index: torch.Tensor, columns: int) -> torch.Tensor:
     """``(B, S')`` int64 places, -1 for padding, as ``(B, S)`` bool."""
     kept = torch.zeros((len(index), columns + 1), dtype=torch.bool, device=index.device)
     return kept.scatter_(1, index.where(index >= 0, columns), True)[:, :columns]
+
+
+def taken(hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Rows ``index`` ``(B, S')`` of ``(B, S, D)``, 0 where it is -1; differentiable where a gradient is asked for."""
+    if not (torch.is_grad_enabled() and hidden.requires_grad):
+        return gather_rows(hidden, index)
+    rows = hidden.gather(1, index.clamp_min(0)[..., None].expand(-1, -1, hidden.shape[-1]))
+    return rows.masked_fill((index < 0)[..., None], 0)
 
 
 def asking(tokens: Tokens, labels: torch.Tensor | None) -> torch.Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -17,15 +16,18 @@ from torch import nn
 
 from asymvlm.hf import attention as capture
 from asymvlm.hf.arguments import CACHE, EMBEDS, MASK, POSITIONS, past_length, tokens_of
-from asymvlm.hf.context import Frame, entered, innermost, pop, push
+from asymvlm.hf.context import entered, innermost, pop, push
 from asymvlm.hf.errors import MechanismError
+from asymvlm.hf.flash import uses_flash
 from asymvlm.hf.layers import MECHANISM, LayerDoors, at_columns, rotary_of, score_only
+from asymvlm.hf.masks import CHUNKED
 from asymvlm.hf.pruned_cache import hold
 from asymvlm.hf.windows import sliding_window
-from asymvlm.inside.masks import later_mask, picked, stage_mask, visible_block
-from asymvlm.inside.prefill import Prefill, asking, keeping, kept_columns
+from asymvlm.inside.later import Later
+from asymvlm.inside.masks import stage_mask
+from asymvlm.inside.prefill import Prefill, asking, keeping, kept_columns, taken
 from asymvlm.inside.rotary import RotaryTable, check_consecutive, ranks
-from asymvlm.inside.state import InsideState, inside_state
+from asymvlm.inside.state import InsideState
 from asymvlm.methods.inside.base import InsideMethod, LayerTokens
 from asymvlm.models.adapter import Adapter
 from asymvlm.prompt.reading import read_prompt
@@ -33,20 +35,9 @@ from asymvlm.prompt.selection import Selection
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.tokens.images import has_several
 from asymvlm.tokens.roles import check_prompt
-from asymvlm_kernels import gather_rows
 from asymvlm_kernels.prefill.reference import compact
 
 Entered = tuple[torch.Tensor, dict[str, Any]] | None
-
-
-@dataclass(eq=False, kw_only=True)
-class Later(Frame):
-    """A step behind a pruned prompt; ``columns`` are seen by the layers that hold all of it."""
-
-    state: InsideState
-    columns: int
-    new: int  # of them those of the step
-    fitted: dict[int, dict[str, Any]] = field(default_factory=dict)  # first layer of a stage -> arguments of its layers
 
 
 class InsidePruner:
@@ -60,20 +51,14 @@ class InsidePruner:
     def __init__(self, model: nn.Module, adapter: Adapter, decoder: nn.Module, method: InsideMethod) -> None:
         config: Any = model.config
         self.config, self.model, self.adapter, self.method = config.get_text_config(), model, adapter, method
+        self._window = sliding_window(self.config)
         layers = cast("Any", decoder).layers
         stages = method.layers
         if not stages or list(stages) != sorted({*stages}) or not 0 < stages[0] <= stages[-1] < len(layers):
             raise ValueError(f"layers of a method must ascend within 1 .. {len(layers) - 1}, got {stages}")
-        for reason, found in (
-            ("sliding windows", sliding_window(self.config) is not None),
-            ("recurrent layers", adapter.recurrent),
-            ("features added behind its first layers", adapter.deepstack),
-            ("prompts that attend both ways", adapter.open_prompt),
-            ("a decoder that merges images itself", adapter.merge is not None),
-            ("rows of its own for each layer", bool(adapter.decoder_rows)),
-        ):
-            if found:
-                raise NotImplementedError(f"methods inside the decoder do not know {adapter.model_type}: {reason}")
+        in_chunks = CHUNKED in (getattr(self.config, "layer_types", None) or ())
+        if reason := adapter.closed_between_layers or ("attention in chunks" if in_chunks else ""):
+            raise NotImplementedError(f"methods inside the decoder do not know {adapter.model_type}: {reason}")
         attention = capture.attention_modules(decoder)
         self._layers = layers
         self._scored = {self._scorer(number): attention[self._scorer(number)] for number in stages}
@@ -105,6 +90,11 @@ class InsidePruner:
                 "methods inside the decoder need the whole prompt in one step on a cache that grows, got "
                 f"{embeds.shape[1]} of {ids.shape[1]} columns on a {type(cache).__name__}"
             )
+        if self._window is not None and uses_flash(self.config):
+            raise NotImplementedError(
+                "FlashAttention counts sliding windows by index, not by original position: use attn_implementation "
+                "'sdpa' or 'eager' with a method inside the decoder"
+            )
         if len(embeds) > len(ids):
             raise NotImplementedError("methods inside the decoder do not work with beams or several sequences")
         prompt = read_prompt(self.model, self.adapter, policy, inputs, {EMBEDS: embeds})
@@ -125,6 +115,8 @@ class InsidePruner:
             index=index.masked_fill(~prompt.tokens.real, -1),
         )
         if prefill.compact:
+            if self._window is not None:
+                raise NotImplementedError("a decoder with sliding windows keeps positions: they measure by them")
             check_consecutive(arguments.get(POSITIONS), prompt.tokens.real)
         push(prefill)
         if not self.method.ahead:
@@ -141,12 +133,13 @@ class InsidePruner:
             raise ValueError(
                 f"{self.method!r} wants tokens whose attention scores the images, and rows {mute} have none"
             )
-        columns = torch.arange(rows.shape[1], dtype=torch.int32, device=rows.device).expand(rows.shape)
         queries = compact(rows, most)
+        standing = prefill.index.gather(1, queries.clamp_min(0)).masked_fill(queries < 0, -1)
         lying = capture.Places(
-            columns.masked_fill(~tokens.real, -2).contiguous(),
-            queries[:, 0],
+            prefill.index.masked_fill(~tokens.real, -2).to(torch.int32),
+            standing[:, 0],
             queries=queries,
+            query_pos=standing,
             per_head=self.method.per_head,
         )
         return capture.Step(places={self._scorer(number): lying}, scores_only=self.method.ahead)
@@ -164,7 +157,8 @@ class InsidePruner:
         whole = prefill.prompt.tokens.real
         if cache is not None and prefill.real:
             table = None if prefill.rotary is None else RotaryTable(prefill.rotary, whole)
-            hold(cache, InsideState(whole.shape[1], dict(prefill.real), whole.sum(1), table))
+            columns = dict(prefill.columns)
+            hold(cache, InsideState(whole.shape[1], dict(prefill.real), columns, whole.sum(1), rotary=table))
         return prefill.selection()
 
     # -- layers ------------------------------------------------------------------------------------------------------
@@ -173,15 +167,17 @@ class InsidePruner:
         prefill = innermost(Prefill)
         if prefill is None:
             later = innermost(Later)
-            stage = None if later is None else later.state.stage(number)
-            return (
-                None if later is None or stage is None else (hidden, self._later(number, stage, hidden, kwargs, later))
-            )
+            changed = None if later is None else later.arguments(self.config, self._window, number, hidden, kwargs)
+            return None if changed is None else (hidden, changed)
         if number in self.method.layers:
             hidden = self._drop(number, hidden, kwargs, prefill)
         if not prefill.real:
             return None  # nothing has gone so far, and the layer is called as it was
-        return hidden, {MASK: prefill.mask, **self._positions(number, kwargs, prefill)}
+        mask = kwargs.get(MASK)
+        if id(mask) not in prefill.masks:  # layers of a kind share it
+            fitted = stage_mask(self.config, hidden, mask, prefill.index, prefill.tokens.real)
+            prefill.masks[id(mask)] = mask, fitted
+        return hidden, {MASK: prefill.masks[id(mask)][1], **self._positions(number, kwargs, prefill)}
 
     def _positions(self, number: int, kwargs: dict[str, Any], prefill: Prefill) -> dict[str, Any]:
         """Rotary embeddings of what is left."""
@@ -230,45 +226,14 @@ class InsidePruner:
         self, number: int, hidden: torch.Tensor, kwargs: dict[str, Any], prefill: Prefill, pruned: Any, kept: Any
     ) -> torch.Tensor:
         """Hidden states of what is left, for which masks and positions are made."""
-        if prefill.block is None:
-            prefill.block = visible_block(kwargs.get(MASK), tuple(prefill.index.shape), hidden.device)
         if prefill.compact and prefill.rotary is None:
             prefill.rotary = rotary_of(kwargs, number)
         if self.method.hides:
             prefill.hide(kept)
         else:
-            prefill.block = picked(prefill.block, prefill.shorten(pruned))
-            hidden = gather_rows(hidden, pruned.index)
-        real = prefill.tokens.real
-        prefill.real[number], prefill.lengths[number] = real, (prefill.index >= 0).sum(-1)
-        prefill.mask = stage_mask(self.config, hidden, prefill.block, real)
+            prefill.shorten(pruned)
+            hidden = taken(hidden, pruned.index)
+        prefill.real[number], prefill.columns[number] = prefill.tokens.real, prefill.index
+        prefill.lengths[number] = (prefill.index >= 0).sum(-1)
+        prefill.masks.clear()
         return hidden
-
-    # -- steps behind the prompt -------------------------------------------------------------------------------------
-
-    def begin_later(self, arguments: Mapping[str, Any]) -> Later | None:
-        """A step on a cache whose prompt was pruned between layers; None for any other."""
-        cache = arguments.get(CACHE)
-        state = inside_state(cache)
-        if state is None:
-            return None
-        new = tokens_of(arguments).shape[1]
-        later = Later(state=state, columns=past_length(cache) + new, new=new)
-        push(later)
-        return later
-
-    def _later(
-        self, number: int, stage: int, hidden: torch.Tensor, kwargs: dict[str, Any], later: Later
-    ) -> dict[str, Any]:
-        """What the layers of a stage get in place of what the decoder made for those that hold all."""
-        state, table = later.state, later.state.rotary
-        if table is not None and not later.fitted:
-            table.extend(rotary_of(kwargs, number), later.columns - later.new)
-        if stage not in later.fitted:
-            behind = later.columns - state.original_length
-            fitted = {MASK: later_mask(self.config, hidden, kwargs.get(MASK), state.real[stage], behind)}
-            if table is not None:
-                columns = torch.arange(later.columns - later.new, later.columns, device=hidden.device)
-                fitted |= at_columns(table.parts, columns - state.dropped(stage).to(hidden.device))
-            later.fitted[stage] = fitted
-        return later.fitted[stage]

@@ -63,7 +63,7 @@ def check_consecutive(positions: torch.Tensor | None, real: torch.Tensor) -> Non
     """
     reason = None
     if positions is not None and positions.ndim != 2:
-        reason = f"positions of {positions.ndim - 1} axes"
+        reason = "positions of several axes (M-RoPE)"
     else:
         inner = real[:, 1:] & real[:, :-1]
         starts = real[:, :1].sum(1) + (real[:, 1:] & ~real[:, :-1]).sum(1)

@@ -2,7 +2,7 @@
 
     before/   vision tokens before the decoder runs: `VisionPruning(method=...)`
     inside/   vision tokens between two layers of the decoder while it prefills: the same
-    cached/   generated tokens in the K/V cache while decoding: `TextEviction(method=...)`
+    cached/   tokens in the K/V cache: generated ones, `TextEviction(method=...)`, or all, `CacheLimit(method=...)`
 
 A method of your own is a class with one function of scores. It is passed as an object, or registered under a name by an
 installed package: entry-point group `asymvlm.methods`, the value a class that needs no arguments.
@@ -21,8 +21,15 @@ from asymvlm.methods.before.similarity import AsymVLM
 from asymvlm.methods.before.visionzip import VisionZip
 from asymvlm.methods.before.vispruner import VisPruner
 from asymvlm.methods.cached.attention import LastRow
-from asymvlm.methods.cached.base import CachedMethod, CachedTokens
+from asymvlm.methods.cached.base import CachedMethod, CachedTokens, RowLimit
 from asymvlm.methods.cached.controls import OldestFirst, RandomEviction
+from asymvlm.methods.cached.duo import DuoAttention
+from asymvlm.methods.cached.h2o import H2O
+from asymvlm.methods.cached.pyramidkv import PyramidKV
+from asymvlm.methods.cached.snapkv import SnapKV
+from asymvlm.methods.cached.streaming import StreamingLLM
+from asymvlm.methods.cached.tova import TOVA
+from asymvlm.methods.cached.vlcache import VLCache
 from asymvlm.methods.inside.base import InsideMethod, Joined, LayerTokens, StageTokens
 from asymvlm.methods.inside.budget import StageBudget
 from asymvlm.methods.inside.fastv import FastV, FastVMasked
@@ -39,9 +46,11 @@ __all__ = [
     "Dedup",
     "DivPrune",
     "Downsample",
-    "FlashVLM",
+    "DuoAttention",
     "FastV",
     "FastVMasked",
+    "FlashVLM",
+    "H2O",
     "InsideMethod",
     "Joined",
     "Kept",
@@ -50,15 +59,21 @@ __all__ = [
     "OldestFirst",
     "PositiveScores",
     "PyramidDrop",
+    "PyramidKV",
     "RandomEviction",
     "RandomTokens",
+    "RowLimit",
     "SelectingMethod",
+    "SnapKV",
     "SparseVLM",
     "SparseVLM2",
     "Spiral",
     "StageBudget",
     "StageTokens",
+    "StreamingLLM",
     "Stride",
+    "TOVA",
+    "VLCache",
     "VisPruner",
     "VisionPrompt",
     "VisionZip",

@@ -16,6 +16,13 @@ from asymvlm.methods.before.visionzip import VisionZip
 from asymvlm.methods.before.vispruner import VisPruner
 from asymvlm.methods.cached.attention import LastRow
 from asymvlm.methods.cached.controls import OldestFirst, RandomEviction
+from asymvlm.methods.cached.duo import DuoAttention
+from asymvlm.methods.cached.h2o import H2O
+from asymvlm.methods.cached.pyramidkv import PyramidKV
+from asymvlm.methods.cached.snapkv import SnapKV
+from asymvlm.methods.cached.streaming import StreamingLLM
+from asymvlm.methods.cached.tova import TOVA
+from asymvlm.methods.cached.vlcache import VLCache
 from asymvlm.methods.inside.fastv import FastV, FastVMasked
 from asymvlm.methods.inside.pyramiddrop import PyramidDrop
 from asymvlm.methods.inside.sparsevlm import SparseVLM, SparseVLM2
@@ -41,6 +48,13 @@ OURS: tuple[type[Any], ...] = (
     LastRow,
     OldestFirst,
     RandomEviction,
+    TOVA,
+    H2O,
+    SnapKV,
+    PyramidKV,
+    StreamingLLM,
+    DuoAttention,
+    VLCache,
 )
 
 

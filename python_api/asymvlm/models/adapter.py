@@ -70,6 +70,8 @@ class Adapter:
     # its forward makes the mask of a first step only for images or a cache never used, so not for one that was reset
     needs_fresh_cache: bool = False
     recurrent: bool = False  # some layers carry a state of what they saw instead of K and V
+    latent_keys: bool = False  # the cache holds one latent for all heads (multi-head latent attention)
+    chunked: bool = False  # some layers attend within chunks of the prompt
     open_prompt: bool = False  # every prompt token sees every other, whatever the layer's window
     # decoder arguments of shape (B, S, ...) beside the embeddings -> (model, generated ids) to the rows of those
     decoder_rows: Mapping[str, Callable[[nn.Module, torch.Tensor], torch.Tensor | None]] = field(default_factory=dict)
@@ -93,6 +95,21 @@ class Adapter:
 
         known = registered(self.model_type) is self
         return (registered, (self.model_type,)) if known else super().__reduce_ex__(2)
+
+    @property
+    def closed_between_layers(self) -> str:
+        """Why no token may go between the layers of its decoder; empty where they may."""
+        for reason, found in (
+            ("attention in chunks", self.chunked),
+            ("recurrent layers", self.recurrent),
+            ("features added behind its first layers", self.deepstack),
+            ("prompts that attend both ways", self.open_prompt),
+            ("a decoder that merges images itself", self.merge is not None),
+            ("rows of its own for each layer", bool(self.decoder_rows)),
+        ):
+            if found:
+                return reason
+        return ""
 
     def composite_of(self, model: nn.Module) -> nn.Module:
         return model.get_submodule(self.composite)

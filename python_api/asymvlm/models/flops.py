@@ -54,11 +54,16 @@ def layer_bytes(cache: Any, held: int | None = None) -> list[int] | None:
     return [sum(_column_bytes(x) * _columns(layer, x, held) for x in _tensors(layer)) for layer in layers]
 
 
-def whole_cache_bytes(cache: Any, wanted: int) -> int | None:
-    """Bytes the same cache would hold for ``wanted`` columns in each layer, whatever their numbers are."""
+def whole_cache_bytes(cache: Any, wanted: int, window: int | None) -> int | None:
+    """Bytes the same cache would hold for ``wanted`` columns in each layer, whatever numbers they hold now."""
     if cache_bytes(cache) is None:
         return None
-    return sum(_column_bytes(tensor) * wanted for layer in cache.layers for tensor in _tensors(layer))
+    total = 0
+    for layer in cache.layers:
+        slides = window is not None and getattr(layer, "is_sliding", False)
+        columns = min(wanted, window - 1) if slides and window is not None else wanted  # the token to come has a place
+        total += sum(_column_bytes(tensor) * columns for tensor in _tensors(layer))
+    return total
 
 
 def unpruned_cache_bytes(cache: Any, held: int, wanted: int, window: int | None) -> int | None:

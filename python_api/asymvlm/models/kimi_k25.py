@@ -24,6 +24,7 @@ def _grids(model: nn.Module, inputs: Inputs) -> Grids:
 
 ADAPTER = Adapter(
     model_type="kimi_k25",
+    latent_keys=True,
     vision_ids=("image_token_id", "video_token_id"),
     triggers=("pixel_values", "pixel_values_videos"),
     per_token={"labels": -100},

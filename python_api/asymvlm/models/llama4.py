@@ -33,6 +33,7 @@ ADAPTER = Adapter(
     grids=square_tiles(lambda config: int(square_patches(config) * config.vision_config.pixel_shuffle_ratio**2)),
     tiling="separators",
     merge=_merge,
+    chunked=True,
     tower="vision_model",
     tower_tokens=tower_tokens.pictures,
 )

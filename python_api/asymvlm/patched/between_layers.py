@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from asymvlm.hf.arguments import CACHE, cache_of
+from asymvlm.hf.arguments import CACHE, MASK, cache_of
 from asymvlm.hf.context import innermost, pop
 from asymvlm.hf.errors import MechanismError
 from asymvlm.hf.layers import MECHANISM
+from asymvlm.inside.later import Later
 from asymvlm.inside.prefill import Prefill
-from asymvlm.inside.pruner import InsidePruner, Later
+from asymvlm.inside.pruner import InsidePruner
+from asymvlm.inside.state import inside_state
 from asymvlm.patched.in_flight import Call
 from asymvlm.report.pruning import PruningReport, report_of
+
+
+def note_mask(arguments: dict[str, Any]) -> None:
+    """The model begins a step; its decoder may get masks of other forms, whose widths say less."""
+    if (state := inside_state(arguments.get(CACHE))) is not None:
+        state.given[MASK] = arguments.get(MASK)
 
 
 def enter_inside(pruner: InsidePruner, call: Call | None, arguments: dict[str, Any]) -> None:
     """The decoder begins a prompt to prune, or a step behind one."""
     if call is not None and call.inside is not None:
         pruner.before_decoder(*call.inside, arguments)
-    elif pruner.begin_later(arguments) is None and call is not None and call.report is not None and call.report.stages:
+    elif Later.begin(arguments) is None and call is not None and call.report is not None and call.report.stages:
         raise NotImplementedError(
             "methods inside the decoder need the cache of the pruned prompt in every step, and one came without it "
             "(use_cache=False, or LongRoPE beyond its switch)"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from asymvlm.cache.eviction_cache import EvictionCache
+from asymvlm.eviction.call import kind_of
 from asymvlm.files.pictures import as_page
 from asymvlm.hf.arguments import IDS, MASK, cache_of
 from asymvlm.hf.generation import generate_callee, setting
@@ -82,9 +83,9 @@ class Conversation:
         ids, per_token = self._joined(new)
         inputs = {name: value for name, value in new.items() if name not in (IDS, MASK, *per_token)}
         handle: PatchHandle | None = self.model.__dict__.get(HANDLE)
-        evicts = handle is not None and (handle.text is not None or handle.turns is not None)
-        if self.cache is None and evicts:
-            self.cache = EvictionCache(self.model.config)
+        evicts = handle is not None and (handle.text, handle.turns, handle.cache) != (None, None, None)
+        if self.cache is None and handle is not None and evicts:
+            self.cache = EvictionCache(self.model.config, **kind_of(handle.cache or handle.text))
         with torch.no_grad():
             result = self.model.generate(
                 input_ids=ids,

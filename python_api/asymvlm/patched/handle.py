@@ -35,6 +35,7 @@ from asymvlm.prompt.state import PromptState, state_of
 from asymvlm.report.last import LastReport
 from asymvlm.report.pruning import PruningReport, report_of, reported
 from asymvlm.report.unpruned import later_turn_report, untouched_report
+from asymvlm.settings.cache_limit import CacheLimit
 from asymvlm.settings.policies import TextEviction, TurnEviction, VisionPruning
 from asymvlm.settings.strategy import AutoStrategy, Choice
 from asymvlm_kernels import UniformBudget
@@ -63,6 +64,7 @@ class PatchHandle:
         turns: TurnEviction | None = None,
         strategy: AutoStrategy | None = None,
         logits: str = "kept",
+        cache: CacheLimit | None = None,
     ) -> None:
         self.adapter = adapter_for(model)
         if HANDLE in model.__dict__:
@@ -73,6 +75,7 @@ class PatchHandle:
         self._vision, self._inside = vision, vision.inside
         self.text = text
         self.turns = turns
+        self.cache = cache
         self.strategy = strategy
         self.enabled = True
         self.logits = logits
@@ -87,7 +90,7 @@ class PatchHandle:
 
     def __repr__(self) -> str:
         removed = "" if self.model.__dict__.get(HANDLE) is self else ", removed"
-        settings = {"vision": self.vision, "text": self.text, "turns": self.turns}
+        settings = {"vision": self.vision, "text": self.text, "turns": self.turns, "cache": self.cache}
         parts = [f"{name}={value!r}" for name, value in settings.items() if value is not None]
         return f"<asymvlm patch of {type(self.model).__name__}{removed}: {', '.join(parts)}>"
 

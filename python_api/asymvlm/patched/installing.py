@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+from asymvlm.eviction.limit import LimitEvictor
 from asymvlm.eviction.text import TextEvictor
 from asymvlm.eviction.turns import TurnEvictor
 from asymvlm.hf.decoder import decoder_of
@@ -21,12 +22,15 @@ def install(handle: PatchHandle) -> tuple[TextEvictor | None, Forwards]:
         NotImplementedError: for a decoder, or settings, that one of them does not know. The model is as it was.
     """
     model, adapter, vision = handle.model, handle.adapter, handle.vision
-    evicts = handle.text is not None or handle.turns is not None
+    evicts = handle.text is not None or handle.turns is not None or handle.cache is not None
     if vision.inside is not None and (evicts or handle.strategy is not None):
         raise NotImplementedError(f"{vision.method!r} works inside the decoder, not beside text eviction")
     text_config = cast("Any", model.config).get_text_config()
-    evictor, pruner = None, None
-    if evicts:
+    evictor: TextEvictor | None = None
+    pruner: InsidePruner | None = None
+    if handle.cache is not None:
+        evictor = LimitEvictor(handle, adapter.text_of(model), text_config, handle.cache)
+    elif evicts:
         turns = None if handle.turns is None else TurnEvictor(adapter, handle.turns)
         evictor = TextEvictor(handle, adapter.text_of(model), text_config, handle.text, turns)
     try:

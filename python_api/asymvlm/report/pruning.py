@@ -66,8 +66,8 @@ class PruningReport:
         self.kv_bytes_by_layer = layer_bytes(cache, held)
         self.kv_bytes = None if self.kv_bytes_by_layer is None else sum(self.kv_bytes_by_layer)
         window, columns = sliding_window(self.text_config), self.columns_before
-        if self.stages:  # layers hold other numbers, and none slides
-            self.kv_bytes_before = whole_cache_bytes(cache, columns)
+        if self.stages:  # layers hold different numbers
+            self.kv_bytes_before = whole_cache_bytes(cache, columns, window)
         else:
             self.kv_bytes_before = unpruned_cache_bytes(cache, held, columns, window)
 

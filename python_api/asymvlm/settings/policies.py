@@ -12,11 +12,11 @@ from torch import nn
 
 from asymvlm.methods import AsymVLM, BeforeMethod, CachedMethod, InsideMethod, LastRow, SelectingMethod, find_method
 from asymvlm.methods.cached.base import SCOPES
+from asymvlm.settings.numbers import check_count, check_retention, part_of
 from asymvlm.settings.scorer import Scorer
 from asymvlm.settings.weights import fp32_weight
 from asymvlm.tokens.user_turns import UserTurns
 from asymvlm_kernels import Budget, ScoreBudget, Spread, UniformBudget
-from asymvlm_kernels.millionths import MILLION
 
 logger = logging.getLogger(__name__)
 POSITIONS = ("keep", "compact")
@@ -194,13 +194,15 @@ class TextEviction:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", find_method(self.method, CachedMethod))
+        if self.scored_by.needs_limit:
+            raise ValueError(f"method {self.scored_by.name!r} needs CacheLimit(...), got it in TextEviction(...)")
         if self.scored_by.scope not in SCOPES:
             raise ValueError(f"the scope of a method must be one of {', '.join(SCOPES)}, got {self.scored_by.scope!r}")
         if self.scored_by.sinks is not None:
-            _check_count("sinks", self.scored_by.sinks, 0)
-        _check_count("threshold", self.threshold, 1)
-        _check_retention(self.retention)
-        _check_count("recent", self.recent, 0)
+            check_count("sinks", self.scored_by.sinks, 0)
+        check_count("threshold", self.threshold, 1)
+        check_retention(self.retention)
+        check_count("recent", self.recent, 0)
         for name, wanted in (
             ("mode", ("hysteresis", "proportional")),
             ("layers", ("last", "all")),
@@ -221,13 +223,18 @@ class TextEviction:
         return self.method
 
     @property
+    def sinks(self) -> int | None:
+        """First tokens of a prompt that stay; None: all of it."""
+        return self.scored_by.sinks
+
+    @property
     def guard(self) -> int:
         """Newest tokens that are no candidates."""
         return max(1, self.recent)
 
     def kept(self, count: Any) -> Any:
         """``floor(retention * count)``, exactly; of a number or an integer tensor."""
-        return count * round(self.retention * MILLION) // MILLION
+        return part_of(count, self.retention)
 
     def excess(self, held: Any, generated: Any) -> Any:
         """How many tokens go, for ``held`` of ``generated`` tokens. Numbers or integer tensors."""
@@ -261,22 +268,12 @@ class TurnEviction:
     retention: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_count("threshold", self.threshold, 0)
-        _check_retention(self.retention)
+        check_count("threshold", self.threshold, 0)
+        check_retention(self.retention)
 
     def kept(self, count: int) -> int:
         """``floor(retention * count)``, exactly."""
-        return count * round(self.retention * MILLION) // MILLION
-
-
-def _check_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-
-
-def _check_retention(value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 / MILLION <= value <= 1:
-        raise ValueError(f"retention must be in (0, 1], got {value!r}")
+        return part_of(count, self.retention)
 
 
 def as_vision(vision: VisionPruning | float | None, keep: float | None) -> VisionPruning | None:

@@ -17,6 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, modeling_flash_attention_utils
 
 import asymvlm
+from asymvlm import CacheLimit
+from asymvlm.methods import H2O, TOVA, StreamingLLM
 
 FLEX = ("llava", "gemma3", "paligemma", "mistral3", "idefics3")
 
@@ -169,3 +171,22 @@ def test_windows_are_refused_under_flash_attention_beyond_their_reach(stand_in):
     refusal = pytest.raises(NotImplementedError, match=r"FlashAttention cannot window \d+ tokens.*'sdpa'.*'compact'")
     with asymvlm.patch(narrow, vision=uniform(0.5)), refusal:
         narrow.generate(**inputs, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("method", [TOVA(), H2O(), StreamingLLM()], ids=lambda method: method.name)
+def test_a_limited_cache_under_flash_attention(method, stand_in):
+    """Where the lines of a layer are equally long, and no later turn comes in several tokens."""
+    plain, flash, inputs = tiny.build("llava"), with_flash("llava"), tiny.make_batch("llava", "left_padded")
+    limit = CacheLimit(method, tokens=14)
+    with asymvlm.patch(plain, cache=limit):
+        expected = plain.generate(**inputs, **GREEDY, max_new_tokens=4)
+    with asymvlm.patch(flash, cache=limit):
+        found = flash.generate(**inputs, **GREEDY, max_new_tokens=4)
+        assert_close(torch.stack(found.logits), torch.stack(expected.logits))
+        ids = torch.cat([found.sequences, torch.full((3, 2), 7)], 1)
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 6), value=1)
+        if len(found.past_key_values.tables) > 1:
+            with pytest.raises(NotImplementedError, match="need attn_implementation 'sdpa' or 'eager' here"):
+                flash.generate(
+                    input_ids=ids, attention_mask=mask, past_key_values=found.past_key_values, max_new_tokens=2
+                )

@@ -91,6 +91,17 @@ def test_answers_leave_and_questions_stay(loaded, page):
     assert {*range(last.start, last.stop - 1)} & columns
 
 
+def test_a_dialogue_stays_within_its_limit(loaded, page):
+    model, processor = loaded
+    with asymvlm.patch(model, cache=asymvlm.CacheLimit("h2o", tokens=30)):
+        talk = Conversation(model, processor, max_new_tokens=4, do_sample=False)
+        for image in ([Image.open(page).convert("RGB")], [], [Image.new("RGB", (50, 40), (200, 30, 90))]):
+            talk.ask(QUESTIONS[0], image)
+            stats = talk.cache.stats()
+            assert stats.tokens == [30]
+    assert stats.logical > 60
+
+
 def test_what_cannot_work_is_refused(loaded, page):
     model, processor = loaded
     talk = Conversation(model, processor, max_new_tokens=2)

@@ -147,6 +147,27 @@ def test_generate_goes_on_with_other_lengths_in_each_layer(family, plain, model,
     assert found.pruning_report is handle.last
 
 
+@pytest.mark.parametrize("method", [AttentionRank((1,)), AttentionRank((2, 3)), TextRows((1, 3))], ids=str)
+@pytest.mark.parametrize("window", [9, 20])
+def test_sliding_windows_reach_by_original_position(method, window):
+    """Layers 0 and 2 slide: they score, and lose tokens, with windows shorter and longer than an image."""
+    model = tiny.build("gemma3", sliding_window=window)
+    inputs, steps = one_image_each("gemma3"), 4
+    oracle, logits = ByLayer(model, inputs, method.layers, 0.5, all_text=isinstance(method, TextRows)), []
+    prompt = oracle.run()
+    logits.append(prompt[:, -1])
+    for _ in range(steps - 1):
+        oracle.append(logits[-1].argmax(-1, keepdim=True))
+        logits.append(oracle.forward()[:, -1])
+    with torch.no_grad(), asymvlm.patch(model, vision=uniform(0.5, method=method)) as handle:
+        found = model(**inputs)
+        answer = model.generate(**inputs, **GREEDY, max_new_tokens=steps)
+    index = handle.last.index
+    rows, slots = (index >= 0).nonzero(as_tuple=True)
+    assert_close(found.logits[rows, slots], prompt[rows, index[rows, slots]])
+    assert_close(torch.stack(answer.logits, 1), torch.stack(logits, 1))
+
+
 def test_a_row_of_a_batch_is_a_batch_of_its_own():
     model = tiny.build("llava")
     inputs, rows = make_batch("llava", "left_padded"), tiny.single_rows("llava", "left_padded")
@@ -225,8 +246,14 @@ def test_what_it_does_not_know_is_refused():
     for family, reason in (("qwen3_vl", "features added"), ("qwen3_5", "recurrent"), ("paligemma", "both ways")):
         with pytest.raises(NotImplementedError, match=reason):
             asymvlm.patch(tiny.build(family), vision=vision)
-    with pytest.raises(NotImplementedError, match="sliding windows"):
-        asymvlm.patch(tiny.build("gemma3", sliding_window=20), vision=vision)
+    with pytest.raises(NotImplementedError, match="attention in chunks"):
+        asymvlm.patch(tiny.build("llama4", attention_chunk_size=20), vision=vision)
+    windowed, prompt = tiny.build("gemma3", sliding_window=20), make_batch("gemma3", "single")
+    with (
+        asymvlm.patch(windowed, vision=uniform(0.5, method=AttentionRank(), positions="compact")),
+        pytest.raises(NotImplementedError, match="sliding windows keeps positions"),
+    ):
+        windowed.generate(**prompt, max_new_tokens=1)
     with pytest.raises(NotImplementedError, match=r"works inside the decoder: use asymvlm\.patch"):
         asymvlm.prune_inputs(model, vision, **inputs)
     with asymvlm.patch(model, vision=vision) as handle:

@@ -120,6 +120,8 @@ class BeforeMethod(ABC):
     paper: ClassVar[str] = ""  # where it was published
     needs_text: ClassVar[bool] = False  # rows without text then keep all their vision tokens
     needs_tower: ClassVar[bool] = False  # `VisionPrompt.features` is read
+    needs_grid: ClassVar[bool] = False  # `VisionPrompt.cells` is read
+    needs_pixels: ClassVar[bool] = False  # `VisionPrompt.pixels` is read
     needs_tower_attention: ClassVar[bool] = False  # `VisionPrompt.tower_attention` or `.tower_keys` is read
     budget: ClassVar[Budget | ScoreBudget | None] = None  # where the settings name none
 

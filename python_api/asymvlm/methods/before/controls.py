@@ -54,6 +54,7 @@ class Spiral(BeforeMethod):
 
     name: ClassVar[str] = "spiral"
     paper: ClassVar[str] = "arXiv:2605.29535, Table 4"
+    needs_grid: ClassVar[bool] = True
 
     def scores(self, prompt: VisionPrompt) -> torch.Tensor:
         cells = prompt.cells

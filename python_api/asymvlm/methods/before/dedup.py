@@ -22,6 +22,7 @@ class Dedup(BeforeMethod):
     """
 
     name: ClassVar[str] = "dedup"
+    needs_pixels: ClassVar[bool] = True
     budget: ClassVar[Budget | ScoreBudget | None] = PositiveScores()
 
     def scores(self, prompt: VisionPrompt) -> torch.Tensor:

@@ -27,6 +27,7 @@ class Downsample(SelectingMethod):
     """
 
     name: ClassVar[str] = "downsample"
+    needs_grid: ClassVar[bool] = True
 
     def keep(self, prompt: VisionPrompt, counts: torch.Tensor) -> Kept:
         prunable, embeds = prompt.tokens.prunable, prompt.embeds.clone()

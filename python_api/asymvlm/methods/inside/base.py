@@ -67,6 +67,7 @@ class InsideMethod(ABC):
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""  # where it was published
     needs_text: ClassVar[bool] = False
+    needs_one_axis: ClassVar[bool] = False  # of positions: M-RoPE is refused
     ahead: ClassVar[bool] = False  # attention is that of the next layer, whose queries and keys are made twice
     per_head: ClassVar[bool] = False  # `LayerTokens.heads` is read
     hides: ClassVar[bool] = False  # tokens stay, and later layers do not see them

@@ -34,6 +34,7 @@ def density_peaks(rows: torch.Tensor, clusters: int) -> tuple[torch.Tensor, torc
 
 
 def cluster_means(rows: torch.Tensor, member: torch.Tensor, clusters: int) -> torch.Tensor:
-    """``(c, D)`` fp32: the mean of each cluster's rows ``(n, D)``; the order of every sum is that of the rows."""
-    belongs = (member == torch.arange(clusters, device=rows.device)[:, None]).float()
-    return belongs @ rows.float() / belongs.sum(1, keepdim=True)
+    """``(c, D)``, fp32 at least: the mean of each cluster's rows ``(n, D)``."""
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    belongs = (member == torch.arange(clusters, device=rows.device)[:, None]).to(rows)
+    return belongs @ rows / belongs.sum(1, keepdim=True)

@@ -44,6 +44,7 @@ class SparseVLM(InsideMethod):
     name: ClassVar[str] = "sparsevlm"
     paper: ClassVar[str] = "arXiv:2410.04417"
     needs_text: ClassVar[bool] = True
+    needs_one_axis: ClassVar[bool] = True
     recycles: ClassVar[bool] = True
     counts: ClassVar[Mapping[int, tuple[int, ...]]] = PUBLISHED
 
@@ -133,6 +134,7 @@ class SparseVLM2(SparseVLM):
     """
 
     name: ClassVar[str] = "sparsevlm v2"
+    needs_one_axis: ClassVar[bool] = False
     recycles: ClassVar[bool] = False
     per_head: ClassVar[bool] = True
     counts: ClassVar[Mapping[int, tuple[int, ...]]] = PUBLISHED_V2
