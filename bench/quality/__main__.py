@@ -1,9 +1,10 @@
 """Measure what pruning and eviction cost in answers: ``python -m bench.quality``, results in ``bench/results/quality``.
 
-Parts: ``uniform`` (every method at every keep ratio), ``budgets`` (adaptive against uniform), ``eviction`` (transcripts
-and conversations), ``beyond`` (ideas that are not in the paper), ``safety`` (the recommended settings, and pages that
-they were not calibrated on). Each part is written as soon as it is measured, and
-``--part`` repeats some of them. The scorers come from ``python -m bench.quality.scorers``.
+Parts: ``uniform`` (controls, cosine and learned scorers at every keep ratio), ``methods`` (all methods of the library
+at equal kept tokens), ``costs`` (work, bytes and time of those), ``budgets`` (adaptive against uniform), ``eviction``
+(transcripts and conversations), ``caches`` (all methods of the cache at equal bytes), ``beyond`` (ideas that are not in
+the paper), ``safety`` (the recommended settings, and pages that they were not calibrated on). Each part is written as
+soon as it is measured, and ``--part`` repeats some of them. The scorers come from ``python -m bench.quality.scorers``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from asymvlm.settings.scorer import Scorer
 from bench.harness import environment, results
 from bench.quality.beyond import beyond
 from bench.quality.budgets import adaptive, gaps
+from bench.quality.caches import caches
 from bench.quality.conversations import conversations
+from bench.quality.methods import compared, costs
 from bench.quality.safety import safety
 from bench.quality.scorers import PRESETS, RECIPES, SCORERS, load_model
 from bench.quality.study import Study, uniform
@@ -32,7 +35,7 @@ from bench.tinyvlm.evaluate import make_samples
 from bench.tinyvlm.model import CHECKPOINT
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "quality"
-PARTS = ("uniform", "budgets", "eviction", "beyond", "safety")
+PARTS = ("uniform", "methods", "costs", "budgets", "eviction", "caches", "beyond", "safety")
 SAMPLES, TRANSCRIPTS = 1000, 300
 METHODS = {name: RECIPES[name].label for name in PRESETS}  # in every table; the other recipes are for `beyond`
 PAPER, OURS = METHODS.values()
@@ -90,8 +93,15 @@ def _measure(
     if part == "uniform":
         learned = study.weights.get(OURS, [None])[0]
         return uniform(study) | {"gaps": gaps(study, learned)}
+    if part == "methods":
+        return compared(study, OURS)
+    if part == "costs":
+        return costs(study)
     if part == "budgets":
         return adaptive(study, scorers["default"], cache=cache, progress=False)
+    if part == "caches":
+        lines = transcript_samples(min(samples, TRANSCRIPTS), seed=pages + 1)
+        return caches(study.model, lines) | {"samples": len(lines)}
     if part == "eviction":
         lines = transcript_samples(min(samples, TRANSCRIPTS), seed=pages + 1)
         return {

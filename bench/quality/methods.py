@@ -31,10 +31,9 @@ from asymvlm.methods import (
     VisPruner,
 )
 from asymvlm_kernels import UniformBudget
-from bench.quality.generated import batches_of_one_length
 from bench.quality.scorers import model_inputs
 from bench.quality.study import FULL, Study, key
-from bench.tinyvlm.evaluate import Samples
+from bench.tinyvlm.evaluate import ROWS, Samples
 
 RATIOS = (0.75, 0.65, 0.5, 0.33, 0.22, 0.11)
 CONTROL = "downsample"
@@ -67,14 +66,13 @@ def settings(study: Study, name: str, ratio: float) -> list[VisionPruning] | Non
 
 
 def compared(study: Study, ours: str, ratios: Sequence[float] = RATIOS) -> dict[str, Any]:
-    """Tables 2 and 4 in shape: answers of every method at every ratio, by kind of question, and what each costs.
+    """Tables 2 and 4 in shape: answers of every method at every ratio, by kind of question.
 
     Args:
         ours: the method of the study that the others are compared with, sample by sample.
     """
-    names = [*study.methods, *(kind.name for kind in OTHERS), *(kind.name for kind in INSIDE)]
+    names = all_names(study)
     rates: dict[str, Any] = {name: {} for name in names}
-    costs: dict[str, Any] = {name: {} for name in names}
     for name in names:
         for ratio in ratios:
             runs = settings(study, name, ratio)
@@ -83,13 +81,10 @@ def compared(study: Study, ours: str, ratios: Sequence[float] = RATIOS) -> dict[
             if key(name, ratio) not in study.right:
                 study.measure(key(name, ratio), runs)
             rates[name][f"{ratio:g}"] = study.summary(key(name, ratio))
-            costs[name][f"{ratio:g}"] = cost(study.model, study.samples, runs[0])
     return {
         "full": study.summary(FULL),
-        "full_cost": cost(study.model, study.samples, VisionPruning(budget=UniformBudget(1.0))),
         "ours": ours,
         "rates": rates,
-        "costs": costs,
         "paired": [
             study.compare(key(name, ratio), key(other, ratio))
             for other in (ours, CONTROL)
@@ -101,12 +96,27 @@ def compared(study: Study, ours: str, ratios: Sequence[float] = RATIOS) -> dict[
     }
 
 
+def all_names(study: Study) -> list[str]:
+    """Of the study's own methods, and of all others."""
+    return [*study.methods, *(kind.name for kind in OTHERS), *(kind.name for kind in INSIDE)]
+
+
+def costs(study: Study, ratios: Sequence[float] = RATIOS) -> dict[str, Any]:
+    """What every method costs at every ratio, and the unpruned model."""
+    found: dict[str, Any] = {FULL: {"1": cost(study.model, study.samples, VisionPruning(budget=UniformBudget(1.0)))}}
+    for name in all_names(study):
+        runs = {ratio: settings(study, name, ratio) for ratio in ratios}
+        found[name] = {f"{ratio:g}": cost(study.model, study.samples, run[0]) for ratio, run in runs.items() if run}
+    return {"costs": found, "rounds": ROUNDS}
+
+
 @torch.inference_mode()
 def cost(model: Any, samples: Samples, vision: VisionPruning) -> dict[str, float]:
     """Of the prompts of one batch: prefill FLOPs by the paper's formula and K/V bytes measured, both as shares of the
     unpruned model's, and the median time to the first token in ms.
     """
-    rows = next(iter(batches_of_one_length(samples)))
+    lengths = samples.question.sum(1)
+    rows = (lengths == lengths.mode().values).nonzero()[:ROWS, 0]  # questions of one length need no padding
     inputs, times = model_inputs(samples, rows.tolist(), answers=False), []
     with asymvlm.patch(model, vision=vision) as handle:
         for _ in range(ROUNDS):
@@ -127,4 +137,4 @@ def cost(model: Any, samples: Samples, vision: VisionPruning) -> dict[str, float
     }
 
 
-__all__ = ["INSIDE", "OTHERS", "RATIOS", "compared", "cost", "settings"]
+__all__ = ["INSIDE", "OTHERS", "RATIOS", "all_names", "compared", "costs", "settings"]

@@ -11,7 +11,7 @@ import torch
 from asymvlm.hf.arguments import CACHE, MASK, past_length, tokens_of
 from asymvlm.hf.context import Frame, push
 from asymvlm.hf.layers import at_columns, rotary_of
-from asymvlm.inside.masks import later_mask, later_window
+from asymvlm.inside.masks import later_mask, later_window, open_behind
 from asymvlm.inside.state import InsideState, inside_state
 
 
@@ -54,15 +54,17 @@ class Later(Frame):
         layer = self.cache.layers[number]
         slides = window is not None and bool(getattr(layer, "is_sliding", False))
         if (stage, slides) not in self.fitted:
-            behind, mask = self.columns - self.state.original_length, kwargs.get(MASK)
+            new = self.columns - self.state.original_length
+            mask = self.state.given.get(MASK)
+            behind = open_behind(mask, hidden.shape[1], new, self.columns, hidden)
             fitted: dict[str, Any] = {}
             if slides and window is not None:
-                standing, held = self.state.standing(stage, behind), layer.keys.shape[-2]
-                fitted[MASK] = later_window(config, hidden, mask, standing, held, window, behind)
+                standing, held = self.state.standing(stage, new), layer.keys.shape[-2]
+                fitted[MASK] = later_window(config, hidden, standing, behind, held, window)
             else:
-                fitted[MASK] = later_mask(config, hidden, mask, self.state.real[stage], behind)
+                fitted[MASK] = later_mask(config, hidden, self.state.real[stage], behind)
             if table is not None:
-                new = torch.arange(self.columns - self.new, self.columns, device=hidden.device)
-                fitted |= at_columns(table.parts, new - self.state.dropped(stage).to(hidden.device))
+                own = torch.arange(self.columns - self.new, self.columns, device=hidden.device)
+                fitted |= at_columns(table.parts, own - self.state.dropped(stage).to(hidden.device))
             self.fitted[stage, slides] = fitted
         return self.fitted[stage, slides]

@@ -32,29 +32,44 @@ def stage_mask(config: Any, hidden: torch.Tensor, mask: Any, index: torch.Tensor
     return attention_form(config, hidden, (block & real[:, None, None]) | own)
 
 
-def later_mask(config: Any, hidden: torch.Tensor, mask: Any, real: torch.Tensor, new: int) -> Any:
-    """Of a step behind the prompt: the kept columns, then what the model's own mask says of the new ones.
+def open_behind(mask: Any, queries: int, new: int, columns: int, like: torch.Tensor) -> torch.Tensor:
+    """``(B or 1, 1, Q, new)`` bool: what a step's tokens see of the ``new`` columns behind the prompt, theirs the last.
 
     Args:
-        hidden: ``(B, Q, D)``. mask: the model's own. real: ``(B, S')`` bool. new: columns behind the prompt, those of
-            the step with them.
+        mask: that the model was called with, ``(B, columns)`` or None for ones. The decoder's own do not do: their
+            width is that of the first layer of a kind, which may hold fewer columns.
+    Raises:
+        NotImplementedError: for a mask of another form.
     """
-    queries = hidden.shape[1]
+    seen = torch.ones((queries, new), dtype=torch.bool, device=like.device).tril(new - queries)[None, None]
+    if mask is None:
+        return seen
+    if not isinstance(mask, torch.Tensor) or tuple(mask.shape[1:]) != (columns,):
+        told = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise NotImplementedError(
+            f"a step behind a prompt pruned between layers needs a 2-D attention_mask of {columns} columns or none, "
+            f"got {told}"
+        )
+    return seen & mask.to(like.device).bool()[:, None, None, columns - new :]
+
+
+def later_mask(config: Any, hidden: torch.Tensor, real: torch.Tensor, behind: torch.Tensor) -> Any:
+    """Of a step behind the prompt: the kept columns, then the new ones.
+
+    Args:
+        hidden: ``(B, Q, D)``. real: ``(B, S')`` bool. behind: of `open_behind`.
+    """
     real = real.to(hidden.device).repeat_interleave(len(hidden) // len(real), 0)
-    if isinstance(mask, torch.Tensor) and mask.ndim == 2:
-        return torch.cat([real.to(mask), mask[:, -new:]], 1)
-    if isinstance(mask, torch.Tensor) and mask.ndim == 4:
-        behind = (mask if mask.dtype == torch.bool else mask == 0)[..., -new:]
-    else:
-        behind = real.new_ones((queries, new)).tril(new - queries)[None, None]
+    behind = behind.expand(len(real), -1, -1, -1)
     if uses_flash(config):
-        return None if bool(real.all()) else torch.cat([real, real.new_ones((len(real), new))], 1)
-    front = real[:, None, None].expand(-1, 1, queries, -1)
-    return attention_form(config, hidden, torch.cat([front, behind.expand(len(real), -1, -1, -1)], -1))
+        columns = torch.cat([real, behind[:, 0, -1]], 1)
+        return None if bool(columns.all()) else columns
+    front = real[:, None, None].expand(-1, 1, hidden.shape[1], -1)
+    return attention_form(config, hidden, torch.cat([front, behind], -1))
 
 
 def later_window(
-    config: Any, hidden: torch.Tensor, mask: Any, columns: torch.Tensor, held: int, window: int, new: int
+    config: Any, hidden: torch.Tensor, columns: torch.Tensor, behind: torch.Tensor, held: int, window: int
 ) -> Any:
     """As `later_mask` of a layer that holds a window: by the columns of the prompt, which the cache counts no more.
 
@@ -66,8 +81,6 @@ def later_window(
     columns = columns.to(hidden.device).repeat_interleave(len(hidden) // len(columns), 0)
     keys, rows = columns[:, None, None, -(held + queries) :], columns[:, None, -queries:, None]
     visible = (keys >= 0) & (keys <= rows) & (rows - keys < window)
-    if isinstance(mask, torch.Tensor) and mask.ndim == 4:  # what a caller's mask closes behind the prompt stays closed
-        shared = min(new, mask.shape[-1], visible.shape[-1])
-        own = mask if mask.dtype == torch.bool else mask == 0
-        visible = torch.cat([visible[..., :-shared], visible[..., -shared:] & own[..., -shared:]], -1)
+    shared = min(behind.shape[-1], visible.shape[-1])
+    visible = torch.cat([visible[..., :-shared], visible[..., -shared:] & behind[..., -shared:]], -1)
     return attention_form(config, hidden, visible)

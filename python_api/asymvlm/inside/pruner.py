@@ -158,7 +158,7 @@ class InsidePruner:
         if cache is not None and prefill.real:
             table = None if prefill.rotary is None else RotaryTable(prefill.rotary, whole)
             columns = dict(prefill.columns)
-            hold(cache, InsideState(whole.shape[1], dict(prefill.real), columns, whole.sum(1), table))
+            hold(cache, InsideState(whole.shape[1], dict(prefill.real), columns, whole.sum(1), rotary=table))
         return prefill.selection()
 
     # -- layers ------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ class InsideState:
     real: Mapping[int, torch.Tensor]  # first layer of each stage -> (B, S') bool: columns that are seen
     columns: Mapping[int, torch.Tensor]  # first layer of each stage -> (B, S') int64: columns it holds, -1 = padding
     lengths: torch.Tensor  # (B,) tokens of the prompt
+    given: dict[str, Any] = field(default_factory=dict)  # the mask that the step in hand was called with
     rotary: RotaryTable | None = None  # where later layers number their tokens from 0
 
     def rows(self, index: torch.Tensor) -> InsideState:
@@ -28,7 +29,7 @@ class InsideState:
         columns = {layer: rows[index.to(rows.device)] for layer, rows in self.columns.items()}
         lengths = self.lengths[index.to(self.lengths.device)]
         rotary = None if self.rotary is None else self.rotary.rows(index)
-        return InsideState(self.original_length, real, columns, lengths, rotary)
+        return InsideState(self.original_length, real, columns, lengths, rotary=rotary)
 
     @property
     def length(self) -> int:

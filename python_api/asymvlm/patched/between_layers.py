@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from asymvlm.hf.arguments import CACHE, cache_of
+from asymvlm.hf.arguments import CACHE, MASK, cache_of
 from asymvlm.hf.context import innermost, pop
 from asymvlm.hf.errors import MechanismError
 from asymvlm.hf.layers import MECHANISM
 from asymvlm.inside.later import Later
 from asymvlm.inside.prefill import Prefill
 from asymvlm.inside.pruner import InsidePruner
+from asymvlm.inside.state import inside_state
 from asymvlm.patched.in_flight import Call
 from asymvlm.report.pruning import PruningReport, report_of
+
+
+def note_mask(arguments: dict[str, Any]) -> None:
+    """The model begins a step; its decoder may get masks of other forms, whose widths say less."""
+    if (state := inside_state(arguments.get(CACHE))) is not None:
+        state.given[MASK] = arguments.get(MASK)
 
 
 def enter_inside(pruner: InsidePruner, call: Call | None, arguments: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from asymvlm.hf.merge import merging
 from asymvlm.hf.pruned_cache import serve
 from asymvlm.hf.windows import sliding_window, tighten
 from asymvlm.inside.pruner import InsidePruner
-from asymvlm.patched.between_layers import enter_inside, leave_inside, with_hidden_columns
+from asymvlm.patched.between_layers import enter_inside, leave_inside, note_mask, with_hidden_columns
 from asymvlm.patched.checks import check_call, check_inside, check_trainable
 from asymvlm.patched.in_flight import PREFILL, STEPS, Call, feed_prompt, past_on_host
 from asymvlm.prompt.columns import with_original_columns
@@ -101,6 +101,8 @@ class Forwards:
         plain_step = not (self._pending or images) and cache is not None and state_of(cache) is None
         if plain_step and torch.compiler.is_compiling():
             return None  # a decode step, which torch.compile traces without a graph break
+        if self._inside is not None:
+            note_mask(arguments)
         call = self._call()
         if call is not None and call.phase == "forward":
             self._drop(call)  # an interrupted forward, whose hook never ran, left its call behind

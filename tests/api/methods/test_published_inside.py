@@ -120,6 +120,22 @@ def test_a_row_of_a_batch_is_a_batch_of_its_own(llava, name):
             assert_close(torch.stack(alone.logits, 1)[0], torch.stack(together.logits, 1)[number])
 
 
+def test_a_kind_of_layer_may_begin_behind_the_dropping():
+    """Gemma 3's decoder makes the full layers' mask as wide as the first of them, which holds fewer columns here."""
+    model, inputs = copy.deepcopy(build_once("gemma3")), make_batch("gemma3", "image_free_row")
+    text = single_rows("gemma3", "image_free_row")[1]
+    expected = torch.stack(model.generate(**text, **GREEDY, max_new_tokens=STEPS).logits, 1)[0]
+    with asymvlm.patch(model, vision=VisionPruning(method=FastV(1, 0.5))):
+        found = model.generate(**inputs, **GREEDY, max_new_tokens=STEPS)
+        assert_close(torch.stack(found.logits, 1)[1], expected)
+        with torch.no_grad(), pytest.raises(NotImplementedError, match="2-D attention_mask of 49 columns or none, got"):
+            model(
+                input_ids=text["input_ids"][:, :1].expand(3, -1),
+                past_key_values=found.past_key_values,
+                attention_mask=torch.ones(3, 1),
+            )
+
+
 @pytest.mark.parametrize("family", ["llava", "phi3_v"], indirect=True)
 def test_masking_answers_as_in_place_and_saves_nothing(family, model):
     inputs = make_batch(family, "one_image_each")
