@@ -120,7 +120,7 @@ def _asked(model: Any, samples: Samples, runs: Sequence[VisionPruning], file: Pa
         if file is None:
             return table
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(file, **table)
+        np.savez(file, right=table["right"], kept=table["kept"], warned=table["warned"])
     return dict(np.load(file))
 
 

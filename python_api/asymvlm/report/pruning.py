@@ -176,7 +176,9 @@ class PruningReport:
     def oversubscription(self) -> list[float] | None:
         """Tokens that look relevant for each that is kept; 0 where there are none."""
         above = self.above_threshold
-        return above and [found / kept if kept else 0.0 for found, kept in zip(above, self.kept, strict=True)]
+        if above is None:
+            return None
+        return [found / kept if kept else 0.0 for found, kept in zip(above, self.kept, strict=True)]
 
     @cached_property
     def notes(self) -> list[str]:

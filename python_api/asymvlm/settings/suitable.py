@@ -31,7 +31,7 @@ def check_scored(method: BeforeMethod | InsideMethod, spread: object, per_image:
             f"a method that scores, got {asked}"
         )
     before = isinstance(method, BeforeMethod) and not isinstance(method, SelectingMethod)
-    if floor is not False and not (before and method.needs_text):  # type: ignore[union-attr]
+    if floor is not False and not (before and method.needs_text):
         raise ValueError(
             f"at_least_relevant needs a method that scores tokens against the question before the decoder, got "
             f"method {method.name!r}"
