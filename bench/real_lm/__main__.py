@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -70,10 +71,12 @@ def _begin(file: Path, names: list[str]) -> int:
 def _alone(file: Path) -> Iterator[None]:
     """No other process writes the file meanwhile."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    lock = file.with_suffix(".lock")
-    with lock.open("w") as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(folder)
 
 
 if __name__ == "__main__":

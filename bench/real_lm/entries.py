@@ -40,23 +40,23 @@ class Entry:
         return {"cache": CacheLimit(self.method, tokens=tokens, protect_prompt=self.protected)}
 
 
-ENTRIES = (
+ENTRIES = (  # the first ones matter most where time is short
     Entry("asymvlm (last layer)"),
-    Entry("asymvlm, 6 recent kept", recent=6),
     Entry("asymvlm, 16 recent kept", recent=16),
-    Entry("h2o", H2O()),
     Entry("h2o", H2O(), protected=False),
-    Entry("tova", TOVA()),
-    Entry("tova", TOVA(), protected=False),
     Entry("oldest first", OldestFirst()),
     Entry("streamingllm, original positions", StreamingLLM(positions="original"), protected=False),
-    Entry("streamingllm, re-indexed", StreamingLLM(), protected=False),
+    Entry("tova", TOVA(), protected=False),
+    Entry("h2o", H2O()),
     Entry("random", RandomEviction()),
-    Entry("random, 4 first kept", RandomEviction(sinks=SINKS), protected=False),
     Entry("last row, 4 first kept", LastRow(sinks=SINKS), protected=False),
+    Entry("asymvlm, 6 recent kept", recent=6),
+    Entry("tova", TOVA()),
+    Entry("streamingllm, re-indexed", StreamingLLM(), protected=False),
+    Entry("snapkv", SnapKV(window=8), protected=False),
+    Entry("random, 4 first kept", RandomEviction(sinks=SINKS), protected=False),
     Entry("oldest first", OldestFirst(), protected=False),
     Entry("streamingllm, re-indexed", StreamingLLM()),
-    Entry("snapkv", SnapKV(window=8), protected=False),
 )
 
 __all__ = ["ENTRIES", "FORCED", "FULL", "HELD", "PROMPT", "SCORED", "SHARES", "Entry"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 import asymvlm
+from asymvlm.hf.arguments import Callee, cache_of
 from bench.real_lm.entries import FORCED, PROMPT, SCORED
 
+CAP = "final_logit_softcapping"
 ROWS = 64  # of logits at a time: a vocabulary of 262144 makes 64 MiB of them
 
 
@@ -37,14 +39,23 @@ def load(folder: Path) -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def headless(model: Any) -> Iterator[torch.Tensor]:
-    """Without its head, whose weight is given: a step then returns hidden states, and the head is applied to many."""
-    head = model.lm_head
+def headless(model: Any) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """Without its head, which is given: a step then returns hidden states, and the head is applied to many at once."""
+    head, cap = model.lm_head, getattr(model.config, CAP, None)
+
+    def logits(states: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = head(states)
+        return made if cap is None else cap * torch.tanh(made / cap)
+
     model.lm_head = nn.Identity()
+    if cap is not None:
+        setattr(model.config, CAP, None)
     try:
-        yield head.weight
+        yield logits
     finally:
         model.lm_head = head
+        if cap is not None:
+            setattr(model.config, CAP, cap)
 
 
 @torch.inference_mode()
@@ -54,25 +65,21 @@ def loss(model: Any, ids: torch.Tensor, settings: dict[str, Any]) -> tuple[list[
     Args:
         ids: ``(blocks, PROMPT + FORCED)``. settings: arguments of `asymvlm.patch`; none evicts nothing.
     """
-    hidden, cap = [], getattr(model.config, "final_logit_softcapping", None)
+    hidden, name = [], Callee.of(type(model).forward).cache
     with contextlib.ExitStack() as stack:
-        weight = stack.enter_context(headless(model))
+        head = stack.enter_context(headless(model))
         if settings:
             stack.enter_context(asymvlm.patch(model, **settings))
         output = model(input_ids=ids[:, :PROMPT], use_cache=True)
         for column in range(PROMPT, PROMPT + FORCED - 1):
-            output = model(
-                input_ids=ids[:, column : column + 1], past_key_values=output.past_key_values, use_cache=True
-            )
+            output = model(input_ids=ids[:, column : column + 1], use_cache=True, **{name: cache_of(output)})
             if column >= PROMPT + FORCED - SCORED - 1:
                 hidden.append(output.logits[:, -1])
-        cache = output.past_key_values
+        cache = cache_of(output)
     states, wanted = torch.stack(hidden, 1).flatten(0, 1), ids[:, -SCORED:].flatten()
     parts = []
     for some, target in zip(states.split(ROWS), wanted.split(ROWS)):
-        logits = some @ weight.T
-        logits = logits if cap is None else cap * torch.tanh(logits / cap)
-        parts.append(nn.functional.cross_entropy(logits, target, reduction="none"))
+        parts.append(nn.functional.cross_entropy(head(some), target, reduction="none"))
     return torch.cat(parts).view(-1, SCORED).mean(1).tolist(), held(cache)
 
 
