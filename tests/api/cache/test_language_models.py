@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -82,6 +84,43 @@ def test_a_model_without_groups_has_a_line_for_each_head():
     with asymvlm.patch(model, cache=CacheLimit(H2O(), tokens=LIMIT)):
         found = model.generate(**inputs, **GREEDY, max_new_tokens=2).past_key_values
     assert [table.heads for table in found.tables] == [4, 4, 4]
+
+
+def packed(model, linear, q8_0: int):
+    """Every linear layer with its weight in GGUF blocks, a scale and 32 bytes, as transformers leaves them."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, torch.nn.Linear):
+            blocks = module.weight.detach().unflatten(1, (-1, 32))
+            scale = (blocks.abs().amax(-1, keepdim=True) / 127).half()
+            rounded = (blocks / scale.float().clamp_min(1e-9)).round().to(torch.int8)
+            rows = torch.cat([scale.view(torch.uint8), rounded.view(torch.uint8)], -1).flatten(1)
+            layer = linear(module.in_features, module.out_features, q8_0, module.bias is not None)
+            layer.weight.data, layer.bias = rows, module.bias
+            model.set_submodule(name, layer)
+    return model
+
+
+def test_weights_packed_as_gguf_blocks(monkeypatch):
+    gguf = pytest.importorskip("transformers.integrations.gguf.utils", reason="this transformers unpacks them")
+    kernels = importlib.import_module("transformers.integrations.gguf.kernels")
+    kernel = SimpleNamespace(mul_mat_vec=lambda weight, x, kind, out: x @ gguf.dequantize_blocks(
+        weight, kind, out, x.shape[1], x.dtype
+    ).T)  # fmt: skip
+    monkeypatch.setattr(kernels, "_gguf_kernel", kernel)  # a hub has the real ones
+    model, inputs = (
+        packed(copy.deepcopy(build_once("llama")), gguf.GgufLinear, 8),
+        tiny.make_batch("llama", "long_texts"),
+    )
+    with torch.no_grad():
+        logits, before = model(**inputs).logits, build_once("llama")(**inputs).logits
+    assert 0 < (logits - before)[inputs["attention_mask"] > 0].abs().max() < 0.2, "eight bits are near the weights"
+    policy = dict(threshold=5, retention=0.6, recent=2)
+    ids, logits = Masked(model, inputs, **policy).generate(10)
+    with asymvlm.patch(model, text=TextEviction(**policy)) as handle:
+        found = model.generate(**inputs, **GREEDY, max_new_tokens=10)
+    assert torch.equal(found.sequences[:, -10:], ids)
+    assert_close(torch.stack(found.logits, 1), logits, atol=1e-4)
+    assert min(handle.last.eviction.evicted) > 0
 
 
 def test_a_row_answers_as_alone_and_a_copy_as_the_model():
