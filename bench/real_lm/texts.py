@@ -46,7 +46,8 @@ def texts(cache: Path = CACHE) -> dict[str, str]:
 
 
 def blocks(tokenizer: Any, whole: Mapping[str, str], number: int, length: int) -> torch.Tensor:
-    """``(texts * BLOCKS, length)`` ids of one round: a token that begins a text, and what stands at a place of it.
+    """``(texts * BLOCKS, length)`` ids of one round: the token that begins a text, if the model has one, and a
+    passage of it.
 
     Blocks of all rounds together lie evenly over each text and do not overlap.
 
@@ -59,10 +60,11 @@ def blocks(tokenizer: Any, whole: Mapping[str, str], number: int, length: int) -
     for name, text in whole.items():
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         stride = len(ids) // (ROUNDS * BLOCKS)
-        if stride < length - 1:
-            raise ValueError(f"{name}: {len(ids)} tokens found, wanted {ROUNDS * BLOCKS * (length - 1)}")
+        if stride < length:
+            raise ValueError(f"{name}: {len(ids)} tokens found, wanted {ROUNDS * BLOCKS * length}")
         starts = [(number + ROUNDS * block) * stride for block in range(BLOCKS)]
-        rows += [[tokenizer.bos_token_id, *ids[start : start + length - 1]] for start in starts]
+        begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        rows += [[*begin, *ids[start : start + length]][:length] for start in starts]
     return torch.tensor(rows)
 
 

@@ -102,7 +102,7 @@ def test_blocks_lie_apart_and_a_short_text_is_refused():
     assert all(one.shape == (8, 30) and (one[:, 0] == -1).all() for one in rounds)
     seen = torch.cat(rounds)[:, 1:].flatten().tolist()
     assert len(set(seen)) == len(seen)
-    with pytest.raises(ValueError, match="a: 1000 tokens found, wanted 1248"):
+    with pytest.raises(ValueError, match="a: 1000 tokens found, wanted 1280"):
         texts.blocks(Letters(), whole, 0, 40)
     with pytest.raises(ValueError, match=r"round must be in \[0, 8\), got 8"):
         texts.blocks(Letters(), whole, 8, 30)
