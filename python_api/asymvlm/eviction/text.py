@@ -44,12 +44,18 @@ class TextEvictor:
         self.config = config
         self.policy = policy
         self.method = None if policy is None else policy.scored_by
-        self._split = EvictionCache(config, **kind_of(policy)).is_split  # refuses a decoder it does not know
-        attention = capture.attention_modules(decoder)
+        cache = EvictionCache(config, **kind_of(policy))  # refuses a decoder it does not know
+        self._split, attention = cache.is_split, capture.attention_modules(decoder)
+        evicting = {index for index, layer in enumerate(cache.layers) if isinstance(layer, SlotLayer)}
+        if lost := sorted(evicting - set(attention)):
+            raise NotImplementedError(
+                f"text eviction wants layers with a self_attn, layers {lost} of {type(decoder).__name__} have none"
+            )
         kinds = getattr(config, "layer_types", None) or [FULL] * len(cast("Any", decoder).layers)
         full = [index for index in attention if kinds[index] == FULL]
         full = full or sorted(attention)  # layers all "sliding" by a window that they never leave
-        chosen = full if self._split or (policy is not None and policy.layers == "all") else full[-1:]
+        chosen = full if policy is not None and policy.layers == "all" else full[-1:]
+        chosen = sorted(evicting) if self._split else chosen
         self._layers = {index: attention[index] for index in chosen} if policy is not None else {}
         capture.install(self._layers)
 

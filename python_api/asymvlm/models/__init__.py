@@ -1,4 +1,4 @@
-"""The families the library knows, by ``config.model_type``. Third parties add theirs by an entry point.
+"""The families the library knows, by ``config.model_type``, and language models. Third parties add by an entry point.
 
 An entry point of the group ``asymvlm.adapters`` names the ``model_type`` and points at an `Adapter`.
 """
@@ -47,6 +47,7 @@ from asymvlm.models import (
     vipllava,
 )
 from asymvlm.models.adapter import Adapter
+from asymvlm.models.language import language_adapter
 
 ENTRY_POINT_GROUP = "asymvlm.adapters"
 FAMILIES = (
@@ -89,7 +90,10 @@ _ADAPTERS = {module.ADAPTER.model_type: module.ADAPTER for module in FAMILIES}
 
 
 def supported_models() -> list[str]:
-    """The ``config.model_type`` of every family that `asymvlm.patch` accepts, third-party ones included."""
+    """The ``config.model_type`` of every family whose vision `asymvlm.patch` prunes, third-party ones included.
+
+    Beside them it takes causal language models of transformers without vision, for ``text=`` and ``cache=``.
+    """
     return sorted({*_ADAPTERS, *entry_points(group=ENTRY_POINT_GROUP).names})
 
 
@@ -104,17 +108,28 @@ def registered(model_type: str | None) -> Adapter | None:
     return None
 
 
-def adapter_for(model: nn.Module) -> Adapter:
+def adapter_for(model: nn.Module, *, vision: bool = True) -> Adapter:
     """The adapter of a model.
 
+    Args:
+        vision: False takes causal language models too, which have none.
     Raises:
-        ValueError: if its ``config.model_type`` is unknown; the message lists the known ones.
+        ValueError: if its ``config.model_type`` is unknown, and the message lists the known ones; if it has no vision.
     """
     config: Any = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
     adapter = registered(model_type)
     if adapter is not None:
         return adapter
-    raise ValueError(
-        f"no adapter for {type(model).__name__} with model_type {model_type!r}; known: {', '.join(supported_models())}"
-    )
+    language = language_adapter(model)
+    if language is None:
+        raise ValueError(
+            f"no adapter for {type(model).__name__} with model_type {model_type!r}; known: "
+            f"{', '.join(supported_models())}; and, for text eviction and cache limits, causal language models"
+        )
+    if vision:
+        raise ValueError(
+            f"{type(model).__name__} is a language model, without vision to prune: asymvlm.patch takes it with "
+            "text=TextEviction(...) or cache=CacheLimit(...) and without vision settings or a strategy"
+        )
+    return language

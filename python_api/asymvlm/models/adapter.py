@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -34,6 +34,10 @@ def no_grids(model: nn.Module, inputs: Inputs) -> Grids:
     return {}
 
 
+def no_flops(model: nn.Module, inputs: Inputs) -> int | None:
+    return None
+
+
 def _attribute(config: Any, name: str) -> Any:
     return getattr(config, name, None)
 
@@ -58,7 +62,7 @@ class Adapter:
     first_position: int = 0  # position of token 0 when a plain forward makes its own
     mrope: bool = False  # positions have an axis of their own: (3, B, S)
     grids: Callable[[nn.Module, Inputs], Grids] = no_grids  # token grids of the call's images
-    vision_flops: Callable[[nn.Module, Inputs], int | None] = lambda model, inputs: None
+    vision_flops: Callable[[nn.Module, Inputs], int | None] = no_flops
     # how the grids of an image lie on it (`asymvlm.report.tiles`): "one" alone, "whole first" or "whole last" beside
     # joined crops, by "tags", "separators" or "ovis" in the prompt, by the "canvas" of the image's size, or "unknown"
     tiling: str = "one"
@@ -90,11 +94,17 @@ class Adapter:
         return self
 
     def __reduce__(self) -> Any:
-        """Pickled by name, so that a patched model can be: most facts are functions."""
+        """Pickled by name, so that a patched model can be: some facts of families are functions without one."""
         from asymvlm.models import registered
 
-        known = registered(self.model_type) is self
-        return (registered, (self.model_type,)) if known else super().__reduce_ex__(2)
+        if registered(self.model_type) is self:
+            return registered, (self.model_type,)
+        return Adapter, tuple(getattr(self, one.name) for one in fields(self))
+
+    @property
+    def sees(self) -> bool:
+        """False for a language model, whose calls never bring vision."""
+        return bool(self.triggers)
 
     @property
     def closed_between_layers(self) -> str:

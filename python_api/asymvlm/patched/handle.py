@@ -66,7 +66,7 @@ class PatchHandle:
         logits: str = "kept",
         cache: CacheLimit | None = None,
     ) -> None:
-        self.adapter = adapter_for(model)
+        self.adapter = adapter_for(model, vision=strategy is not None or not vision.bypassed)
         if HANDLE in model.__dict__:
             raise RuntimeError(f"{type(model).__name__} is patched already: remove the first handle to patch again")
         vision.check_model(model)
@@ -100,6 +100,7 @@ class PatchHandle:
 
     @vision.setter
     def vision(self, vision: VisionPruning) -> None:
+        adapter_for(self.model, vision=not vision.bypassed)
         if not vision.bypassed and vision.inside != self._inside:
             raise ValueError(
                 f"a patch is made for its method inside the decoder, {self._inside!r}: patch anew for {vision.inside!r}"

@@ -19,12 +19,18 @@ def install(handle: PatchHandle) -> tuple[TextEvictor | None, Forwards]:
     """By the handle's settings.
 
     Raises:
+        ValueError: for turns of a model that sees nothing.
         NotImplementedError: for a decoder, or settings, that one of them does not know. The model is as it was.
     """
     model, adapter, vision = handle.model, handle.adapter, handle.vision
     evicts = handle.text is not None or handle.turns is not None or handle.cache is not None
     if vision.inside is not None and (evicts or handle.strategy is not None):
         raise NotImplementedError(f"{vision.method!r} works inside the decoder, not beside text eviction")
+    if handle.turns is not None and not adapter.sees:
+        raise ValueError(
+            f"turns=TurnEviction(...) scores earlier answers by their similarity to images, and {type(model).__name__} "
+            "sees none: pass text=TextEviction(...) or cache=CacheLimit(...)"
+        )
     text_config = cast("Any", model.config).get_text_config()
     evictor: TextEvictor | None = None
     pruner: InsidePruner | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 from families.facts import Family
+from families.language import LANGUAGE
 
 NAMES = (
     "llava",
@@ -45,3 +46,5 @@ NAMES = (
 FAMILIES: dict[str, Family] = {name: importlib.import_module(f"families.{name}").FAMILY for name in NAMES}
 # stand for the others where a test is about calls, not about families: 1-D, M-RoPE, DeepStack, prefix-LM, windows
 REPRESENTATIVE = ("llava", "gemma3", "qwen2_5_vl", "qwen3_vl", "paligemma")
+
+__all__ = ["FAMILIES", "LANGUAGE", "NAMES", "REPRESENTATIVE", "Family"]

@@ -13,6 +13,6 @@ def build_once(family: str) -> PreTrainedModel:
     model = tiny.build(family)
     # transformers adds hooks of its own on first use; later snapshots must not see that
     model.generate(**tiny.make_batch(family, "single"), max_new_tokens=2)
-    if tiny.FAMILIES[family].video is not None:
+    if tiny.family_of(model).video is not None:
         model.generate(**tiny.make_video(family), max_new_tokens=1)
     return model

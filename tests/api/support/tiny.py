@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from families import FAMILIES, REPRESENTATIVE
+from families import FAMILIES, LANGUAGE, REPRESENTATIVE
 from families.facts import (
     AUDIO,
     BEGIN_IMAGE,
@@ -71,12 +71,13 @@ BATCHES: dict[str, tuple[tuple[Row, ...], str]] = {
     "ends_in_image": ((ENDS_IN_IMAGE, LONGER), "left"),
     "different_places": ((FIRST, LAST, TEMPLATE), "left"),
     "text_only": ((TEXT_ONLY, Row((34,), 0, (35, 36, 37, 38, 39))), "left"),
+    "long_texts": ((Row(tuple(range(5, 19)), 0, ()), Row((34, 71, 72), 0, tuple(range(40, 57)))), "left"),
 }
 
 
 def build(name: str, attention: str | None = None, **text: object) -> PreTrainedModel:
     """An fp32 model in eval mode, every parameter drawn; ``text`` overrides its text configuration."""
-    family = FAMILIES[name]
+    family = {**FAMILIES, **LANGUAGE}[name]
     config = family.config({**TEXT, **text})
     config._attn_implementation = attention or family.attention
     model = family.model(config)
@@ -102,7 +103,7 @@ def make_inputs(
     name: str, rows: Sequence[Row], padding: str = "left", seed: int = 0, first_image: int = 0
 ) -> dict[str, Tensor]:
     """What the family's processor would return for ``rows``; each image draws its own pixels from ``seed``."""
-    family = FAMILIES[name]
+    family = {**FAMILIES, **LANGUAGE}[name]
     sequences = [row.ids(family.image) for row in rows]
     length = max(map(len, sequences))
     input_ids = torch.full((len(rows), length), PAD)
@@ -143,7 +144,7 @@ def single_rows(name: str, batch: str, seed: int = 0) -> list[dict[str, Tensor]]
 
 
 def family_of(model: PreTrainedModel) -> Family:
-    return next(family for family in FAMILIES.values() if type(model) is family.model)
+    return next(family for family in [*FAMILIES.values(), *LANGUAGE.values()] if type(model) is family.model)
 
 
 def vision_columns(model: PreTrainedModel, ids: Tensor) -> list[list[list[int]]]:
@@ -189,6 +190,7 @@ __all__ = [
     "EOS",
     "FAMILIES",
     "IMAGE",
+    "LANGUAGE",
     "PAD",
     "REPRESENTATIVE",
     "ROW_END",

@@ -1,0 +1,62 @@
+"""What is compared: settings that hold the same number of tokens in every layer once a text is over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from asymvlm import CacheLimit, TextEviction
+from asymvlm.methods import H2O, TOVA, CachedMethod, LastRow, OldestFirst, RandomEviction, SnapKV, StreamingLLM
+
+SHARES = (0.5, 0.75, 0.9)
+PROMPT, FORCED = 128, 96  # tokens of a block: read at once, and one by one
+HELD = 48  # of the latter, of which a share is held
+SCORED = 48  # the last of them, all behind the first eviction
+SINKS = 4
+FULL = "nothing evicted"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table. ``method`` None: `TextEviction` by the last layer's attention, ``recent`` tokens kept."""
+
+    name: str
+    method: CachedMethod | None = None
+    protected: bool = True
+    recent: int = 0
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, prompt {'protected' if self.protected else 'not protected'}"
+
+    def settings(self, share: float) -> dict[str, Any]:
+        """Arguments of `asymvlm.patch` that hold the prompt and ``share`` of `HELD`, or as many tokens of both."""
+        held = int(HELD * share)
+        if self.method is None:
+            return {"text": TextEviction(held, 1.0, recent=self.recent)}
+        if "step" not in self.method.moments:  # generated tokens all stay, so the prompt is cut by what they will take
+            return {"cache": CacheLimit(self.method, tokens=PROMPT + held - (FORCED - 1))}
+        tokens = held if self.protected else PROMPT + held
+        return {"cache": CacheLimit(self.method, tokens=tokens, protect_prompt=self.protected)}
+
+
+ENTRIES = (  # the first ones matter most where time is short
+    Entry("asymvlm (last layer)"),
+    Entry("asymvlm, 16 recent kept", recent=16),
+    Entry("h2o", H2O(), protected=False),
+    Entry("oldest first", OldestFirst()),
+    Entry("streamingllm, original positions", StreamingLLM(positions="original"), protected=False),
+    Entry("tova", TOVA(), protected=False),
+    Entry("h2o", H2O()),
+    Entry("random", RandomEviction()),
+    Entry("last row, 4 first kept", LastRow(sinks=SINKS), protected=False),
+    Entry("asymvlm, 6 recent kept", recent=6),
+    Entry("tova", TOVA()),
+    Entry("streamingllm, re-indexed", StreamingLLM(), protected=False),
+    Entry("snapkv", SnapKV(window=8), protected=False),
+    Entry("random, 4 first kept", RandomEviction(sinks=SINKS), protected=False),
+    Entry("oldest first", OldestFirst(), protected=False),
+    Entry("streamingllm, re-indexed", StreamingLLM()),
+)
+
+__all__ = ["ENTRIES", "FORCED", "FULL", "HELD", "PROMPT", "SCORED", "SHARES", "Entry"]
