@@ -28,6 +28,7 @@ from asymvlm.models.adapter import ENCODED
 from asymvlm.patched.checks import check_call
 from asymvlm.patched.in_flight import Call
 from asymvlm.patched.installing import install
+from asymvlm.patched.recall import recall_for
 from asymvlm.prompt.continuing import continue_call, restate_settings, with_original_prompt
 from asymvlm.prompt.later import brings_images, prune_later_images
 from asymvlm.prompt.shorten import PrunedPrompt, prune_prompt
@@ -242,10 +243,12 @@ class PatchHandle:
 
     def _continue(self, original: Callable[..., Any], state: PromptState, call: dict[str, Any]) -> Any:
         """A later turn on the cache of a pruned prompt: its images are in the cache already."""
+        state, recalled = recall_for(self, state, call)
         shorter = call | continue_call(self.adapter, state, call) | restate_settings(self.model, call, state)
         original_ids = OriginalIds(state.original_ids, state.length)
         behind = self._behind(call[CACHE], shorter[POSITIONS])
         report = later_turn_report(self.model, self.adapter, self.vision, state, call)
+        report.recall = recalled
         running = Call(
             owner=self,
             report=report,

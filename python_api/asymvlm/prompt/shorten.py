@@ -22,6 +22,7 @@ from asymvlm.prompt.choosing import choose_and_gather
 from asymvlm.prompt.deepstack import DeepStack, prune_deepstack
 from asymvlm.prompt.padding import check_last_columns, padding_side
 from asymvlm.prompt.reading import read_prompt
+from asymvlm.prompt.recall_store import RecallStore
 from asymvlm.prompt.selection import Selection
 from asymvlm.prompt.state import PromptState
 from asymvlm.settings.policies import VisionPruning
@@ -130,6 +131,9 @@ def prune_prompt(
     if adapter.deepstack and deepstack is None:
         raise MechanismError("thinning DeepStack features", f"the decoder of {adapter.model_type!r} was handed none")
     shift = adapter.first_position if generating else 0  # `generate` counts from 0, its model adds the rest
+    store = None
+    if policy.recall and not model.training:
+        store = RecallStore.of(adapter, policy, prompt, positions + shift, record, text_config, first)
     state = PromptState(
         original_ids=tokens.ids,
         original_lengths=real.sum(-1),
@@ -138,6 +142,7 @@ def prune_prompt(
         attention_mask=carried[MASK],
         position_ids=carried[POSITIONS] + shift,
         next_position=following + shift,
+        recall=store,
     )
     decoder_rows = {name: more for name, more in adapter.decoder_rows.items() if name in carried}
     selection = _selection(policy, prompt, pruned, index)

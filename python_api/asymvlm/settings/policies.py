@@ -13,6 +13,7 @@ from torch import nn
 from asymvlm.methods import AsymVLM, BeforeMethod, CachedMethod, InsideMethod, LastRow, SelectingMethod, find_method
 from asymvlm.methods.cached.base import SCOPES
 from asymvlm.settings.numbers import check_count, check_retention, part_of
+from asymvlm.settings.recall import check_recall
 from asymvlm.settings.scorer import Scorer
 from asymvlm.settings.weights import fp32_weight
 from asymvlm.tokens.user_turns import UserTurns
@@ -42,6 +43,8 @@ class VisionPruning:
         method: which tokens stay: a `BeforeMethod`, an `InsideMethod`, or the name of one (``"random"``,
             ``"vispruner"``, ``"fastv"``, one of an installed package; `asymvlm.methods.available_methods` lists them).
             None means `AsymVLM` with the ``scorer``.
+        recall: keep what is dropped beside the cache, on the ``"device"`` (True) or in ``"host"`` memory: a question of
+            a later ``generate`` brings back what it ranks into the budget. What is in the cache stays there.
     Raises:
         ValueError: naming the value found and the value wanted.
     """
@@ -54,6 +57,7 @@ class VisionPruning:
     spread: Spread | None = None
     processor: InitVar[Any] = None
     method: BeforeMethod | InsideMethod | str | None = None
+    recall: bool | str = False
 
     def __post_init__(self, processor: Any) -> None:
         method = None if self.method is None else find_method(self.method, BeforeMethod, InsideMethod)
@@ -107,6 +111,7 @@ class VisionPruning:
         self._check_spread()
         if self.positions not in POSITIONS:
             raise ValueError(f"positions must be 'keep' or 'compact', got {self.positions!r}")
+        check_recall(self)
 
     def _check_spread(self) -> None:
         """A budget that a calibration fitted goes with the scores that it was fitted to."""
