@@ -21,7 +21,7 @@ from asymvlm.hf.windows import sliding_window
 from asymvlm.prompt.continuing import check_conversation
 from asymvlm.prompt.recalling import Recalled, wanted_back, with_past, with_recalled
 from asymvlm.prompt.state import PromptState, remember
-from asymvlm.report.recall import RecallReport
+from asymvlm.report.recall import RecallReport, stored_report
 
 if TYPE_CHECKING:
     from asymvlm.patched.handle import PatchHandle
@@ -46,13 +46,12 @@ def recall_for(
     check_conversation(handle.adapter, state, call)
     begun, cached = time.perf_counter(), past_length(cache)
     past = cached - state.length
-    report = RecallReport([0] * len(state.index), store.nbytes, store.embeds.device.type)
+    report = stored_report(state, later=False)
+    assert report is not None
     if cached > widest_past(cache):
         report.note = f"nothing recalled: a window of the cache no longer holds all of its {cached} columns"
         return state, report
-    recalled = wanted_back(
-        handle.model, handle.adapter, handle.vision, state, call, state.original_length + past
-    )
+    recalled = wanted_back(handle.model, handle.adapter, handle.vision, state, call, state.original_length + past)
     if recalled.places.shape[1]:
         state, order = with_recalled(with_past(state, call, past), recalled)
         _read(handle.adapter.text_of(handle.model), handle.model, state, recalled, order, cache)
@@ -71,7 +70,7 @@ def _read(
     """Write K and V of recalled tokens into the cache, at their places among the others."""
     text_config = cast("Any", model.config).get_text_config()
     arguments = {
-        EMBEDS: recalled.embeds,
+        **recalled.arguments,
         MASK: _masks(text_config, state, recalled, order),
         POSITIONS: recalled.positions,
         CACHE: cache,
@@ -90,20 +89,22 @@ def _read(
 
 def _masks(text_config: Any, state: PromptState, recalled: Recalled, order: torch.Tensor) -> Any:
     """What recalled tokens attend to, ``(B, 1, R, S' + R)`` by slot before sorting, one for each kind of layer."""
-    new = recalled.places.shape[1]
-    slots = torch.argsort(order, dim=1)
+    new, slots = recalled.places.shape[1], torch.argsort(order, dim=1)
     places, real = state.index.gather(1, slots), state.attention_mask.gather(1, slots).bool()
-    visible = real[:, None] & (places[:, None] <= recalled.reach[..., None])
     own = torch.arange(places.shape[1], device=places.device) - (places.shape[1] - new)
     own = own == torch.arange(new, device=places.device)[:, None]  # padding attends to something, too
-    full = attention_form(text_config, recalled.embeds, (visible | own)[:, None])
-    window = sliding_window(text_config)
-    if window is None:
-        return full
-    near = recalled.places[..., None] - places[:, None] < window
-    sliding = attention_form(text_config, recalled.embeds, (visible & near | own)[:, None])
-    kinds = set(getattr(text_config, "layer_types", None) or (SLIDING,))
-    return {FULL: full, SLIDING: sliding} if kinds == {FULL, SLIDING} else sliding
+    embeds, window = recalled.arguments[EMBEDS], sliding_window(text_config)
+
+    def form(reach: torch.Tensor, window: int | None) -> torch.Tensor:
+        visible = real[:, None] & (places[:, None] <= reach[..., None])
+        if window is not None:
+            visible &= recalled.places[..., None] - places[:, None] < window
+        return attention_form(text_config, embeds, (visible | own)[:, None])
+
+    kinds = set(getattr(text_config, "layer_types", None) or ())
+    if kinds == {FULL, SLIDING}:
+        return {FULL: form(recalled.reach, None), SLIDING: form(recalled.sliding_reach, window)}
+    return form(recalled.reach if window is None else recalled.sliding_reach, window)
 
 
 __all__ = ["recall_for"]

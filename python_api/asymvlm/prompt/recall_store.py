@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from asymvlm.hf.arguments import MASK
+from asymvlm.hf.arguments import EMBEDS, MASK
 from asymvlm.hf.errors import MechanismError
 from asymvlm.hf.masks import FULL, SLIDING
 from asymvlm.hf.windows import sliding_window
 from asymvlm.methods import VisionPrompt
 from asymvlm.models.adapter import Adapter, Grid
+from asymvlm.prompt.deepstack import DeepStack, decoder_rows, prune_deepstack
 from asymvlm.settings.policies import VisionPruning
 from asymvlm_kernels import gather_rows
 
@@ -32,9 +33,12 @@ class RecallStore:
     places: torch.Tensor  # (B, N) int64, original column, -1 = no token
     positions: torch.Tensor  # (B, N) or (R, B, N), as the decoder sees them
     reach: torch.Tensor  # (B, N) int64, last column that a token may attend to: its own, or the end of its open block
+    sliding_reach: torch.Tensor  # the same in sliding layers
     images: torch.Tensor  # (B, N) int64, image of each token, -1 where there is none
     lines: torch.Tensor | None  # (B, N) int64, line of its image, where scores are spread along lines
     grids: list[list[Grid]] | None  # of each row's images
+    rows_beside: Mapping[str, torch.Tensor]  # (B, N, ...) arguments of the decoder beside the embeddings
+    deepstack: DeepStack | None  # features for its first layers
 
     @classmethod
     def of(
@@ -58,34 +62,46 @@ class RecallStore:
         most = int(prunable.sum(-1).max())
         order = (~prunable).long().argsort(dim=1, stable=True)[:, :most]
         places = order.masked_fill(~prunable.gather(1, order), -1)
-        reach = _reach(record.get(MASK), prompt.tokens.real, prunable, text_config, first)
+        reach, sliding_reach = _reaches(record.get(MASK), prompt.tokens.real, prunable, text_config, first)
         embeds = gather_rows(prompt.embeds, places)
+        beside = decoder_rows(adapter, record, places, first)
+        deepstack = prune_deepstack(record, places, first)
+        if policy.recall == HOST:
+            embeds = embeds.cpu()
+            beside = {name: rows.cpu() for name, rows in beside.items()}
+            deepstack = deepstack and dataclasses.replace(deepstack, rows=[rows.cpu() for rows in deepstack.rows])
         return cls(
-            embeds=embeds.cpu() if policy.recall == HOST else embeds,
+            embeds=embeds,
             places=places,
             positions=positions.gather(-1, order.expand(*positions.shape[:-1], most)).contiguous(),
             reach=reach.gather(1, order),
+            sliding_reach=sliding_reach.gather(1, order),
             images=gather_rows(prompt.images, places, pad=-1),
             lines=None if policy.spread is None else gather_rows(prompt.cells.line, places, pad=-1),
             grids=prompt.grids,
+            rows_beside=beside,
+            deepstack=deepstack,
         )
 
     def rows(self, index: torch.Tensor) -> RecallStore:
         """Of the rows ``index`` ``(rows,)``, in that order."""
-        names = ("places", "reach", "images", *(() if self.lines is None else ("lines",)))
+        names = ("places", "reach", "sliding_reach", "images", *(() if self.lines is None else ("lines",)))
         picked: dict[str, Any] = {name: getattr(self, name)[index] for name in names}
         return dataclasses.replace(
             self,
             embeds=self.embeds[index.to(self.embeds.device)],
             positions=self.positions.index_select(-2, index),
             grids=self.grids and [self.grids[row] for row in index.tolist()],
+            rows_beside={name: rows[index.to(rows.device)] for name, rows in self.rows_beside.items()},
+            deepstack=self.deepstack and dataclasses.replace(self.deepstack, place=self.deepstack.place[index]),
             **picked,
         )
 
     def behind(self, columns: int) -> RecallStore:
         """The same tokens where ``columns`` others stand in front of their prompt."""
         places = torch.where(self.places >= 0, self.places + columns, -1)
-        return dataclasses.replace(self, places=places, reach=self.reach + columns)
+        reach, sliding_reach = self.reach + columns, self.sliding_reach + columns
+        return dataclasses.replace(self, places=places, reach=reach, sliding_reach=sliding_reach)
 
     def joined(self, later: RecallStore | None) -> RecallStore:
         """With the tokens of a later prompt, told in the same columns; None for one without any."""
@@ -99,15 +115,37 @@ class RecallStore:
             places=torch.cat([self.places, later.places], 1),
             positions=torch.cat([self.positions, later.positions], -1),
             reach=torch.cat([self.reach, later.reach], 1),
+            sliding_reach=torch.cat([self.sliding_reach, later.sliding_reach], 1),
             images=numbers["images"],  # type: ignore[arg-type]
             lines=numbers["lines"],
             grids=[a + b for a, b in zip(self.grids or [], later.grids or [], strict=True)] if known else None,
+            rows_beside={
+                name: torch.cat([rows, later.rows_beside[name].to(rows)], 1) for name, rows in self.rows_beside.items()
+            },
+            deepstack=self.deepstack and later.deepstack and _stacked(self.deepstack, later.deepstack),
         )
 
     @property
     def nbytes(self) -> int:
         """Bytes of its tensors."""
-        return sum(value.nbytes for value in vars(self).values() if isinstance(value, torch.Tensor))
+        held = [value for value in vars(self).values() if isinstance(value, torch.Tensor)]
+        held += self.rows_beside.values()
+        held += [] if self.deepstack is None else [self.deepstack.place, *self.deepstack.rows]
+        return sum(tensor.nbytes for tensor in held)
+
+    def arguments(self, slots: torch.Tensor) -> dict[str, Any]:
+        """What the decoder gets of the tokens in ``slots`` ``(B, R)`` (-1 = none) beside positions and masks."""
+        device = slots.device
+        found = {
+            name: gather_rows(rows.flatten(2), slots.to(rows.device)).unflatten(-1, rows.shape[2:]).to(device)
+            for name, rows in {EMBEDS: self.embeds, **self.rows_beside}.items()
+        }
+        if self.deepstack is None:
+            return found
+        place = gather_rows(self.deepstack.place, slots, pad=-1)
+        told = place[place >= 0]
+        rows = [rows[told.to(rows.device)].to(device) for rows in self.deepstack.rows]
+        return found | {"visual_pos_masks": place >= 0, "deepstack_visual_embeds": rows}
 
 
 def check_family(adapter: Adapter, text_config: Any) -> None:
@@ -119,9 +157,6 @@ def check_family(adapter: Adapter, text_config: Any) -> None:
     for reason, found in (
         ("recurrent layers, whose state has read on", adapter.recurrent),
         ("attention in chunks", adapter.chunked),
-        ("features added behind its first layers (DeepStack)", adapter.deepstack),
-        ("rows of its own for each layer", bool(adapter.decoder_rows)),
-        ("latent keys", adapter.latent_keys),
     ):
         if found:
             raise NotImplementedError(f"recall does not serve {adapter.model_type}: its decoder has {reason}")
@@ -136,25 +171,44 @@ def _numbered_on(numbers: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
     return torch.cat([numbers, torch.where(later >= 0, later + after, -1)], 1)
 
 
-def _reach(masks: Any, real: torch.Tensor, prunable: torch.Tensor, text_config: Any, first: int) -> torch.Tensor:
-    """``(B, S)`` int64: the last column that each token may attend to, by the masks that the family made.
+def _stacked(stack: DeepStack, later: DeepStack) -> DeepStack:
+    """The features of both side by side."""
+    place = torch.where(later.place >= 0, later.place + len(stack.rows[0]), -1)
+    rows = [torch.cat([a, b.to(a)]) for a, b in zip(stack.rows, later.rows, strict=True)]
+    return DeepStack(torch.cat([stack.place, place], 1), rows)
+
+
+def _reaches(
+    masks: Any, real: torch.Tensor, prunable: torch.Tensor, text_config: Any, first: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """For full and for sliding layers, ``(B, S)`` int64: the last column that each token may attend to.
 
     Raises:
-        NotImplementedError: if they are not causal with blocks that are open to their end, and windows of columns.
+        NotImplementedError: if the family's masks are not causal with blocks that are open to their end, and windows.
     """
-    places = torch.arange(real.shape[1], device=real.device).expand_as(real)
-    full, sliding = (masks.get(kind) for kind in (FULL, SLIDING)) if isinstance(masks, dict) else (masks, None)
-    if full is None or (isinstance(full, torch.Tensor) and full.ndim == 2):
-        return places
-    if not isinstance(full, torch.Tensor) or full.ndim != 4:
-        raise NotImplementedError(f"recall needs dense masks of a prompt, got {type(full).__name__}")
-    opened = _open(full)[:, first:, first:]
-    reach = places.shape[1] - 1 - opened.flip(-1).long().argmax(-1)
-    wanted = real[:, None] & (places[:, None] <= reach[..., None])
+    if not isinstance(masks, dict):
+        masks = dict.fromkeys((FULL, SLIDING), masks)
+    if unknown := sorted(set(masks) - {FULL, SLIDING}):
+        raise NotImplementedError(f"recall knows masks of {FULL} and {SLIDING}, got {', '.join(unknown)}")
     window = sliding_window(text_config)
-    near = wanted if window is None else wanted & (places[..., None] - places[:, None] < window)
-    pairs = [(opened, wanted)] if sliding is None else [(opened, wanted), (_open(sliding)[:, first:, first:], near)]
-    if any(bool(((found != expected) & prunable[..., None]).any()) for found, expected in pairs):
+    full, sliding = (masks.get(kind) for kind in (FULL, SLIDING))
+    reach = _reach(full, real, prunable, None, first)
+    return reach, reach if sliding is full else _reach(sliding, real, prunable, window, first)
+
+
+def _reach(mask: Any, real: torch.Tensor, prunable: torch.Tensor, window: int | None, first: int) -> torch.Tensor:
+    """Of one kind of layer, whose mask may be None, that of real columns ``(B, S)``, or dense."""
+    places = torch.arange(real.shape[1], device=real.device).expand_as(real)
+    if mask is None or (isinstance(mask, torch.Tensor) and mask.ndim == 2):
+        return places
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 4:
+        raise NotImplementedError(f"recall needs dense masks of a prompt, got {type(mask).__name__}")
+    opened = _open(mask)[:, first:, first:]
+    reach = places.shape[1] - 1 - opened.flip(-1).long().argmax(-1)
+    expected = real[:, None] & (places[:, None] <= reach[..., None])
+    if window is not None:
+        expected &= places[..., None] - places[:, None] < window
+    if bool(((opened != expected) & prunable[..., None]).any()):
         raise NotImplementedError(
             "recall knows masks that are causal or open to the end of a block, within windows, and this prompt's is not"
         )

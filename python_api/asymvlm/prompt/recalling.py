@@ -29,10 +29,11 @@ from asymvlm_kernels import gather_rows
 class Recalled:
     """Tokens that return, R columns, rows filled up behind."""
 
-    embeds: torch.Tensor  # (B, R, D)
+    arguments: dict[str, Any]  # of the decoder: embeddings (B, R, D) and what goes beside them
     places: torch.Tensor  # (B, R) int64, original column, -1 = none
     positions: torch.Tensor  # (B, R) or (axes, B, R)
-    reach: torch.Tensor  # (B, R) int64
+    reach: torch.Tensor  # (B, R) int64, last column that each attends to
+    sliding_reach: torch.Tensor  # the same in sliding layers
 
 
 def wanted_back(
@@ -57,10 +58,11 @@ def wanted_back(
     order = (~wanted).long().argsort(dim=1, stable=True)[:, :most]
     slots = order.masked_fill(~wanted.gather(1, order), -1)
     return Recalled(
-        embeds=gather_rows(store.embeds, slots.to(store.embeds.device)).to(state.index.device),
+        arguments=store.arguments(slots),
         places=gather_rows(store.places, slots, pad=-1),
         positions=store.positions.gather(-1, order.expand(*store.positions.shape[:-1], most)),
         reach=store.reach.gather(1, order),
+        sliding_reach=store.sliding_reach.gather(1, order),
     )
 
 

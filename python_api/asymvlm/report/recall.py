@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from asymvlm.prompt.state import PromptState
+
 
 @dataclass
 class RecallReport:
@@ -18,3 +20,11 @@ class RecallReport:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def stored_report(state: PromptState, *, later: bool) -> RecallReport | None:
+    """Of a call with images, before which nothing comes back; None where nothing is stored."""
+    if (store := state.recall) is None:
+        return None
+    note = "nothing recalled: the turn has images of its own" if later else ""
+    return RecallReport([0] * len(state.index), store.nbytes, store.embeds.device.type, note=note)
