@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import StaticCache
 
 import asymvlm
+from asymvlm import RelativeThresholdBudget, Spread, VisionPruning
 from asymvlm.methods import BeforeMethod
 
 ANSWER = 3
@@ -193,3 +194,49 @@ def test_a_cache_is_as_it_was_where_the_decoder_fails(family, plain, model, monk
             with pytest.raises(ZeroDivisionError):
                 talk.generate(without_images(conversation), past_key_values=talk.result.past_key_values)
         assert sum(talk.ask()) > 0
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl"], indirect=True)
+def test_spread_scores_and_budgets_of_scores(family, plain, model):
+    """What comes back is what a first call would keep for that question."""
+    settings = dict(budget=RelativeThresholdBudget(0.5), spread=Spread(2, 0.5))
+    inputs = make_batch(family, "left_padded")
+    with asymvlm.patch(model, vision=VisionPruning(**settings, recall=True)) as handle:
+        result = model.generate(**inputs, **GREEDY, max_new_tokens=ANSWER)
+        before = handle.last.index.tolist()
+        conversation = longer(family, inputs, result.sequences)
+        known = result.sequences.shape[1] - 1
+        model.generate(
+            **without_images(conversation), past_key_values=result.past_key_values, **GREEDY, max_new_tokens=ANSWER
+        )
+        after, recalled = handle.last.index.tolist(), handle.last.recall.recalled
+    new = torch.arange(conversation["input_ids"].shape[1]) >= known
+    vision = VisionPruning(**settings, text=new.expand_as(conversation["input_ids"]))
+    with torch.no_grad(), asymvlm.patch(model, vision=vision) as handle:
+        model(**conversation)
+        wanted = handle.last.index.tolist()
+    for row, (first, chosen, found) in enumerate(zip(before, wanted, after, strict=True)):
+        behind = {*range(inputs["input_ids"].shape[1], len(new))}
+        assert {*found} - {-1} == ({*first} | {*chosen} | behind) - {-1}
+        assert recalled[row] == len({*chosen} - {*first} - behind)
+    assert sum(recalled) > 0
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_of_a_cache_are_repeated_with_what_may_come_back(family, plain, model, dtype):
+    inputs = make_batch(family, "left_padded")
+    with asymvlm.patch(model.to(dtype), vision=uniform(0.25, recall="host")) as handle:
+        result = model.generate(**inputs, **GREEDY, max_new_tokens=ANSWER)
+        conversation = without_images(longer(family, inputs, result.sequences))
+        twice = {name: value.repeat_interleave(2, 0) for name, value in conversation.items()}
+        cache = copy.deepcopy(result.past_key_values)
+        cache.batch_repeat_interleave(2)
+        options = dict(**GREEDY, max_new_tokens=ANSWER)
+        once = model.generate(**conversation, past_key_values=result.past_key_values, **options)
+        recalled = handle.last.recall.recalled
+        found = model.generate(**twice, past_key_values=cache, **options)
+        assert handle.last.recall.recalled == [count for count in recalled for _ in range(2)]
+    assert sum(recalled) > 0
+    expected = torch.stack(once.logits, 1).repeat_interleave(2, 0)
+    assert_close(torch.stack(found.logits, 1), expected, None if dtype == torch.float32 else 0.02)
