@@ -5,7 +5,7 @@ hangs loses nothing of the others. The first compiles every kernel of the others
 say most, the times, a profile, the sanitizer, all tests, and whole models. Results go to
 ``<results>/<device>/<date>*``, at most a dozen files; a second run merges into those of the day, and ``--resume`` skips
 what the same sources have passed or measured. It takes at most 9 minutes, or ``--seconds``. The peers that
-torch.compile tunes and the optional CUDA library run by name: ``make gpu ARGS="--only compiled flex cuda"``.
+torch.compile tunes and the optional CUDA library run by name: ``make gpu ARGS="--only methods compiled flex cuda"``.
 
 ``--dry-run`` prints the plan, and what each step would compile that the first did not. ``--cache DIR`` takes a cache
 along; ``--only warm --device cpu --arch 90 --cache DIR`` fills it on a machine without a GPU.

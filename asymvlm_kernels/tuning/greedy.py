@@ -28,12 +28,16 @@ class DppConfig:
 
 @dataclass(frozen=True)
 class DropConfig:
-    """``block_e`` tokens at even places beside ``block_o`` at odd ones; lists are read ``block_m`` places at a time."""
+    """``block_e`` tokens at even places beside ``block_o`` at odd ones; lists are read ``block_m`` places at a time.
+
+    ``registers``: as in `DppConfig`.
+    """
 
     block_e: int
     block_o: int
     block_m: int
     num_warps: int
+    registers: int
 
 
 LONGEST = 8192  # tokens whose distances fit the registers of a program: twice as many spill; their matrix is 256 MiB
@@ -57,7 +61,8 @@ def dpp_config(N: int) -> DppConfig:
 def drop_config(M: int) -> DropConfig:
     # rows of 8 tokens stay in the L1 of a processor, whose sectors a list in ranked order meets again and again
     block_m = min(max(_power_of_two(M), 128), 1024)
-    return DropConfig(block_e=8, block_o=block_m // 2, block_m=block_m, num_warps=block_m // 64 if block_m > 256 else 4)
+    num_warps = block_m // 64 if block_m > 256 else 4
+    return DropConfig(8, block_m // 2, block_m, num_warps, registers=min(65536 // (32 * num_warps) - 1, 255))
 
 
 def _power_of_two(size: int) -> int:

@@ -134,6 +134,11 @@ def flex(options: argparse.Namespace, file: Path, limit: float) -> list[str]:
     return [*compiled(options, file, limit), "--phase", "decode"]
 
 
+def methods(options: argparse.Namespace, file: Path, limit: float) -> list[str]:
+    """Column sums of attention and the greedy choices of other methods."""
+    return [*measured(options, file, limit), "--phase", "methods", "--compiled", "without"]
+
+
 def profile(options: argparse.Namespace, file: Path, limit: float) -> list[str]:
     """Nsight Compute on three kernels at Phi's size, as text."""
     log = ["--log-file", str(beside(file, "profile", "txt"))]
@@ -214,11 +219,12 @@ STEPS = {
     "eviction": Step(30, eviction, "json", takes_rest=True),
     "training": Step(35, training, "json", takes_rest=True),
     "prefill": Step(240, prefill),
+    "methods": Step(60, methods),
     "compiled": Step(100, compiled),
     "flex": Step(100, flex),
     "cuda": Step(240, cuda),
 }
-BY_NAME = ("prefill", "compiled", "flex", "cuda")  # long, so that the others stay under 9 minutes
+BY_NAME = ("prefill", "methods", "compiled", "flex", "cuda")  # long, so that the others stay under 9 minutes
 TIMED = ("prune", "decode", "ops")  # whose figures a compilation would spoil
 SECONDS = sum(step.limit for name, step in STEPS.items() if name not in BY_NAME)
 

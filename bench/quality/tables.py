@@ -9,12 +9,13 @@ from bench.harness import results
 from bench.harness.tables import markdown
 
 HEADLINE = ("0.65", "0.5", "0.25", "0.15")
+HALF = "0.5"
 FIRST = "seed-0"  # the committed checkpoint; the other files are of models trained with other seeds
 Cell = dict[str, Any]
 
 
 def block(name: str, folder: Path) -> str:
-    """The text of a marker: ``quality-pruning``, ``quality-budgets``, ``quality-eviction`` or ``quality-beyond``."""
+    """The text of a marker: ``quality-`` and one of `BLOCKS`."""
     content = results.load(folder / f"{FIRST}.json")
     part = {"quality-pruning": "uniform"}.get(name, name.removeprefix("quality-"))
     if part not in content["parts"]:
@@ -68,6 +69,68 @@ def model_seeds(found: dict[str, Cell]) -> str:
                 cells = [cell(rates[ratio]) for ratio in HEADLINE if ratio in rates]
                 rows.append([stem.replace("-", " "), cell(measured["full"]), method, *cells])
     return markdown(("model", "full", "method", *(f"keep {ratio}" for ratio in HEADLINE)), rows)
+
+
+def methods(measured: Cell) -> str:
+    """Every method by share held, its difference to ours, and at half of the tokens by kind of question."""
+    ratios = sorted({ratio for rates in measured["rates"].values() for ratio in rates}, key=float, reverse=True)
+    full, ours = measured["full"], measured["ours"]
+    head = ("method", *(f"keep {ratio}" for ratio in ratios))
+    rows = [["full", *[cell(full)] * len(ratios)]]
+    for name, rates in measured["rates"].items():
+        rows.append([name, *(cell(rates[ratio]) if ratio in rates else "-" for ratio in ratios)])
+    paired: dict[str, dict[str, str]] = {}
+    for pair in measured["paired"]:
+        name, ratio = pair["first"].rsplit("/", 1)
+        if pair["second"].rsplit("/", 1)[0] == ours:
+            paired.setdefault(f"{name} − {ours}", {})[ratio] = difference(pair)
+    others = [[name, *(row.get(ratio, "-") for ratio in ratios)] for name, row in paired.items()]
+    kinds = list(full["kinds"])
+    by_kind = [["full", *(cell(full["kinds"][kind]) for kind in kinds)]]
+    for name, rates in measured["rates"].items():
+        if HALF in rates:
+            by_kind.append([name, *(cell(rates[HALF]["kinds"][kind]) for kind in kinds)])
+    return "\n\n".join([
+        markdown(head, rows),
+        markdown(("paired difference", *head[1:]), others),
+        f"By kind of question, keep {HALF}:",
+        markdown(("method", *kinds), by_kind),
+    ])  # fmt: skip
+
+
+def costs(measured: Cell) -> str:
+    """Work, bytes and time of every method, as shares of the unpruned model's."""
+    ratios = sorted({ratio for found in measured["costs"].values() for ratio in found} - {"1"}, key=float, reverse=True)
+    full = measured["costs"]["full"]["1"]
+    rows = [["full", *[f"1 / 1 / {full['ms']:.0f} ms"] * len(ratios)]]
+    for name, found in measured["costs"].items():
+        if name != "full":
+            cells = [found.get(ratio) for ratio in ratios]
+            told = [
+                "-" if one is None else f"{one['flops']:.2f} / {one['kv']:.2f} / {one['ms']:.0f} ms" for one in cells
+            ]
+            rows.append([name, *told])
+    head = ("prefill FLOPs / K/V bytes / time", *(f"keep {ratio}" for ratio in ratios))
+    return (
+        f"{full['rows']} prompts in one batch: prefill FLOPs by the paper's formula and K/V bytes measured, as shares "
+        f"of the unpruned model's, and the time to the first token, tower included, median of {measured['rounds']}.\n\n"
+        f"{markdown(head, rows)}"
+    )
+
+
+def caches(measured: Cell) -> str:
+    """Table 3 in shape, all methods of the cache at equal bytes."""
+    shares = list(next(iter(measured["rates"].values())))
+    rows = [["nothing goes", *[cell(measured["full"])] * len(shares), ""]]
+    for name, rates in measured["rates"].items():
+        held = ", ".join(f"{measured['bytes'][name][share] / 1024:.0f}" for share in shares)
+        rows.append([name, *(cell(rates[share]) for share in shares), held])
+    head = ("method", *(f"share {share}" for share in shares), "KiB of tokens at the end")
+    return (
+        f"Share of right tokens in transcripts of up to {measured['generated']} tokens behind prompts of "
+        f"{measured['prompt']}, {measured['samples']} pages. The cache holds as many tokens as the prompt has, and a "
+        f"share of {measured['held']} more.\n\n{markdown(head, rows)}"
+    )
 
 
 def budgets(measured: Cell) -> str:
@@ -132,7 +195,10 @@ def difference(pair: Cell) -> str:
 
 BLOCKS = {
     "quality-pruning": pruning,
+    "quality-methods": methods,
+    "quality-costs": costs,
     "quality-budgets": budgets,
+    "quality-caches": caches,
     "quality-eviction": eviction,
     "quality-beyond": beyond,
 }

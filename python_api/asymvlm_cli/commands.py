@@ -217,6 +217,9 @@ def warmup(
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Folder to compile into; Triton's own if none.", show_default=False)
     ] = None,
+    methods: Annotated[
+        bool, typer.Option("--methods", help="Also what other methods need: attention by column, greedy choices.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Compile all kernels that a patched model will need, before the first call. Exit code 1 if a build fails."""

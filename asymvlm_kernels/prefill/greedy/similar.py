@@ -120,6 +120,7 @@ def _drop_similar_triton(similarity: torch.Tensor, order: torch.Tensor, counts: 
         BLOCK_O=config.block_o,
         BLOCK_M=config.block_m,
         num_warps=config.num_warps,
+        maxnreg=config.registers,
     )
     return left
 
@@ -160,8 +161,9 @@ def drop_similar(similarity: torch.Tensor, order: torch.Tensor, counts: torch.Te
         IndexError: on a CPU, if ``order`` is out of range.
 
     Ties: of equally similar tokens the first in rank goes. A token with a NaN similarity to itself goes before any
-    other; any other NaN counts as -inf. The same tokens on every backend and in any batch. Synchronises a GPU only
-    where the reference runs there.
+    other; any other NaN counts as -inf. The same tokens on every backend and in any batch. One launch, one
+    program a sample, which looks at all pairs of every round: 1 GB of cosines from 2880 tokens to 640, milliseconds
+    for one processor. Synchronises a GPU only where the reference runs there.
     """
     arguments.check_matrix("similarity", similarity, counts)
     check_shape("order", order, (similarity.shape[0], "M"))

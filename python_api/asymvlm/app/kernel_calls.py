@@ -22,6 +22,7 @@ def kernel_calls(
     lengths: Sequence[int] = LENGTHS,
     weight: Sequence[bool] = (True, False),
     given: bool = False,
+    methods: bool = False,
 ) -> Calls:
     """The calls of a patched model's `generate`: pruning, text eviction, turn eviction.
 
@@ -31,6 +32,8 @@ def kernel_calls(
         lengths: tokens of the prompts that are to come.
         weight: with a learned scorer, by cosine similarity, or both.
         given: by a method that brings scores of its own too.
+        methods: what other methods read and choose by: column sums of attention, and greedy choices among as many
+            tokens as ``lengths`` say.
     """
     text: Any = config.get_text_config()
     ids = Carried(pad=getattr(text, "pad_token_id", None) or 0)
@@ -46,6 +49,8 @@ def kernel_calls(
         protect=(True,),
         carry=tuple(carry),
         given=given,
+        sums=methods,
+        choices=tuple(lengths) if methods else (),
         stepwise=True,
         gathers=(0, text.hidden_size, *((layers * beside,) if adapter.decoder_rows and beside else ())),
         heads=tuple(sorted(attention_heads(text))),

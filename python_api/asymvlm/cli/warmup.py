@@ -30,6 +30,7 @@ def warmup(
     arch: int | None,
     jobs: int | None,
     cache: Path | None,
+    methods: bool,
     as_json: bool,
 ) -> int:
     """Compile all kernels that a patched model will need, before the first call. Exit code 1 if a build fails."""
@@ -45,7 +46,7 @@ def warmup(
     weights = _dtype(config, dtype, model)
     adapter = registered(config.model_type)
     assert adapter is not None  # `load_config` takes supported models alone
-    calls = kernel_calls(config, adapter, dtype=weights, lengths=wanted, given=True)
+    calls = kernel_calls(config, adapter, dtype=weights, lengths=wanted, given=True, methods=methods)
     with console.stdout_reserved(as_json), console.interruptible():
         warmed = compile_kernels(calls, arch=target, jobs=jobs, folder=cache, progress=sys.stderr)
     failed = warmed.of("failed")

@@ -79,7 +79,9 @@ def test_every_method_is_in_the_table_with_its_paper():
 
 
 def test_the_page_has_the_tables():
-    page = (Path(__file__).parents[3] / "docs" / "methods.md").read_text(encoding="utf-8")
+    root = Path(__file__).parents[3]
+    assert f"[{len(OURS)} of them](docs/methods.md)" in (root / "README.md").read_text(encoding="utf-8")
+    page = (root / "docs" / "methods.md").read_text(encoding="utf-8")
     found = re.search(r"<!-- methods -->\n(.*?)\n<!-- /methods -->", page, re.DOTALL)
     assert found is not None
     assert found[1] == markdown(), "run `python -m asymvlm.methods` and paste its output"
