@@ -3,8 +3,9 @@
 Parts: ``uniform`` (controls, cosine and learned scorers at every keep ratio), ``methods`` (all methods of the library
 at equal kept tokens), ``costs`` (work, bytes and time of those), ``budgets`` (adaptive against uniform), ``eviction``
 (transcripts and conversations), ``caches`` (all methods of the cache at equal bytes), ``beyond`` (ideas that are not in
-the paper), ``safety`` (the recommended settings, and pages that they were not calibrated on). Each part is written as
-soon as it is measured, and ``--part`` repeats some of them. The scorers come from ``python -m bench.quality.scorers``.
+the paper), ``safety`` (the recommended settings, and pages that they were not calibrated on), ``recall`` (tokens that
+come back in a dialogue). Each part is written as soon as it is measured, and ``--part`` repeats some of them. The
+scorers come from ``python -m bench.quality.scorers``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from bench.quality.budgets import adaptive, gaps
 from bench.quality.caches import caches
 from bench.quality.conversations import conversations
 from bench.quality.methods import compared, costs
+from bench.quality.recall import recalled
 from bench.quality.safety import safety
 from bench.quality.scorers import PRESETS, RECIPES, SCORERS, load_model
 from bench.quality.study import Study, uniform
@@ -35,7 +37,7 @@ from bench.tinyvlm.evaluate import make_samples
 from bench.tinyvlm.model import CHECKPOINT
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "quality"
-PARTS = ("uniform", "methods", "costs", "budgets", "eviction", "caches", "beyond", "safety")
+PARTS = ("uniform", "methods", "costs", "budgets", "eviction", "caches", "beyond", "safety", "recall")
 SAMPLES, TRANSCRIPTS = 1000, 300
 METHODS = {name: RECIPES[name].label for name in PRESETS}  # in every table; the other recipes are for `beyond`
 PAPER, OURS = METHODS.values()
@@ -102,6 +104,8 @@ def _measure(
     if part == "caches":
         lines = transcript_samples(min(samples, TRANSCRIPTS), seed=pages + 1)
         return caches(study.model, lines) | {"samples": len(lines)}
+    if part == "recall":
+        return recalled(study.model, samples, study.weights.get(OURS, [None])[0], seed=pages)
     if part == "eviction":
         lines = transcript_samples(min(samples, TRANSCRIPTS), seed=pages + 1)
         return {

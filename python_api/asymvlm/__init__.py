@@ -18,6 +18,7 @@ from asymvlm.patch import PatchHandle, patch
 from asymvlm.patched.conversation import Conversation, Reply
 from asymvlm.prompt.shorten import prune_inputs
 from asymvlm.report.pruning import PruningReport
+from asymvlm.report.recall import RecallReport
 from asymvlm.settings.cache_limit import CacheLimit
 from asymvlm.settings.policies import TextEviction, TurnEviction, VisionPruning
 from asymvlm.settings.scorer import Scorer
@@ -50,6 +51,7 @@ __all__ = [
     "LinearBudget",
     "PatchHandle",
     "PruningReport",
+    "RecallReport",
     "RelativeThresholdBudget",
     "Reply",
     "Scorer",

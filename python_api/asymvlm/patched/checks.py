@@ -8,6 +8,8 @@ from torch import nn
 
 from asymvlm.hf.arguments import CACHE, past_length
 from asymvlm.hf.decoder import decoder_of
+from asymvlm.hf.generation import setting
+from asymvlm.hf.growing_layers import check_grows
 from asymvlm.prompt.state import PromptState
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.tokens.roles import check_prompt
@@ -24,6 +26,17 @@ def check_call(call: dict[str, Any], state: PromptState | None) -> None:
         raise NotImplementedError("an assistant_model is not supported: it would see a prompt of another length")
     if state is None:
         check_prompt(call)
+
+
+def check_recall(vision: VisionPruning, model: nn.Module, call: dict[str, Any]) -> None:
+    """Refuse a call whose cache dropped tokens could not return to."""
+    if not vision.recall:
+        return
+    name = setting(model, call, "cache_implementation")
+    if name not in (None, "dynamic") and (name != "hybrid" or call.get("cache_implementation") == name):
+        raise NotImplementedError(f"recall needs a cache that grows (cache_implementation None), got {name!r}")
+    if call.get(CACHE) is not None:
+        check_grows(call[CACHE])
 
 
 def check_trainable(model: nn.Module) -> None:

@@ -26,7 +26,7 @@ from asymvlm.hf.pruned_cache import serve
 from asymvlm.hf.windows import sliding_window, tighten
 from asymvlm.inside.pruner import InsidePruner
 from asymvlm.patched.between_layers import enter_inside, leave_inside, note_mask, with_hidden_columns
-from asymvlm.patched.checks import check_call, check_inside, check_trainable
+from asymvlm.patched.checks import check_call, check_inside, check_recall, check_trainable
 from asymvlm.patched.in_flight import PREFILL, STEPS, Call, feed_prompt, past_on_host
 from asymvlm.prompt.columns import with_original_columns
 from asymvlm.prompt.deepstack import deepstack_inputs
@@ -166,6 +166,7 @@ class Forwards:
             return arguments
         if state is None and self._adapter.needs_fresh_cache and getattr(cache, "is_initialized", False):
             raise NotImplementedError(f"{self._adapter.model_type} needs a new cache here, got one that was reset")
+        check_recall(vision, handle.model, arguments)
         training = torch.is_grad_enabled() and handle.model.training
         if training:
             check_trainable(handle.model)

@@ -25,15 +25,17 @@ from asymvlm.hf.generation import StaticLength, generate_callee, infer_attention
 from asymvlm.hf.instance import Replaced
 from asymvlm.models import adapter_for
 from asymvlm.models.adapter import ENCODED
-from asymvlm.patched.checks import check_call
+from asymvlm.patched.checks import check_call, check_recall
 from asymvlm.patched.in_flight import Call
 from asymvlm.patched.installing import install
+from asymvlm.patched.recall import recall_for
 from asymvlm.prompt.continuing import continue_call, restate_settings, with_original_prompt
 from asymvlm.prompt.later import brings_images, prune_later_images
 from asymvlm.prompt.shorten import PrunedPrompt, prune_prompt
 from asymvlm.prompt.state import PromptState, state_of
 from asymvlm.report.last import LastReport
 from asymvlm.report.pruning import PruningReport, report_of, reported
+from asymvlm.report.recall import stored_report
 from asymvlm.report.unpruned import later_turn_report, untouched_report
 from asymvlm.settings.cache_limit import CacheLimit
 from asymvlm.settings.policies import TextEviction, TurnEviction, VisionPruning
@@ -171,6 +173,7 @@ class PatchHandle:
         self, original: Callable[..., Any], vision: VisionPruning, state: PromptState | None, call: dict[str, Any]
     ) -> Any:
         """A call with images that are pruned: the first of its cache, or new ones in a later turn."""
+        check_recall(vision, self.model, call)
         accepted = self._forwards.model.callee.accepted
         inputs = {name: value for name, value in call.items() if name in accepted or name == ENCODED}
         prompt, report = self.prune(vision, inputs, state, generating=True)
@@ -243,18 +246,14 @@ class PatchHandle:
 
     def _continue(self, original: Callable[..., Any], state: PromptState, call: dict[str, Any]) -> Any:
         """A later turn on the cache of a pruned prompt: its images are in the cache already."""
+        state, recalled = recall_for(self, state, call)
         shorter = call | continue_call(self.adapter, state, call) | restate_settings(self.model, call, state)
         original_ids = OriginalIds(state.original_ids, state.length)
         behind = self._behind(call[CACHE], shorter[POSITIONS])
         report = later_turn_report(self.model, self.adapter, self.vision, state, call)
-        running = Call(
-            owner=self,
-            report=report,
-            original=original_ids,
-            masked=_hides(shorter[MASK]),
-            phase="decode",
-            wanted=behind,
-        )
+        report.recall = recalled
+        masked = _hides(shorter[MASK])
+        running = Call(owner=self, report=report, original=original_ids, masked=masked, phase="decode", wanted=behind)
         with entered(running):
             result = original({name: value for name, value in shorter.items() if value is not None})
         original_ids.check(call)
@@ -274,7 +273,9 @@ class PatchHandle:
         else:
             vision = vision if self.enabled else dataclasses.replace(vision, budget=UniformBudget(1.0))
             prompt = prune_later_images(self.model, self.adapter, vision, state, inputs, generating=generating)
-        return prompt, report_of(prompt.selection, self.model, self.adapter, vision, inputs)
+        report = report_of(prompt.selection, self.model, self.adapter, vision, inputs)
+        report.recall = stored_report(prompt.state, later=state is not None)
+        return prompt, report
 
 
 @dataclass(eq=False)

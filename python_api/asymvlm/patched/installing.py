@@ -10,6 +10,7 @@ from asymvlm.eviction.turns import TurnEvictor
 from asymvlm.hf.decoder import decoder_of
 from asymvlm.inside.pruner import InsidePruner
 from asymvlm.patched.forward import Forwards
+from asymvlm.prompt.recall_store import check_family
 
 if TYPE_CHECKING:
     from asymvlm.patched.handle import PatchHandle
@@ -32,6 +33,12 @@ def install(handle: PatchHandle) -> tuple[TextEvictor | None, Forwards]:
             "sees none: pass text=TextEviction(...) or cache=CacheLimit(...)"
         )
     text_config = cast("Any", model.config).get_text_config()
+    if vision.recall:
+        check_family(adapter, text_config)
+        if evicts or handle.strategy is not None:
+            raise NotImplementedError(
+                "recall moves the columns of a cache, and eviction has tables of them: pass one of the two"
+            )
     evictor: TextEvictor | None = None
     pruner: InsidePruner | None = None
     if handle.cache is not None:

@@ -1,7 +1,8 @@
 """DeepStack (Qwen3-VL): features of several tower layers, added to the vision tokens after the first decoder layers.
 
 They are rows of their own, one for every vision token in reading order, so pruning has to thin them out with the same
-index; the decoder gets them by its pre-hook, because a composite without images passes it none.
+index; the decoder gets them by its pre-hook, because a composite without images passes it none. Other families hand
+their decoder rows for every token.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from asymvlm.models.adapter import Adapter
 from asymvlm_kernels import gather_rows
 
 
@@ -45,3 +47,11 @@ def deepstack_inputs(stack: DeepStack, past: int, queries: int, batch: int) -> d
     place = torch.nn.functional.pad(place, (0, queries - place.shape[1]), value=-1)
     mask = place >= 0
     return {"visual_pos_masks": mask, "deepstack_visual_embeds": [rows[place[mask]] for rows in stack.rows]}
+
+
+def decoder_rows(
+    adapter: Adapter, record: Mapping[str, Any], index: torch.Tensor, first: int
+) -> dict[str, torch.Tensor]:
+    """The kept rows of the decoder's arguments beside the embeddings, ``(B, S', ...)``."""
+    whole = {name: record[name][:, first:] for name in adapter.decoder_rows if record.get(name) is not None}
+    return {name: gather_rows(rows.flatten(2), index).unflatten(-1, rows.shape[2:]) for name, rows in whole.items()}

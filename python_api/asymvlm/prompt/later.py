@@ -138,6 +138,8 @@ def _join(
     offsets = torch.arange(past, device=past_ids.device)
     columns = (offsets + state.original_length).expand(past_ids.shape)
     index = torch.where(new.index >= 0, new.index + known, -1)
+    store = None if new.recall is None else new.recall.behind(known)
+    store = store if state.recall is None else state.recall.joined(store)
     joined = PromptState(
         original_ids=torch.cat([state.original_ids, past_ids, new.original_ids], 1),
         original_lengths=state.original_lengths + past_mask.sum(-1).to(new.original_lengths) + new.original_lengths,
@@ -146,6 +148,7 @@ def _join(
         attention_mask=torch.cat([state.attention_mask, past_mask.to(state.attention_mask), new.attention_mask], 1),
         position_ids=torch.cat([state.position_ids, state.next_position + offsets, new.position_ids], -1),
         next_position=new.next_position,
+        recall=store,
     )
     inputs = {**prompt.inputs, MASK: joined.attention_mask}
     if generating:

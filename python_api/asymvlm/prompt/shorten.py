@@ -19,15 +19,16 @@ from asymvlm.methods import BeforeMethod, VisionPrompt
 from asymvlm.models import adapter_for
 from asymvlm.models.adapter import Adapter, Inputs
 from asymvlm.prompt.choosing import choose_and_gather
-from asymvlm.prompt.deepstack import DeepStack, prune_deepstack
+from asymvlm.prompt.deepstack import DeepStack, decoder_rows, prune_deepstack
 from asymvlm.prompt.padding import check_last_columns, padding_side
 from asymvlm.prompt.reading import read_prompt
+from asymvlm.prompt.recall_store import RecallStore
 from asymvlm.prompt.selection import Selection
 from asymvlm.prompt.state import PromptState
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.tokens.positions import next_position, original_positions, renumbered
 from asymvlm.tokens.roles import check_prompt
-from asymvlm_kernels import PrunedSequence, gather_rows
+from asymvlm_kernels import PrunedSequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +64,8 @@ def prune_inputs(model: nn.Module, vision: VisionPruning | None = None, **inputs
     model = unwrapped(model)
     adapter = adapter_for(model)
     vision.check_model(model)
+    if vision.recall:
+        raise NotImplementedError("prune_inputs keeps nothing that could come back (recall): use asymvlm.patch")
     if vision.inside is not None:
         raise NotImplementedError(f"{vision.scored_by!r} works inside the decoder: use asymvlm.patch")
     if adapter.deepstack:
@@ -123,13 +126,16 @@ def prune_prompt(
         following = carried[POSITIONS][..., -1:] + 1
     # always a mask: gapped positions without one are read as packed sequences
     carried |= {EMBEDS: pruned.embeds, MASK: kept.to(mask.dtype)}
-    carried |= _decoder_rows(adapter, record, pruned.index, first)
+    carried |= decoder_rows(adapter, record, pruned.index, first)
     removed = {*adapter.drop, *adapter.drop_when_pruned, IDS}
     forwarded = {name: value for name, value in {**inputs, **carried}.items() if name not in removed}
     deepstack = prune_deepstack(record, pruned.index, first)
     if adapter.deepstack and deepstack is None:
         raise MechanismError("thinning DeepStack features", f"the decoder of {adapter.model_type!r} was handed none")
     shift = adapter.first_position if generating else 0  # `generate` counts from 0, its model adds the rest
+    store = None
+    if policy.recall and not model.training:
+        store = RecallStore.of(adapter, policy, prompt, positions + shift, record, text_config, first)
     state = PromptState(
         original_ids=tokens.ids,
         original_lengths=real.sum(-1),
@@ -138,10 +144,11 @@ def prune_prompt(
         attention_mask=carried[MASK],
         position_ids=carried[POSITIONS] + shift,
         next_position=following + shift,
+        recall=store,
     )
-    decoder_rows = {name: more for name, more in adapter.decoder_rows.items() if name in carried}
+    rows_of_ids = {name: more for name, more in adapter.decoder_rows.items() if name in carried}
     selection = _selection(policy, prompt, pruned, index)
-    return PrunedPrompt(forwarded, deepstack, decoder_rows, state, selection, tokens.ids.shape[1])
+    return PrunedPrompt(forwarded, deepstack, rows_of_ids, state, selection, tokens.ids.shape[1])
 
 
 def _watched(
@@ -153,12 +160,6 @@ def _watched(
     if isinstance(method, BeforeMethod) and (attention or method.needs_tower) and adapter.brings_vision(inputs):
         return tower_outputs(model, adapter, attention=attention)
     return contextlib.nullcontext(TowerOutputs())
-
-
-def _decoder_rows(adapter: Adapter, record: Inputs, index: torch.Tensor, first: int) -> dict[str, torch.Tensor]:
-    """The kept rows of the decoder's arguments beside the embeddings, ``(B, S', ...)``."""
-    whole = {name: record[name][:, first:] for name in adapter.decoder_rows if record.get(name) is not None}
-    return {name: gather_rows(rows.flatten(2), index).unflatten(-1, rows.shape[2:]) for name, rows in whole.items()}
 
 
 def _selection(policy: VisionPruning, prompt: VisionPrompt, pruned: PrunedSequence, index: torch.Tensor) -> Selection:

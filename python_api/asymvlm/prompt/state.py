@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from asymvlm.hf.arguments import CACHE, IDS, MASK, POSITIONS, past_length, tokens_of
 from asymvlm.hf.caches import cache_rows
 from asymvlm.hf.pruned_cache import held, hold
+
+if TYPE_CHECKING:
+    from asymvlm.prompt.recall_store import RecallStore
 
 UNKNOWN = torch.iinfo(torch.int64).min  # the id of a token that only a cache has seen
 
@@ -28,6 +31,7 @@ class PromptState:
     attention_mask: torch.Tensor  # (B, S') int64
     position_ids: torch.Tensor  # (B, S') or (R, B, S'), as the decoder sees them
     next_position: torch.Tensor  # (B, 1) or (R, B, 1): position of the first token after the prompt
+    recall: RecallStore | None = None  # what may come back, where that is asked for
 
     def rows(self, index: torch.Tensor) -> PromptState:
         """Of the rows ``index`` ``(rows,)``, in that order."""
@@ -35,7 +39,7 @@ class PromptState:
         picked = {name: getattr(self, name)[index] for name in ROWS}
         for name in (POSITIONS, "next_position"):
             picked[name] = getattr(self, name).index_select(-2, index)
-        return PromptState(**picked)
+        return PromptState(**picked, recall=None if self.recall is None else self.recall.rows(index))
 
     @property
     def original_length(self) -> int:

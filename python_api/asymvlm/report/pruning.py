@@ -18,6 +18,7 @@ from asymvlm.models.flops import decoder_flops, layer_bytes, unpruned_cache_byte
 from asymvlm.prompt.columns import spread_out
 from asymvlm.prompt.selection import Selection
 from asymvlm.report.crowded import count_relevant, crowded_rows, warn_if_crowded
+from asymvlm.report.recall import RecallReport
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.settings.strategy import Choice
 from asymvlm_kernels import Budget, ScoreBudget, ThresholdBudget
@@ -61,6 +62,7 @@ class PruningReport:
     stages: dict[int, torch.Tensor] = field(default_factory=dict)  # first layer -> (B,) tokens from there on, "inside"
     unpruned_because: str = ""  # why nothing was scored, where ``scores`` is None
     strategy: Choice | None = None  # what ``strategy="auto"`` chose for the call, and why
+    recall: RecallReport | None = None  # what came back before a later question, where that is asked for
     eviction: EvictionReport | None = None  # of the last call of `generate`, where text or turns are evicted
 
     def measure(self, cache: Any) -> None:
@@ -188,6 +190,8 @@ class PruningReport:
             notes.append(self.strategy.reason)
         if self.scores is None:
             notes.append(self.unpruned_because)
+        if self.recall is not None and self.recall.note:
+            notes.append(self.recall.note)
         for row, (n, text) in enumerate(zip(self.vision_tokens, self.has_text.tolist(), strict=True)):
             if n == 0:
                 notes.append(f"row {row}: no vision token to prune")
@@ -221,6 +225,7 @@ class PruningReport:
             "method": self.method,
             "notes": self.notes,
             "strategy": self.strategy and self.strategy.to_dict(),
+            "recall": self.recall and self.recall.to_dict(),
             "eviction": self.eviction and self.eviction.to_dict(),
         }
 

@@ -102,6 +102,21 @@ def test_a_dialogue_stays_within_its_limit(loaded, page):
     assert stats.logical > 60
 
 
+def test_dropped_tokens_come_back_for_another_question(loaded, page):
+    model, processor = loaded
+    vision = VisionPruning(budget=UniformBudget(0.25), text="user", processor=processor, recall=True)
+    with asymvlm.patch(model, vision=vision):
+        talk = Conversation(model, processor, max_new_tokens=4, do_sample=False)
+        kept, came = talk.ask(QUESTIONS[0], [Image.open(page).convert("RGB")]).report.kept[0], 0
+        for question in (QUESTIONS[0], "alpha beta gamma"):
+            report = talk.ask(question).report
+            came += report.recall.recalled[0]
+            assert report.kept == [kept + came]
+    assert report.to_dict()["recall"]["recalled"] == report.recall.recalled
+    assert report.recall.recalled[0] > 0
+    assert report.recall.seconds > 0
+
+
 def test_what_cannot_work_is_refused(loaded, page):
     model, processor = loaded
     talk = Conversation(model, processor, max_new_tokens=2)

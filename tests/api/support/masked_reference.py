@@ -27,6 +27,9 @@ def closed_columns(model: PreTrainedModel, keep: Tensor) -> Iterator[None]:
 
     Rows of a batch that ``generate`` repeats (beams, several sequences) follow their sample. Key column j must be
     prompt token j: with a cache, sliding windows stay wider than the sequence.
+
+    An integer ``keep`` is a turn number: a column is open to columns of its own turn and of later ones, and those
+    behind the last are of the turn of that.
     """
 
     def attend(
@@ -42,10 +45,15 @@ def closed_columns(model: PreTrainedModel, keep: Tensor) -> Iterator[None]:
         if kwargs.get("softcap") is not None:
             raise NotImplementedError("this reference does not know soft-capped attention")
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
-        is_open = torch.ones(query.shape[0], key.shape[2], dtype=torch.bool)
-        is_open[:, : keep.shape[1]] = keep.repeat_interleave(query.shape[0] // keep.shape[0], 0)
+        if keep.dtype == torch.bool:
+            is_open = torch.ones(query.shape[0], key.shape[2], dtype=torch.bool)
+            is_open[:, : keep.shape[1]] = keep.repeat_interleave(query.shape[0] // keep.shape[0], 0)
+            is_open = is_open[:, None]
+        else:
+            turn = torch.cat([keep, keep[:, -1:].expand(-1, key.shape[2] - keep.shape[1])], 1)
+            is_open = turn[:, None] <= turn[:, -query.shape[2] :, None]
         logits = query @ key.mT * scaling + attention_mask
-        logits = logits.masked_fill(~is_open[:, None, None], torch.finfo(logits.dtype).min)
+        logits = logits.masked_fill(~is_open[:, None], torch.finfo(logits.dtype).min)
         return (logits.softmax(-1) @ value).transpose(1, 2).contiguous(), None
 
     mixers = [getattr(layer, name, None) for layer in text_layers(model) for name in family_of(model).recurrent]

@@ -1,0 +1,168 @@
+"""Which dropped vision tokens the next question wants back, and the prompt of a cache that holds them.
+
+The vision tokens of earlier prompts are ranked against the new question's text, by the method and the budget of the
+first ranking. Those that rank into the budget and are not in the cache return; what is in the cache stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from asymvlm.hf.arguments import IDS, MASK
+from asymvlm.methods import VisionPrompt
+from asymvlm.models.adapter import Adapter
+from asymvlm.prompt.choosing import choose_and_gather
+from asymvlm.prompt.recall_store import RecallStore
+from asymvlm.prompt.state import PromptState
+from asymvlm.settings.policies import VisionPruning
+from asymvlm.tokens.images import Cells
+from asymvlm.tokens.roles import Tokens, scored_text
+from asymvlm_kernels import gather_rows
+
+
+@dataclass(frozen=True, eq=False)
+class Recalled:
+    """Tokens that return, R columns, rows filled up behind."""
+
+    arguments: dict[str, Any]  # of the decoder: embeddings (B, R, D) and what goes beside them
+    places: torch.Tensor  # (B, R) int64, original column, -1 = none
+    positions: torch.Tensor  # (B, R) or (axes, B, R)
+    reach: torch.Tensor  # (B, R) int64, last column that each attends to
+    sliding_reach: torch.Tensor  # the same in sliding layers
+
+
+def wanted_back(
+    model: nn.Module, adapter: Adapter, policy: VisionPruning, state: PromptState, call: Mapping[str, Any], known: int
+) -> Recalled:
+    """What the text of a call in columns from ``known`` on brings back.
+
+    Args:
+        state: of the cache, with a store. call: with ids and mask of the whole conversation.
+    """
+    store = state.recall
+    assert store is not None
+    prompt = _ranked_prompt(model, policy, store, call, known)
+    carry = {IDS: prompt.tokens.ids}
+    chosen = choose_and_gather(adapter, policy, prompt, "left", carry=carry, ids_pad=0, behind_a_turn=False).index
+    is_chosen = _marked(chosen, prompt.tokens.ids.shape[1])[:, : store.places.shape[1]]
+    in_cache = _marked(state.index, state.original_length).gather(1, store.places.clamp_min(0))
+    # a turn that asks nothing wants nothing
+    wanted = is_chosen & ~in_cache & prompt.tokens.prunable[:, : store.places.shape[1]]
+    wanted &= prompt.text.any(-1, keepdim=True)
+    most = int(wanted.sum(-1).max())
+    order = (~wanted).long().argsort(dim=1, stable=True)[:, :most]
+    slots = order.masked_fill(~wanted.gather(1, order), -1)
+    return Recalled(
+        arguments=store.arguments(slots),
+        places=gather_rows(store.places, slots, pad=-1),
+        positions=store.positions.gather(-1, order.expand(*store.positions.shape[:-1], most)),
+        reach=store.reach.gather(1, order),
+        sliding_reach=store.sliding_reach.gather(1, order),
+    )
+
+
+def _ranked_prompt(
+    model: nn.Module, policy: VisionPruning, store: RecallStore, call: Mapping[str, Any], known: int
+) -> VisionPrompt:
+    """The stored vision tokens and the new text behind them, as a method of vision pruning reads them."""
+    ids, mask = call[IDS][:, known:], call[MASK][:, known:].bool()
+    new = Tokens(ids, mask, torch.zeros_like(mask), torch.zeros_like(mask))
+    embeds = store.embeds.to(ids.device)
+    with torch.no_grad():
+        text = cast("Any", model).get_input_embeddings()(ids.clamp_min(0)).to(embeds)
+    there = store.places >= 0
+
+    def beside(stored: torch.Tensor, fill: int) -> torch.Tensor:
+        return torch.cat([stored, torch.full_like(ids, fill).to(stored)], 1)
+
+    tokens = Tokens(
+        torch.cat([torch.zeros_like(store.places), ids], 1),
+        torch.cat([there, mask], 1),
+        beside(there, False),
+        torch.zeros_like(beside(there, False)),
+    )
+
+    def cells() -> Cells:
+        assert store.lines is not None
+        return Cells(*[beside(store.lines, -1)] * len(Cells._fields))  # only lines are read
+
+    return VisionPrompt(
+        tokens=tokens,
+        embeds=torch.cat([embeds, text], 1),
+        text=torch.cat([torch.zeros_like(there), scored_text(new, policy.text, turn_wanted=False)], 1),
+        images=beside(store.images, -1),
+        grids=store.grids,
+        make_cells=cells,
+        make_features=_not_kept("tower features"),
+        make_attention=_not_kept("tower attention"),
+        make_pixels=_not_kept("pixels"),
+        project=_not_kept("tower features"),
+    )
+
+
+def _not_kept(what: str) -> Callable[..., Any]:
+    def refuse(*_: Any) -> Any:
+        raise NotImplementedError(f"recall keeps embeddings of vision tokens, and no {what}")
+
+    return refuse
+
+
+def _marked(index: torch.Tensor, columns: int) -> torch.Tensor:
+    """``(B, columns)`` bool: which columns an index ``(B, n)`` names; -1 names none."""
+    marked = torch.zeros(len(index), columns + 1, dtype=torch.bool, device=index.device)
+    return marked.scatter_(1, index.where(index >= 0, columns), True)[:, :columns]
+
+
+def with_past(state: PromptState, call: Mapping[str, Any], past: int) -> PromptState:
+    """A prompt's state with the ``past`` columns that its cache holds behind it as part of the prompt.
+
+    Args:
+        call: with ids and mask of the whole conversation.
+    """
+    first, known = state.original_length, state.original_length + past
+    ids, mask = call[IDS][:, first:known], call[MASK][:, first:known]
+    offsets = (mask.long().cumsum(-1) - 1).clamp_min(0)  # as `generate` counts
+    places = torch.arange(first, known, device=ids.device).expand(ids.shape)
+    return PromptState(
+        original_ids=torch.cat([state.original_ids, ids.to(state.original_ids)], 1),
+        original_lengths=state.original_lengths + mask.sum(-1).to(state.original_lengths),
+        index=torch.cat([state.index, places], 1),
+        input_ids=torch.cat([state.input_ids, ids.to(state.input_ids)], 1),
+        attention_mask=torch.cat([state.attention_mask, mask.to(state.attention_mask)], 1),
+        position_ids=torch.cat([state.position_ids, state.next_position + offsets], -1),
+        next_position=state.next_position + mask.sum(-1, keepdim=True),
+        recall=state.recall,
+    )
+
+
+def with_recalled(state: PromptState, recalled: Recalled) -> tuple[PromptState, torch.Tensor]:
+    """A state with more columns behind it, then all columns in the order of their original places.
+
+    Sorted, no two tokens are further apart than they were in the prompt, so windows of the cache hold what they must.
+
+    Returns:
+        The state, and ``(B, S' + R)`` int64: the slot that each of its columns has before.
+    """
+    places = torch.cat([state.index, recalled.places], 1)
+    order = places.argsort(dim=1, stable=True)
+    real = recalled.places >= 0
+    ids = state.original_ids.gather(1, recalled.places.clamp_min(0)).to(state.input_ids)
+    positions = torch.cat([state.position_ids, recalled.positions.to(state.position_ids)], -1)
+    return PromptState(
+        original_ids=state.original_ids,
+        original_lengths=state.original_lengths,
+        index=places.gather(1, order),
+        input_ids=torch.cat([state.input_ids, ids], 1).gather(1, order),
+        attention_mask=torch.cat([state.attention_mask, real.to(state.attention_mask)], 1).gather(1, order),
+        position_ids=positions.gather(-1, order.expand_as(positions)),
+        next_position=state.next_position,
+        recall=state.recall,
+    ), order
+
+
+__all__ = ["Recalled", "wanted_back", "with_past", "with_recalled"]
