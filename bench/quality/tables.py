@@ -134,6 +134,18 @@ def caches(measured: Cell) -> str:
     )
 
 
+def recall(measured: Cell) -> str:
+    """Dialogues of eight questions over one page: the last answer, and the vision tokens held by then."""
+    rows = [["the whole page", "", cell(measured["full"]), ""]]
+    for scores, ratios in measured["rates"].items():
+        for keep, found in ratios.items():
+            for name, one in found.items():
+                held = measured["held"][scores][keep][name]
+                rows.append([f"{scores}, {name}", keep, cell(one), f"{held[0]:.0f} to {held[-1]:.0f}"])
+    head = ("dialogues of eight questions", "keep", "last answer right", "vision tokens, first to last question")
+    return markdown(head, rows)
+
+
 def budgets(measured: Cell) -> str:
     """Table 5 in shape: adaptive budgets beside a uniform one that keeps as many tokens."""
     head = ("average", "budget", "kept", "uniform", "adaptive", "paired difference", "seeds")
@@ -221,6 +233,7 @@ BLOCKS = {
     "quality-costs": costs,
     "quality-budgets": budgets,
     "quality-caches": caches,
+    "quality-recall": recall,
     "quality-eviction": eviction,
     "quality-beyond": beyond,
     "quality-safety": safety,
