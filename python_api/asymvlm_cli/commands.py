@@ -24,6 +24,7 @@ def run(
     scorer: options.Scorer = None,
     any_model: options.AnyModel = False,
     scored: options.Scored = "all",
+    method: options.Method = None,
     text_threshold: options.TextThreshold = None,
     text_retention: options.TextRetention = None,
     max_new_tokens: options.Longest = 64,

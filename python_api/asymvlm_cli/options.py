@@ -38,6 +38,12 @@ Scored = Annotated[
     ScoredText,
     typer.Option("--text", help="What vision is scored against: all text tokens, or the words of the user's turns."),
 ]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        "--method", help="What decides which vision tokens stay, by name: see asymvlm methods. Not the scorer's."
+    ),
+]
 TextThreshold = Annotated[
     int | None, typer.Option("--text-threshold", help="Generated tokens that are held before any is evicted.")
 ]

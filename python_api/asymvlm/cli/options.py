@@ -15,6 +15,7 @@ from asymvlm.app.loading import open_image
 from asymvlm.app.session import InputError, Session
 from asymvlm.cli import console
 from asymvlm.files.json_files import FileError, read_text
+from asymvlm.methods import AsymVLM, BeforeMethod, InsideMethod, find_method
 from asymvlm.settings.budget_file import AnyBudget, load_budget
 from asymvlm.settings.policies import TextEviction, TurnEviction, VisionPruning
 from asymvlm.settings.scorer import Scorer
@@ -85,6 +86,19 @@ def parse_budget_of(scorer: Scorer | None, keep: str | None, file: Path | None) 
     return None if own else parse_budget(keep, file)
 
 
+def parse_method(name: str | None, scorer: Scorer | None) -> BeforeMethod | InsideMethod | None:
+    """The method that ``--method`` names. Raises InputError for an unknown name, and beside a scorer."""
+    if name is None:
+        return None
+    if scorer is not None and name != AsymVLM.name:
+        raise InputError(f"--scorer is that of the method {AsymVLM.name!r}, found beside --method {name}")
+    try:
+        found: BeforeMethod | InsideMethod = find_method(name, BeforeMethod, InsideMethod)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"--method: {error}") from error
+    return None if isinstance(found, AsymVLM) else found
+
+
 def load_scorer(name: str | None) -> Scorer | None:
     """The scorer that ``--scorer`` names. Raises InputError if it cannot be loaded."""
     try:
@@ -103,15 +117,20 @@ def vouched(scorer: Scorer | None, session: Session, any_model: bool) -> Scorer 
 
 
 def vision_settings(
-    session: Session, scorer: Scorer | None, any_model: bool, budget: AnyBudget | None, scored: ScoredText
+    session: Session,
+    scorer: Scorer | None,
+    any_model: bool,
+    budget: AnyBudget | None,
+    scored: ScoredText,
+    method: BeforeMethod | InsideMethod | None = None,
 ) -> VisionPruning:
-    """What ``--scorer --any-model --keep --budget --text`` mean for a loaded model; without a budget the scorer's own.
+    """What ``--scorer --any-model --keep --budget --text --method`` mean for a loaded model; no budget: their own.
 
     Raises:
         ValueError: as `VisionPruning` and `vouched` do.
     """
     scorer = vouched(scorer, session, any_model)
-    return VisionPruning(scorer, budget, text=scored, processor=session.processor)  # type: ignore[arg-type]
+    return VisionPruning(scorer, budget, text=scored, processor=session.processor, method=method)  # type: ignore[arg-type]
 
 
 def parse_question(question: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from asymvlm.app.session import FirstToken, Generation, InputError, Session
 from asymvlm.cli import console, options, tables
 from asymvlm.hf.arguments import IDS
+from asymvlm.methods import BeforeMethod, InsideMethod
 from asymvlm.patch import patch
 from asymvlm.settings.budget_file import AnyBudget, budget_to_dict
 from asymvlm.settings.policies import TextEviction
@@ -36,6 +37,7 @@ def run(
     scorer: str | None,
     any_model: bool,
     scored: options.ScoredText,
+    method: str | None,
     text_threshold: int | None,
     text_retention: str | None,
     max_new_tokens: int,
@@ -48,7 +50,9 @@ def run(
 ) -> None:
     """Ask a question about images with pruned vision tokens, and show what was saved."""
     learned = options.load_scorer(scorer)
-    chosen = options.parse_budget_of(learned, keep, budget)
+    way = options.parse_method(method, learned)
+    own = way is not None and way.budget is not None and keep is None and budget is None
+    chosen = None if own else options.parse_budget_of(learned, keep, budget)
     text = options.parse_question(question)
     eviction = options.parse_text_eviction(text_threshold, text_retention)
     sampling = options.parse_sampling(temperature, top_p)
@@ -64,6 +68,7 @@ def run(
             scorer=learned,
             any_model=any_model,
             scored=scored,
+            method=way,
             eviction=eviction,
             max_new_tokens=max_new_tokens,
             compare=compare,
@@ -87,6 +92,7 @@ def ask(
     scorer: Scorer | None = None,
     any_model: bool = False,
     scored: options.ScoredText = "all",
+    method: BeforeMethod | InsideMethod | None = None,
     eviction: TextEviction | None = None,
     runs: int = 5,
     sampling: dict[str, Any] | None = None,
@@ -103,12 +109,15 @@ def ask(
     """
     inputs = session.prepare(images, question)
     try:
-        vision = options.vision_settings(session, scorer, any_model, budget, scored)
+        vision = options.vision_settings(session, scorer, any_model, budget, scored, method)
         handle = patch(session.model, vision=vision, text=eviction)
-    except ValueError as error:
+    except (NotImplementedError, ValueError) as error:
         raise InputError(f"cannot prune {session.name}: {error}") from error
     with handle:
-        pruned = session.generate(inputs, max_new_tokens, seed=seed, **(sampling or {}))
+        try:
+            pruned = session.generate(inputs, max_new_tokens, seed=seed, **(sampling or {}))
+        except NotImplementedError as error:  # of a method, for this model or these images
+            raise InputError(f"cannot prune {session.name}: {error}") from error
         report = handle.last
         if not compare:
             return Outcome(pruned, report, inputs[IDS])

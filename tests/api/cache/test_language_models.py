@@ -53,7 +53,7 @@ def tova(seen: Seen) -> list[int]:
 
 @pytest.mark.parametrize("name,method,rule", [
     ("llama", H2O(), h2o), ("gemma3_text", TOVA(), tova), ("gemma3_text", H2O(), h2o), ("phi3", TOVA(), tova),
-], ids=str)  # fmt: skip
+], ids=["llama h2o", "gemma3_text tova", "gemma3_text h2o", "phi3 tova"])  # fmt: skip
 def test_a_limited_cache_equals_masking(name, method, rule):
     model, inputs = copy.deepcopy(build_once(name)), tiny.make_batch(name, "long_texts")
     oracle = MaskedByLimit(build_once(name), inputs, rule, shared=method.scope == "layer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,3 +175,27 @@ def test_measuring_restores_the_patch_and_stops_when_time_is_up(checkpoint: Path
         assert len(session.first_token(inputs, handle, runs=2).pruned_ms) == 2
         assert not handle.enabled
     assert torch.equal(inputs["input_ids"], session.prepare([Image.open(page)], QUESTION)["input_ids"])
+
+
+def test_a_method_by_name(run_json: Run) -> None:
+    record = run_json("--method", "divprune", "--keep", "0.25", "--max-new-tokens", "2")
+    assert record["report"]["method"] == "divprune"
+    assert record["report"]["kept"] == [int(VISION_TOKENS * 0.25)]
+
+
+@pytest.mark.parametrize(
+    "arguments,told",
+    [
+        (("--method", "nothing"), "--method: no method is called 'nothing'; known: .*vispruner"),
+        (("--method", "tova"), "--method: no method is called 'tova'"),
+        (("--method", "pyramiddrop", "--keep", "0.25"), "decides itself how many tokens stay: pass no"),
+        (("--method", "fastv"), r"layers of a method must ascend within 1 \.\. 1, got \(2,\)"),
+    ],
+)
+def test_methods_that_cannot_be_are_told(
+    checkpoint: Path, page: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], told: str
+) -> None:
+    assert main(["run", "--model", str(checkpoint), "--image", str(page), "--question", QUESTION, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert re.search(told, error.strip()), error
+    assert len(error.strip().splitlines()) <= 2, "beside what is being loaded"
