@@ -312,8 +312,7 @@ def test_offsets_past_two_to_the_31(device):
 EDGES = {torch.int32: (-(2**31), -(2**30) - 1, 2**31 - 1), torch.int64: (-(2**63), -(2**31) - 5, 2**31 + 3, 2**63 - 1)}
 
 
-@pytest.mark.parametrize("dtype", EDGES, ids=str)
-@pytest.mark.parametrize("Q", [1, 3])
+@pytest.mark.parametrize("Q,dtype", [(1, torch.int32), (3, torch.int64)], ids=str)
 def test_lengths_and_positions_at_the_edges_of_their_dtype(Q, dtype, device):
     values = [-9, -1, 0, 7, 40, 41, 2**30 + 5, *EDGES[dtype]]
     B, S = len(values), 40

@@ -127,7 +127,7 @@ def test_padding_side_and_static_length(side, static, device):
 
 
 @pytest.mark.parametrize("images", [None, False, True], ids=["one", "floors", "per image"])
-@pytest.mark.parametrize("capacity", [1, 9, 16, 24, 33, 60])
+@pytest.mark.parametrize("capacity", [1, 16, 33, 60])
 def test_a_short_capacity_cuts_text_last(capacity, images, device):
     budget = UniformBudget(0.2)
     for seed in range(3):
