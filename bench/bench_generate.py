@@ -29,6 +29,7 @@ import asymvlm.prompt.shorten  # noqa: E402
 from asymvlm.hf.arguments import cache_of  # noqa: E402
 from asymvlm.hf.merge import merge_embeddings  # noqa: E402
 from asymvlm.prompt import choosing, shorten  # noqa: E402
+from asymvlm.report.crowded import silence  # noqa: E402
 from bench import vlm  # noqa: E402
 from bench.harness import environment, results  # noqa: E402
 
@@ -90,7 +91,9 @@ def check(model: Any, inputs: dict[str, torch.Tensor], ratio: float = 0.5) -> No
 
 
 def vision(ratio: float) -> asymvlm.VisionPruning:
-    return asymvlm.VisionPruning(budget=asymvlm.UniformBudget(ratio))
+    settings = asymvlm.VisionPruning(budget=asymvlm.UniformBudget(ratio))
+    silence(settings)  # random weights find nothing relevant
+    return settings
 
 
 def measure(model: Any, inputs: dict[str, torch.Tensor], rounds: int) -> dict[str, Any]:
