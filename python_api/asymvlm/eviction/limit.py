@@ -18,11 +18,12 @@ from asymvlm.eviction.reindex import Reindexing
 from asymvlm.eviction.text import TextEvictor
 from asymvlm.hf import attention as capture
 from asymvlm.hf.arguments import CACHE, IDS, POSITIONS, tokens_of
-from asymvlm.hf.column_sums import Queries, chosen, seen_by
+from asymvlm.hf.column_sums import Queries, seen_by
 from asymvlm.hf.masks import FULL
 from asymvlm.methods import CachedMethod, CachedTokens
 from asymvlm.methods.cached.base import ALL, BEHIND_VISION, RowLimit
 from asymvlm.settings.cache_limit import CacheLimit
+from asymvlm_kernels.prefill.reference import compact
 
 SUMS = "attention"  # the row of state that attention is added up in
 
@@ -146,11 +147,12 @@ class LimitEvictor(TextEvictor):
             if marked is None:
                 raise NotImplementedError(f"method {self.method.name!r} needs `generate`, which tells where images are")
             marked = marked.to(real.device).repeat_interleave(rows // len(marked), 0)
-            numbers = chosen(marked[:, first : first + count] & real)
+            marked = marked[:, first : first + count] & real
+            numbers = compact(marked, max(int(marked.sum(1).max()), 1))
         elif wanted != ALL:
             assert isinstance(wanted, int)
             number = real.flip(-1).cumsum(-1).flip(-1) + _behind(cache, first + count, real)
-            numbers = chosen(real & (number <= wanted), wanted)
+            numbers = compact(real & (number <= wanted), min(wanted, count))
         q_pos = seen if numbers is None else seen.gather(1, numbers.clamp_min(0)).masked_fill(numbers < 0, -1)
 
         def make(slot_pos: torch.Tensor, column: torch.Tensor, heads: int) -> Queries:

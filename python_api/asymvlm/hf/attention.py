@@ -19,10 +19,10 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from asymvlm.hf.column_sums import WIDEST_HEAD, Queries, sum_columns
+from asymvlm.hf.column_sums import WIDEST_HEAD, Queries, column_sums, heads_as_rows, picked, sum_columns
 from asymvlm.hf.context import Frame, pop, push, top
 from asymvlm.hf.errors import MechanismError
-from asymvlm_kernels import attention_column_sums, flash_attn_with_kvcache
+from asymvlm_kernels import flash_attn_with_kvcache
 
 NAME = "asymvlm_scores"
 BEFORE = "_asymvlm_config"  # where a scored module keeps the configuration it had
@@ -184,43 +184,26 @@ def score_rows(
         ``(B, S)`` fp32, the mean over heads too, or ``(B, H, S)`` where ``places`` wants each head.
     """
     assert places.queries is not None
-    chosen = places.queries.to(query.device)
-    wide = chosen.clamp_min(0)[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
-    rows, keys = query.detach().gather(2, wide).transpose(1, 2), key.detach().transpose(1, 2)
+    chosen, query, key = places.queries, query.detach(), key.detach()
     if places.per_head:  # a K/V head for each query head: sums are over those of a K/V head
-        keys = keys.repeat_interleave(rows.shape[2] // keys.shape[2], 2)
-    if query.dtype == torch.float64:  # scores are fp32 anyhow
-        rows, keys = rows.float(), keys.float()
-    standing = chosen if places.query_pos is None else places.query_pos
-    slot_pos, q_pos = places.slot_pos.to(key.device), standing.to(key.device)
-    if query.shape[-1] > WIDEST_HEAD:
-        sums = _probabilities(rows, keys, slot_pos, q_pos, scale, softcap, window).sum(3).mean(2)
-    else:
-        sums = attention_column_sums(
-            rows,
-            keys,
-            q_pos=q_pos,
-            slot_pos=slot_pos,
-            softmax_scale=scale,
-            softcap=softcap,
-            window=-1 if window is None else window - 1,
-        )
-    means: torch.Tensor = sums / (chosen >= 0).sum(1).clamp_min(1)[:, None, None]
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    standing = (chosen if places.query_pos is None else places.query_pos).to(key.device)
+    slot_pos = places.slot_pos.to(key.device)
+    sums = column_sums(picked(query, chosen), key, standing, slot_pos, scale, softcap, window)
+    means = sums / (chosen >= 0).sum(1).clamp_min(1).to(sums.device)[:, None, None]
     return means if places.per_head else means.mean(1)
 
 
 def score(query: torch.Tensor, key: torch.Tensor, places: Places, scale: float, softcap: float) -> torch.Tensor:
     """Mean over heads of the step's attention: ``(B, H, 1, D)``, ``(B, G, S, D)`` -> ``(lines, S)`` fp32."""
     query, key = query.detach(), key.detach()
-    if places.heads > 1:  # each K/V head is a row of its own
-        query = query.unflatten(1, (key.shape[1], -1)).flatten(0, 1)
-        key = key.flatten(0, 1)[:, None]
-    if query.dtype == torch.float64:  # scores are fp32 anyhow
-        query, key = query.float(), key.float()
+    if places.heads > 1:
+        query, key = heads_as_rows(query, key)
     slot_pos, q_pos = places.slot_pos.to(key.device), places.q_pos.to(key.device)
     if query.shape[-1] > WIDEST_HEAD:
-        found = _probabilities(query.transpose(1, 2), key.transpose(1, 2), slot_pos, q_pos[:, None], scale, softcap)
-        return found.mean((1, 2)).squeeze(1)
+        return column_sums(query, key, q_pos[:, None], slot_pos, scale, softcap).mean(1)
+    if query.dtype == torch.float64:  # scores are fp32 anyhow
+        query, key = query.float(), key.float()
     keys = key.transpose(1, 2)
     _, scores = flash_attn_with_kvcache(
         query.transpose(1, 2),
@@ -234,27 +217,6 @@ def score(query: torch.Tensor, key: torch.Tensor, places: Places, scale: float, 
     )
     result: torch.Tensor = scores
     return result
-
-
-def _probabilities(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    slot_pos: torch.Tensor,
-    q_pos: torch.Tensor,
-    scale: float,
-    softcap: float,
-    window: int | None = None,
-) -> torch.Tensor:
-    """Of heads wider than the kernels take: ``(B, Q, H, D)``, ``(B, S, G, D)`` -> ``(B, G, H / G, Q, S)`` fp32."""
-    rows = query.float().transpose(1, 2).unflatten(1, (key.shape[2], -1))
-    logits = rows @ key.float().transpose(1, 2)[:, :, None].mT * scale
-    logits = softcap * torch.tanh(logits / softcap) if softcap else logits
-    back = q_pos[..., None] - slot_pos[:, None]
-    visible = (slot_pos[:, None] >= 0) & (back >= 0)
-    visible = visible if window is None else visible & (back < window)
-    hidden = ~visible[:, None, None]
-    # a row that sees nothing is NaN after softmax, and 0 after the second fill
-    return logits.masked_fill(hidden, -torch.inf).softmax(-1).masked_fill(hidden, 0.0)
 
 
 AttentionInterface.register(NAME, attend_and_score)

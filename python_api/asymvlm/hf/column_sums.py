@@ -57,14 +57,6 @@ def seen_by(mask: Any, real: torch.Tensor, first: int) -> torch.Tensor:
     return (own + first).expand_as(real).masked_fill(~real, -1)
 
 
-def chosen(marked: torch.Tensor, most: int | None = None) -> torch.Tensor:
-    """``(B, n)`` int64: numbers of the marked tokens of each row, ascending, then -1. ``marked`` ``(B, Q)`` bool."""
-    most = int(marked.sum(1).max()) if most is None else min(most, marked.shape[1])
-    places = torch.arange(marked.shape[1], device=marked.device)
-    found = places.masked_fill(~marked, marked.shape[1]).sort(1).values[:, : max(most, 1)]
-    return found.masked_fill(found == marked.shape[1], -1)
-
-
 def large_weights(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -88,7 +80,13 @@ def large_weights(
 
 
 def logit_blocks(
-    query: torch.Tensor, key: torch.Tensor, q_pos: torch.Tensor, slot_pos: torch.Tensor, scale: float, softcap: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    q_pos: torch.Tensor,
+    slot_pos: torch.Tensor,
+    scale: float,
+    softcap: float,
+    window: int | None = None,
 ) -> Iterator[torch.Tensor]:
     """``(B, G, H / G, block, S)`` fp32 of a few queries at a time; -inf where a key is not seen."""
     keys = key.float().mT[:, :, None]
@@ -96,9 +94,49 @@ def logit_blocks(
         rows = query[:, :, start : start + BLOCK].float().unflatten(1, (key.shape[1], -1))
         logits = rows @ keys * scale
         logits = softcap * torch.tanh(logits / softcap) if softcap else logits
-        last = q_pos[:, start : start + BLOCK, None]
-        seen = (slot_pos >= 0)[:, None] & (slot_pos[:, None] <= last)
+        back = q_pos[:, start : start + BLOCK, None] - slot_pos[:, None]
+        seen = (slot_pos >= 0)[:, None] & (back >= 0)
+        seen = seen if window is None else seen & (back < window)
         yield logits.masked_fill(~seen[:, None, None], -torch.inf)
+
+
+def column_sums(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    q_pos: torch.Tensor,
+    slot_pos: torch.Tensor,
+    scale: float,
+    softcap: float,
+    window: int | None = None,
+) -> torch.Tensor:
+    """`asymvlm_kernels.attention_column_sums` of heads of any width and dtype, ``(B, G, S)`` fp32.
+
+    Args:
+        query: ``(B, H, Q, D)``. key: ``(B, G, S, D)``, as attention functions have them.
+        q_pos: ``(B, Q)`` last column that each query sees, -1 for none. slot_pos: ``(B, S)`` int32.
+        window: how many tokens, its own with them, a query sees; None for all.
+    """
+    if query.shape[-1] > WIDEST_HEAD:  # a query that sees nothing is NaN after softmax
+        blocks = logit_blocks(query, key, q_pos, slot_pos, scale, softcap, window)
+        total: torch.Tensor = sum(block.softmax(-1).nan_to_num(0.0).sum(-2).mean(2) for block in blocks)  # type: ignore[assignment]
+        return total
+    if query.dtype == torch.float64:  # scores are fp32 anyhow
+        query, key = query.float(), key.float()
+    return attention_column_sums(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        q_pos=q_pos,
+        slot_pos=slot_pos,
+        softmax_scale=scale,
+        softcap=softcap,
+        window=-1 if window is None else window - 1,
+    )
+
+
+def picked(query: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """The queries ``numbers`` ``(B, n)`` (-1: any) of ``(B, H, Q, D)``: ``(B, H, n, D)``."""
+    wide = numbers.to(query.device).clamp_min(0)[:, None, :, None]
+    return query.gather(2, wide.expand(-1, query.shape[1], -1, query.shape[3]))
 
 
 def sum_columns(query: torch.Tensor, key: torch.Tensor, queries: Queries, scale: float, softcap: float) -> torch.Tensor:
@@ -108,29 +146,18 @@ def sum_columns(query: torch.Tensor, key: torch.Tensor, queries: Queries, scale:
     """
     query, key, q_pos = query.detach(), key.detach(), queries.q_pos.to(key.device)
     if queries.numbers is not None:
-        wide = queries.numbers.to(key.device).clamp_min(0)[:, None, :, None]
-        query = query.gather(2, wide.expand(-1, query.shape[1], -1, query.shape[3]))
+        query = picked(query, queries.numbers)
         q_pos = q_pos.masked_fill(queries.numbers.to(key.device) < 0, -1)
-    if queries.heads > 1:  # each K/V head is a row of its own
-        query = query.unflatten(1, (key.shape[1], -1)).flatten(0, 1)
-        q_pos = q_pos.repeat_interleave(key.shape[1], 0)
-        key = key.flatten(0, 1)[:, None]
-    if query.dtype == torch.float64:  # scores are fp32 anyhow
-        query, key = query.float(), key.float()
+    if queries.heads > 1:
+        query, key = heads_as_rows(query, key)
+        q_pos = q_pos.repeat_interleave(queries.heads, 0)
     slot_pos = queries.slot_pos.to(key.device)
     if queries.counts is not None:
         found = large_weights(query, key, q_pos, slot_pos, queries.threshold, scale, softcap)
         queries.counts.append(found.unflatten(0, (-1, queries.heads)).sum(1))
-    if query.shape[-1] > WIDEST_HEAD:  # a query that sees nothing is NaN after softmax
-        blocks = logit_blocks(query, key, q_pos, slot_pos, scale, softcap)
-        total: torch.Tensor = sum(block.softmax(-1).nan_to_num(0.0).sum(-2).mean((1, 2)) for block in blocks)  # type: ignore[assignment]
-        return total
-    sums: torch.Tensor = attention_column_sums(
-        query.transpose(1, 2),
-        key.transpose(1, 2),
-        q_pos=q_pos,
-        slot_pos=slot_pos,
-        softmax_scale=scale,
-        softcap=softcap,
-    )
-    return sums.mean(1)
+    return column_sums(query, key, q_pos, slot_pos, scale, softcap).mean(1)
+
+
+def heads_as_rows(query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each K/V head as a row of its own: ``(B * G, H / G, Q, D)``, ``(B * G, 1, S, D)``."""
+    return query.unflatten(1, (key.shape[1], -1)).flatten(0, 1), key.flatten(0, 1)[:, None]
