@@ -15,6 +15,7 @@ import torch
 
 import asymvlm
 from asymvlm import PruningReport, VisionPruning
+from asymvlm.prompt.columns import marked_columns
 from bench.quality.scorers import model_inputs
 from bench.tinyvlm.evaluate import ROWS, Samples
 from bench.tinyvlm.model import NUM_VISION
@@ -92,10 +93,7 @@ def answers(model: Any, samples: Samples, vision: VisionPruning, counts: torch.T
 
 
 def _kept(report: PruningReport) -> torch.Tensor:
-    columns = report.columns_before
-    index = torch.where(report.index < 0, columns, report.index)  # padding goes to a column behind all others
-    kept = torch.zeros(len(index), columns + 1, dtype=torch.bool)
-    return kept.scatter_(1, index, True)[:, IMAGE]
+    return marked_columns(report.index, report.columns_before)[:, IMAGE]
 
 
 __all__ = ["Answers", "GivenCounts", "answers"]

@@ -13,7 +13,7 @@ import torch
 from asymvlm.cache.eviction_cache import EvictionCache
 from asymvlm.cache.layers import SlotLayer
 from asymvlm.cache.table import Table
-from asymvlm.hf.masks import FULL, SLIDING, attention_form, causal_mask, sliding_mask
+from asymvlm.hf.masks import FULL, SLIDING, attention_form, causal_mask, opened, sliding_mask
 
 
 def real_tokens(cache: EvictionCache, mask: Any, queries: int) -> torch.Tensor | None:
@@ -41,7 +41,7 @@ def real_tokens(cache: EvictionCache, mask: Any, queries: int) -> torch.Tensor |
         return None
     block = dense[:, 0, :, :queries] if cache.is_static else dense[:, 0, :, -queries:]
     diagonal = block.diagonal(dim1=1, dim2=2)
-    return diagonal if diagonal.dtype == torch.bool else diagonal == 0
+    return opened(diagonal)
 
 
 def slot_masks(config: Any, cache: EvictionCache, mask: Any, embeds: torch.Tensor, hide_in_sliding: bool) -> Any:
@@ -107,7 +107,7 @@ def _remade(given: torch.Tensor, visible: torch.Tensor | None, slots: int, queri
     All slots before the step by what is ``visible``. New tokens see the new ones before them, and those behind them
     that ``given`` lets them see: the family's own code says that a token of an image sees all of it.
     """
-    allowed = given if given.dtype == torch.bool else given == 0
+    allowed = opened(given)
     if visible is None:
         visible = torch.ones((len(given), 1, slots), dtype=torch.bool, device=given.device)
     mask = _in_order(visible[:, None], allowed[..., -queries:], queries)
@@ -125,7 +125,7 @@ def layer_masks(config: Any, cache: EvictionCache, mask: Any, embeds: torch.Tens
     given = mask.get(FULL) if isinstance(mask, dict) else mask
     queries, block = embeds.shape[1], None
     if isinstance(given, torch.Tensor) and given.ndim == 4:
-        block = (given if given.dtype == torch.bool else given == 0)[..., -queries:]
+        block = opened(given)[..., -queries:]
     made: dict[int, Any] = {}
     masks: dict[int, Any] = {}
     for number, layer in enumerate(cache.layers):

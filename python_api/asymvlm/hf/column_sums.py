@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from asymvlm.hf.masks import opened
 from asymvlm_kernels import attention_column_sums
 
 WIDEST_HEAD = 256  # that the kernels take
@@ -43,7 +44,7 @@ def seen_by(mask: Any, real: torch.Tensor, first: int) -> torch.Tensor:
     queries = real.shape[1]
     own = torch.arange(queries, device=real.device)
     if isinstance(mask, torch.Tensor) and mask.ndim == 4:
-        allowed = (mask if mask.dtype == torch.bool else mask == 0)[:, 0, :, -queries:].to(real.device)
+        allowed = opened(mask)[:, 0, :, -queries:].to(real.device)
         allowed = (allowed & real[:, None]).expand(len(real), -1, -1)
         last = queries - 1 - allowed.flip(-1).to(torch.int8).argmax(-1)
         wanted = (own <= last[..., None]) & real[:, None]

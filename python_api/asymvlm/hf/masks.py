@@ -30,6 +30,11 @@ def masks_by_kind(config: Any, embeds: torch.Tensor, mask: torch.Tensor | None, 
     return masking_utils.create_masks_for_generate(config, embeds, mask, cache, None)
 
 
+def opened(mask: torch.Tensor) -> torch.Tensor:
+    """A dense mask, bool or additive, as bool: True where a query sees a slot."""
+    return mask if mask.dtype == torch.bool else mask == 0
+
+
 def attention_form(config: Any, embeds: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     """A bool mask ``(B, 1, queries, slots)`` in the form that the decoder's attention takes."""
     implementation = config._attn_implementation

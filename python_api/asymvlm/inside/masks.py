@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from asymvlm.hf.flash import uses_flash
-from asymvlm.hf.masks import attention_form
+from asymvlm.hf.masks import attention_form, opened
 
 
 def stage_mask(config: Any, hidden: torch.Tensor, mask: Any, index: torch.Tensor, real: torch.Tensor) -> Any:
@@ -22,8 +22,7 @@ def stage_mask(config: Any, hidden: torch.Tensor, mask: Any, index: torch.Tensor
     chosen, real = index.clamp_min(0).to(hidden.device), real.to(hidden.device)
     rows, columns = chosen[:, None, :, None], chosen[:, None, None]
     if isinstance(mask, torch.Tensor) and mask.ndim == 4:
-        found = mask if mask.dtype == torch.bool else mask == 0
-        found = found.expand(len(chosen), -1, -1, -1)
+        found = opened(mask).expand(len(chosen), -1, -1, -1)
         across = rows.expand(-1, -1, -1, found.shape[-1])
         block = found.gather(2, across).gather(3, columns.expand(-1, -1, chosen.shape[1], -1))
     else:

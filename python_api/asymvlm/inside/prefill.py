@@ -12,6 +12,8 @@ from asymvlm.hf.context import Frame
 from asymvlm.hf.layers import Rotary
 from asymvlm.methods.before.base import PositiveScores, VisionPrompt
 from asymvlm.methods.inside.base import InsideMethod, Joined, LayerTokens, StageTokens
+from asymvlm.prompt.choosing import check_answer
+from asymvlm.prompt.columns import marked_columns
 from asymvlm.prompt.selection import Selection
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.tokens.roles import Tokens
@@ -66,7 +68,7 @@ class Prefill(Frame):
 
     def select(self, seen: LayerTokens, scores: torch.Tensor) -> PrunedSequence:
         """The tokens with the highest scores, by the budget of the stage."""
-        check_scores(self.method, scores, self.tokens)
+        check_answer(self.method, "scores", scores, self.tokens, torch.float32)
         own, budget = self.method.budget, self.policy.budget
         if own is not None:
             counts = own.at(len(self.done), self.prompt.tokens.prunable.sum(1))
@@ -76,7 +78,7 @@ class Prefill(Frame):
 
     def join(self, seen: LayerTokens, scores: torch.Tensor, pruned: PrunedSequence) -> tuple[PrunedSequence, Any]:
         """The same with the tokens that the method makes of those that go, and the hidden states they are in."""
-        kept = kept_columns(pruned.index, seen.hidden.shape[1])
+        kept = marked_columns(pruned.index, seen.hidden.shape[1])
         joined: Joined | None = self.method.join(seen, scores, kept & self.tokens.prunable)
         if joined is None:
             return pruned, None
@@ -131,12 +133,6 @@ class Prefill(Frame):
         )
 
 
-def kept_columns(index: torch.Tensor, columns: int) -> torch.Tensor:
-    """``(B, S')`` int64 places, -1 for padding, as ``(B, S)`` bool."""
-    kept = torch.zeros((len(index), columns + 1), dtype=torch.bool, device=index.device)
-    return kept.scatter_(1, index.where(index >= 0, columns), True)[:, :columns]
-
-
 def taken(hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Rows ``index`` ``(B, S')`` of ``(B, S, D)``, 0 where it is -1; differentiable where a gradient is asked for."""
     if not (torch.is_grad_enabled() and hidden.requires_grad):
@@ -157,11 +153,3 @@ def asking(tokens: Tokens, labels: torch.Tensor | None) -> torch.Tensor:
 def keeping(tokens: Tokens, asks: torch.Tensor) -> Tokens:
     """A vision token that asks stays, as the last token of a prompt does."""
     return Tokens(tokens.ids, tokens.real, tokens.vision, tokens.separators | (tokens.vision & asks))
-
-
-def check_scores(method: InsideMethod, scores: Any, tokens: Tokens) -> None:
-    """Raise a ValueError in the words of whoever wrote the method."""
-    wanted = tuple(tokens.ids.shape)
-    if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != wanted or scores.dtype != torch.float32:
-        told = f"{tuple(scores.shape)} {scores.dtype}" if isinstance(scores, torch.Tensor) else type(scores).__name__
-        raise ValueError(f"the scores of {type(method).__name__} must be {wanted} torch.float32, got {told}")

@@ -25,11 +25,12 @@ from asymvlm.hf.pruned_cache import hold
 from asymvlm.hf.windows import sliding_window
 from asymvlm.inside.later import Later
 from asymvlm.inside.masks import stage_mask
-from asymvlm.inside.prefill import Prefill, asking, keeping, kept_columns, taken
+from asymvlm.inside.prefill import Prefill, asking, keeping, taken
 from asymvlm.inside.rotary import RotaryTable, check_consecutive, ranks
 from asymvlm.inside.state import InsideState
 from asymvlm.methods.inside.base import InsideMethod, LayerTokens
 from asymvlm.models.adapter import Adapter
+from asymvlm.prompt.columns import marked_columns
 from asymvlm.prompt.reading import read_prompt
 from asymvlm.prompt.selection import Selection
 from asymvlm.settings.policies import VisionPruning
@@ -213,7 +214,7 @@ class InsidePruner:
         if joined is not None:
             hidden = torch.where(joined.mask[..., None], joined.hidden.to(hidden), hidden)
         before = prefill.tokens.real
-        kept = kept_columns(pruned.index, hidden.shape[1])
+        kept = marked_columns(pruned.index, hidden.shape[1])
         prefill.done.append(number)
         if bool((kept != before).any()):
             hidden = self._shorten(number, hidden, kwargs, prefill, pruned, kept)

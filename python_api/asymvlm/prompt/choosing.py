@@ -14,6 +14,7 @@ from asymvlm.models.adapter import Adapter
 from asymvlm.prompt.padding import pad_in_place, padding_to_keep
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.tokens.images import has_several
+from asymvlm.tokens.roles import Tokens
 from asymvlm_kernels import PrunedSequence, UniformBudget, gather_rows, importance_gap, keep_counts, prune_sequence
 from asymvlm_kernels.budget import budget_counts
 
@@ -47,12 +48,12 @@ def choose_and_gather(
         choice["weight"] = None if method.weight is None else method.weight.detach().to(embeds.device)
     elif isinstance(method, SelectingMethod):
         kept = method.keep(prompt, _counts(policy, method, prompt))
-        _check(method, "mask", kept.mask, prompt, torch.bool)
+        check_answer(method, "mask", kept.mask, tokens, torch.bool)
         embeds = embeds if kept.embeds is None else kept.embeds.to(embeds.dtype)
         choice, alone = {"scores": kept.mask.float(), "budget": PositiveScores()}, kept.alone
     else:
         choice["scores"] = method.scores(prompt)
-        _check(method, "scores", choice["scores"], prompt, torch.float32)
+        check_answer(method, "scores", choice["scores"], tokens, torch.float32)
     silent = None
     if method.needs_text and "scores" in choice:  # nothing to score against: all of it stays
         silent = tokens.prunable & ~prompt.text.any(-1, keepdim=True)
@@ -92,9 +93,9 @@ def _counts(policy: VisionPruning, method: SelectingMethod, prompt: VisionPrompt
     return budget_counts(policy.budget, scores, importance_gap(scores, prunable), prunable)
 
 
-def _check(method: BeforeMethod, what: str, found: torch.Tensor, prompt: VisionPrompt, dtype: torch.dtype) -> None:
-    """Raise a ValueError in the words of whoever wrote the method."""
-    wanted = tuple(prompt.tokens.ids.shape)
+def check_answer(method: object, what: str, found: Any, tokens: Tokens, dtype: torch.dtype) -> None:
+    """Raise a ValueError, in the words of whoever wrote the method, for what is no tensor ``(B, S)`` of ``dtype``."""
+    wanted = tuple(tokens.ids.shape)
     if not isinstance(found, torch.Tensor) or tuple(found.shape) != wanted or found.dtype != dtype:
         told = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, torch.Tensor) else type(found).__name__
         raise ValueError(f"the {what} of {type(method).__name__} must be {wanted} {dtype}, got {told}")

@@ -23,6 +23,12 @@ def with_original_columns(output: Any, prompt: PrunedPrompt, *, labelled: bool) 
     return output
 
 
+def marked_columns(index: torch.Tensor, columns: int) -> torch.Tensor:
+    """``(B, columns)`` bool: which columns an index ``(B, n)`` names; -1 names none."""
+    marked = torch.zeros((len(index), columns + 1), dtype=torch.bool, device=index.device)
+    return marked.scatter_(1, index.where(index >= 0, columns), True)[:, :columns]
+
+
 def spread_out(rows: torch.Tensor, index: torch.Tensor, columns: int) -> torch.Tensor:
     """Each column gets the row of the nearest kept column that is not behind it; zeros where there is none.
 

@@ -14,13 +14,14 @@ import torch
 
 from asymvlm.hf.arguments import EMBEDS, MASK
 from asymvlm.hf.errors import MechanismError
-from asymvlm.hf.masks import FULL, SLIDING
+from asymvlm.hf.masks import FULL, SLIDING, opened
 from asymvlm.hf.windows import sliding_window
 from asymvlm.methods import VisionPrompt
 from asymvlm.models.adapter import Adapter, Grid
 from asymvlm.prompt.deepstack import DeepStack, decoder_rows, prune_deepstack
 from asymvlm.settings.policies import VisionPruning
 from asymvlm_kernels import gather_rows
+from asymvlm_kernels.prefill.reference import compact
 
 HOST = "host"  # the setting that keeps embeddings in host memory
 
@@ -60,8 +61,8 @@ class RecallStore:
         check_family(adapter, text_config)
         prunable = prompt.tokens.prunable
         most = int(prunable.sum(-1).max())
-        order = (~prunable).long().argsort(dim=1, stable=True)[:, :most]
-        places = order.masked_fill(~prunable.gather(1, order), -1)
+        places = compact(prunable, most)
+        order = places.clamp_min(0)
         reach, sliding_reach = _reaches(record.get(MASK), prompt.tokens.real, prunable, text_config, first)
         embeds = gather_rows(prompt.embeds, places)
         beside = decoder_rows(adapter, record, places, first)
@@ -203,12 +204,12 @@ def _reach(mask: Any, real: torch.Tensor, prunable: torch.Tensor, window: int | 
         return places
     if not isinstance(mask, torch.Tensor) or mask.ndim != 4:
         raise NotImplementedError(f"recall needs dense masks of a prompt, got {type(mask).__name__}")
-    opened = _open(mask)[:, first:, first:]
-    reach = places.shape[1] - 1 - opened.flip(-1).long().argmax(-1)
+    seen = _open(mask)[:, first:, first:]
+    reach = places.shape[1] - 1 - seen.flip(-1).long().argmax(-1)
     expected = real[:, None] & (places[:, None] <= reach[..., None])
     if window is not None:
         expected &= places[..., None] - places[:, None] < window
-    if bool(((opened != expected) & prunable[..., None]).any()):
+    if bool(((seen != expected) & prunable[..., None]).any()):
         raise NotImplementedError(
             "recall knows masks that are causal or open to the end of a block, within windows, and this prompt's is not"
         )
@@ -219,7 +220,7 @@ def _open(mask: torch.Tensor) -> torch.Tensor:
     """``(B, S, S)`` bool of a bool or additive ``(B, 1, S, S)``."""
     if mask.shape[-1] != mask.shape[-2]:
         raise MechanismError("reading the masks of a prompt", f"one of shape {tuple(mask.shape)}")
-    return mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
+    return opened(mask[:, 0])
 
 
 __all__ = ["HOST", "RecallStore", "check_family"]

@@ -17,12 +17,14 @@ from asymvlm.hf.arguments import IDS, MASK
 from asymvlm.methods import VisionPrompt
 from asymvlm.models.adapter import Adapter
 from asymvlm.prompt.choosing import choose_and_gather
+from asymvlm.prompt.columns import marked_columns
 from asymvlm.prompt.recall_store import RecallStore
 from asymvlm.prompt.state import PromptState
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.tokens.images import Cells
 from asymvlm.tokens.roles import Tokens, scored_text
 from asymvlm_kernels import gather_rows
+from asymvlm_kernels.prefill.reference import compact
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,14 +51,14 @@ def wanted_back(
     prompt = _ranked_prompt(model, policy, store, call, known)
     carry = {IDS: prompt.tokens.ids}
     chosen = choose_and_gather(adapter, policy, prompt, "left", carry=carry, ids_pad=0, behind_a_turn=False).index
-    is_chosen = _marked(chosen, prompt.tokens.ids.shape[1])[:, : store.places.shape[1]]
-    in_cache = _marked(state.index, state.original_length).gather(1, store.places.clamp_min(0))
+    is_chosen = marked_columns(chosen, prompt.tokens.ids.shape[1])[:, : store.places.shape[1]]
+    in_cache = marked_columns(state.index, state.original_length).gather(1, store.places.clamp_min(0))
     # a turn that asks nothing wants nothing
     wanted = is_chosen & ~in_cache & prompt.tokens.prunable[:, : store.places.shape[1]]
     wanted &= prompt.text.any(-1, keepdim=True)
     most = int(wanted.sum(-1).max())
-    order = (~wanted).long().argsort(dim=1, stable=True)[:, :most]
-    slots = order.masked_fill(~wanted.gather(1, order), -1)
+    slots = compact(wanted, most)
+    order = slots.clamp_min(0)
     return Recalled(
         arguments=store.arguments(slots),
         places=gather_rows(store.places, slots, pad=-1),
@@ -110,12 +112,6 @@ def _not_kept(what: str) -> Callable[..., Any]:
         raise NotImplementedError(f"recall keeps embeddings of vision tokens, and no {what}")
 
     return refuse
-
-
-def _marked(index: torch.Tensor, columns: int) -> torch.Tensor:
-    """``(B, columns)`` bool: which columns an index ``(B, n)`` names; -1 names none."""
-    marked = torch.zeros(len(index), columns + 1, dtype=torch.bool, device=index.device)
-    return marked.scatter_(1, index.where(index >= 0, columns), True)[:, :columns]
 
 
 def with_past(state: PromptState, call: Mapping[str, Any], past: int) -> PromptState:

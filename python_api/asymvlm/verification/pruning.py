@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from asymvlm.patch import patch
+from asymvlm.prompt.columns import marked_columns
 from asymvlm.report.pruning import PruningReport
 from asymvlm.verification.closed import ClosedColumns
 from asymvlm.verification.measure import TIMES_NOISE, hidden_apart, judge, logits_apart
@@ -86,10 +87,7 @@ def greedy_row(check: str, found: Run, masked: Run, noise: float, lowest: float)
 
 def kept_columns(report: PruningReport, real: torch.Tensor) -> torch.Tensor:
     """``(B, S)`` bool: columns that the pruned run kept, and padding, which the mask closes itself."""
-    keep = torch.zeros(real.shape[0], real.shape[1] + 1, dtype=torch.bool, device=real.device)
-    index = report.index.to(real.device)
-    keep.scatter_(1, torch.where(index >= 0, index, real.shape[1]), True)
-    return keep[:, : real.shape[1]] | ~real
+    return marked_columns(report.index.to(real.device), real.shape[1]) | ~real
 
 
 def _cache_length(pruned: Run, keep: torch.Tensor, real: torch.Tensor) -> CheckRow:
