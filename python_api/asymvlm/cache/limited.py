@@ -43,10 +43,15 @@ class LimitedTable(GrowingTable):
         new = [count for count in counts for _ in range(self.heads)]
         self.tokens = [held + count for held, count in zip(self.tokens, new)]
         if made:
-            self._made.append(range(first + queries - made, first + queries))
+            self._note_made(first + queries - made, first + queries)
         self.prompt = [seen + max(count - made, 0) for seen, count in zip(self.prompt, new)]
         for name in self.state:
             self.put(name, torch.zeros((rows, queries), device=device))
+
+    def _note_made(self, start: int, stop: int) -> None:
+        if self._made and self._made[-1].stop == start:
+            start = self._made.pop().start
+        self._made.append(range(start, stop))
 
     def _may_go(self, columns: torch.Tensor, made: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
         if self.sinks is None:

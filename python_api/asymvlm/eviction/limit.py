@@ -15,12 +15,12 @@ from asymvlm.cache.growing import CHUNK
 from asymvlm.cache.limited import LimitedTable
 from asymvlm.eviction.call import EvictingCall
 from asymvlm.eviction.reindex import Reindexing
-from asymvlm.eviction.text import TextEvictor
+from asymvlm.eviction.text import TextEvictor, seen_by_method
 from asymvlm.hf import attention as capture
 from asymvlm.hf.arguments import CACHE, IDS, POSITIONS, tokens_of
 from asymvlm.hf.column_sums import Queries, seen_by
 from asymvlm.hf.masks import FULL
-from asymvlm.methods import CachedMethod, CachedTokens
+from asymvlm.methods import CachedMethod
 from asymvlm.methods.cached.base import ALL, BEHIND_VISION, RowLimit
 from asymvlm.settings.cache_limit import CacheLimit
 from asymvlm_kernels.prefill.reference import compact
@@ -203,15 +203,7 @@ class LimitEvictor(TextEvictor):
         return table.named(SUMS).add_(found) if self.method.adds_up or parts else found
 
     def _drop(self, cache: EvictionCache, table: LimitedTable, attention: torch.Tensor | None) -> None:
-        columns, samples = table.slots_in_use(), cache.samples
-        tokens = CachedTokens(
-            columns=columns,
-            newest=columns.amax(1).long(),
-            attention=attention,
-            generated=table.generated,
-            samples=None if samples is None else table.by_line(samples.to(columns.device)),
-            layer=table.layer if cache.is_split else None,
-        )
+        tokens = seen_by_method(cache, table, attention)
         table.drop(self.method.scores(tokens))
 
     def _limit(self, cache: EvictionCache) -> None:

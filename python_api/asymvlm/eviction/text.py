@@ -12,6 +12,7 @@ from torch import nn
 from asymvlm.cache.eviction_cache import EvictionCache
 from asymvlm.cache.layers import SlotLayer
 from asymvlm.cache.masks import FULL, layer_masks, real_tokens, slot_masks
+from asymvlm.cache.table import Table
 from asymvlm.eviction.call import MECHANISM, EvictingCall, check_scope, kind_of, prepare, rows_of
 from asymvlm.eviction.turns import TurnEvictor
 from asymvlm.hf import attention as capture
@@ -211,20 +212,32 @@ class TextEvictor:
         step.check()
         if not step.due:
             return
-        samples = cache.samples
         for table in cache.tables:
-            number = table.layer if cache.is_split else None
-            attention = None if not step.places else step.mean() if number is None else step.found[number]
-            tokens = CachedTokens(
-                columns=table.slots_in_use(),
-                newest=table.column,
-                attention=attention,
-                generated=table.generated,
-                samples=None if samples is None else table.by_line(samples.to(table.slot_pos.device)),
-                layer=number,
-            )
+            attention = None
+            if step.places:
+                attention = step.found[table.layer] if cache.is_split else step.mean()
+            tokens = seen_by_method(cache, table, attention, table.column)
             table.evict(self.method.scores(tokens), cast("TextEviction", self.policy))
         self._count_taken(cache)
+
+
+def seen_by_method(
+    cache: EvictionCache, table: Table, attention: torch.Tensor | None, newest: torch.Tensor | None = None
+) -> CachedTokens:
+    """The tokens of a group of layers, as a method of the cache gets them.
+
+    Args:
+        newest: ``(lines,)`` int64; None means the newest that each line holds.
+    """
+    columns, samples = table.slots_in_use(), cache.samples
+    return CachedTokens(
+        columns=columns,
+        newest=columns.amax(1).long() if newest is None else newest,
+        attention=attention,
+        generated=table.generated,
+        samples=None if samples is None else table.by_line(samples.to(columns.device)),
+        layer=table.layer if cache.is_split else None,
+    )
 
 
 def _shape_of(input_ids: torch.Tensor, module: nn.Module) -> torch.Tensor:

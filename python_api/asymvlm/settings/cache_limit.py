@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from asymvlm.methods import CachedMethod, LastRow, find_method
 from asymvlm.methods.cached.base import SCOPES
-from asymvlm.settings.numbers import check_count, part_of
+from asymvlm.settings.numbers import check_count
+from asymvlm_kernels.millionths import part_of
 
 
 @dataclass(frozen=True)

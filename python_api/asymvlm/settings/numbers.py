@@ -1,15 +1,8 @@
-"""Counts and shares in settings: how they are checked, and how a share of a count is taken exactly."""
+"""Counts and shares in settings: how they are checked."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from asymvlm_kernels.millionths import MILLION
-
-
-def part_of(count: Any, share: float) -> Any:
-    """``floor(share * count)``, exactly to a millionth; of a number or an integer tensor."""
-    return count * round(share * MILLION) // MILLION
 
 
 def check_count(name: str, value: object, least: int) -> None:

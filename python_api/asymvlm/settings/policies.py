@@ -12,13 +12,14 @@ from torch import nn
 
 from asymvlm.methods import AsymVLM, BeforeMethod, CachedMethod, InsideMethod, LastRow, SelectingMethod, find_method
 from asymvlm.methods.cached.base import SCOPES
-from asymvlm.settings.numbers import check_count, check_retention, part_of
+from asymvlm.settings.numbers import check_count, check_retention
 from asymvlm.settings.recall import check_recall
 from asymvlm.settings.scorer import Scorer
 from asymvlm.settings.suitable import check_calibrated, check_inside, check_scored, usual_share
 from asymvlm.settings.weights import fp32_weight
 from asymvlm.tokens.user_turns import UserTurns
 from asymvlm_kernels import AtLeastRelevant, Budget, ScoreBudget, Spread, UniformBudget
+from asymvlm_kernels.millionths import part_of
 
 logger = logging.getLogger(__name__)
 POSITIONS = ("keep", "compact")

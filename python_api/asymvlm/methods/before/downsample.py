@@ -14,6 +14,7 @@ import torch
 
 from asymvlm.methods.before.base import Kept, SelectingMethod, VisionPrompt
 from asymvlm.models.adapter import Grid
+from asymvlm_kernels.millionths import part_of
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def image_size_for(keep: float, size: tuple[int, int], patch: int) -> tuple[int,
     height, width = (side // patch for side in size)
     if min(height, width) < 1:
         raise ValueError(f"an image must be at least {patch} x {patch} pixels, got {size[0]} x {size[1]}")
-    rows, columns = grid_within(max(1, height * width * round(keep * 1_000_000) // 1_000_000), (height, width))
+    rows, columns = grid_within(max(1, part_of(height * width, keep)), (height, width))
     return rows * patch, columns * patch
 
 

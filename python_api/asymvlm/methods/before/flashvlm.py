@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import normalize
 
-from asymvlm.methods.before.base import Kept, SelectingMethod, VisionPrompt
+from asymvlm.methods.before.base import VisionPrompt
 from asymvlm.methods.before.candidates import Candidates
-from asymvlm.methods.before.vispruner import best_and_diverse, check_share
+from asymvlm.methods.before.vispruner import VisPruner
 
 SHARP, SHARPER, POWER = 0.05, 0.01, 2.5  # temperatures over the text and over the vision tokens
 QUANTILE, BELOW = 0.995, 0.1
@@ -18,7 +18,7 @@ SMALLEST = 1e-6
 
 
 @dataclass(frozen=True)
-class FlashVLM(SelectingMethod):
+class FlashVLM(VisPruner):
     """Attention of the tower times likeness to the question, half and half in the logarithm; the rest as `VisPruner`.
 
     Likeness is computed between projected vision tokens and the text that counts (``text=`` of `VisionPruning`): the
@@ -33,16 +33,8 @@ class FlashVLM(SelectingMethod):
     name: ClassVar[str] = "flashvlm"
     paper: ClassVar[str] = "arXiv:2512.20561"
     needs_text: ClassVar[bool] = True
-    needs_tower: ClassVar[bool] = True
-    needs_tower_attention: ClassVar[bool] = True
 
-    important: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_share("important", self.important)
-
-    def keep(self, prompt: VisionPrompt, counts: torch.Tensor) -> Kept:
-        among = Candidates.of(prompt)
+    def importance(self, prompt: VisionPrompt, among: Candidates) -> torch.Tensor:
         scores = torch.zeros(among.index.shape, device=among.index.device)
         attention = among.numbers(prompt.tower_attention)
         for row, (embeds, index, text) in enumerate(zip(prompt.embeds, among.index, prompt.text, strict=True)):
@@ -51,7 +43,7 @@ class FlashVLM(SelectingMethod):
                 likeness = question_likeness(embeds[index].float(), embeds[text].float())
                 parts = torch.stack([scaled(attention[row, : len(index)]), likeness])
                 scores[row, : len(index)] = (0.5 * parts.clamp_min(SMALLEST).log()).sum(0).exp()
-        return best_and_diverse(among, scores, prompt.features, counts, self.important)
+        return scores
 
 
 def question_likeness(vision: torch.Tensor, text: torch.Tensor) -> torch.Tensor:

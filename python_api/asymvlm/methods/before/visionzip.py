@@ -11,8 +11,7 @@ from torch.nn.functional import normalize, one_hot
 from asymvlm.methods.before.base import Kept, SelectingMethod, VisionPrompt
 from asymvlm.methods.before.candidates import Candidates, first_of
 from asymvlm.methods.before.vispruner import check_share
-
-MILLION = 1_000_000
+from asymvlm_kernels.millionths import part_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class VisionZip(SelectingMethod):
     def keep(self, prompt: VisionPrompt, counts: torch.Tensor) -> Kept:
         among = Candidates.of(prompt)
         count = counts.long()
-        targets = (count * round(self.contextual * MILLION) // MILLION).clamp_min(1).minimum(count - 1).clamp_min(0)
+        targets = part_of(count, self.contextual).clamp_min(1).minimum(count - 1).clamp_min(0)
         dominant = first_of(among.ranked(among.numbers(prompt.tower_attention)), count - targets)
         mask, embeds = among.marked(dominant), prompt.embeds.clone()
         for row, number in enumerate(targets.tolist()):

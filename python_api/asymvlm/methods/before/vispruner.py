@@ -10,6 +10,7 @@ import torch
 from asymvlm.methods.before.base import Kept, SelectingMethod, VisionPrompt
 from asymvlm.methods.before.candidates import Candidates, first_of
 from asymvlm_kernels import cosine_matrix, drop_similar
+from asymvlm_kernels.millionths import part_of
 
 
 @dataclass(frozen=True)
@@ -35,21 +36,17 @@ class VisPruner(SelectingMethod):
     def __post_init__(self) -> None:
         check_share("important", self.important)
 
+    def importance(self, prompt: VisionPrompt, among: Candidates) -> torch.Tensor:
+        """``(B, N)`` fp32: by which the first share of the budget is chosen, and the rest ranked."""
+        return among.numbers(prompt.tower_attention)
+
     def keep(self, prompt: VisionPrompt, counts: torch.Tensor) -> Kept:
-        among = Candidates.of(prompt)
-        return best_and_diverse(among, among.numbers(prompt.tower_attention), prompt.features, counts, self.important)
-
-
-def best_and_diverse(
-    among: Candidates, scores: torch.Tensor, features: torch.Tensor, counts: torch.Tensor, share: float
-) -> Kept:
-    """A share of the best by ``scores`` ``(B, N)``, then of the rest those unlike each other by ``features``."""
-    best = (counts.long() * round(share * 1_000_000)) // 1_000_000
-    order = among.ranked(scores)
-    first = first_of(order, best)
-    rest = order.masked_fill(first.gather(1, order) | ~among.mask.gather(1, order), -1)
-    left = drop_similar(cosine_matrix(among.rows(features), among.mask), rest, counts - best)
-    return Kept(among.marked(first | left))
+        among, best = Candidates.of(prompt), part_of(counts.long(), self.important)
+        order = among.ranked(self.importance(prompt, among))
+        first = first_of(order, best)
+        rest = order.masked_fill(first.gather(1, order) | ~among.mask.gather(1, order), -1)
+        left = drop_similar(cosine_matrix(among.rows(prompt.features), among.mask), rest, counts - best)
+        return Kept(among.marked(first | left))
 
 
 def check_share(name: str, value: float) -> None:
