@@ -8,14 +8,12 @@ the end. With the prompt protected all of the rest must come from generated toke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 import asymvlm
-from asymvlm import CacheLimit, TextEviction
 from asymvlm.methods import (
     H2O,
     TOVA,
@@ -28,6 +26,7 @@ from asymvlm.methods import (
     StreamingLLM,
     VLCache,
 )
+from bench.harness.cache_entries import Entry
 from bench.quality.scorers import model_inputs
 from bench.quality.statistics import paired, rate, record
 from bench.tinyvlm.evaluate import ROWS, Samples
@@ -36,30 +35,6 @@ from bench.tinyvlm.model import NUM_VISION
 SHARES = (0.9, 0.75, 0.5)
 HELD, RECENT, WINDOW = 24, 6, 8  # generated tokens of which a share is held; newest that stay; SnapKV's window
 OURS = "asymvlm (last layer)"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A row of the table. ``method`` None: `TextEviction` by the last layer's attention, ``recent`` tokens kept."""
-
-    name: str
-    method: CachedMethod | None = None
-    protected: bool = False
-    recent: int = 0
-
-    @property
-    def title(self) -> str:
-        return f"{self.name}, prompt {'protected' if self.protected else 'not protected'}"
-
-    def settings(self, share: float, prompt: int, generated: int) -> dict[str, Any]:
-        """Arguments of `asymvlm.patch` that hold ``share`` of `HELD` generated tokens beside as many as the prompt."""
-        held = int(HELD * share)
-        if self.method is None:
-            return {"text": TextEviction(held, 1.0, recent=self.recent)}
-        if "step" not in self.method.moments:
-            return {"cache": CacheLimit(self.method, tokens=prompt + held - generated)}
-        tokens = held if self.protected else prompt + held
-        return {"cache": CacheLimit(self.method, tokens=tokens, protect_prompt=self.protected)}
 
 
 STEPS: tuple[tuple[str, CachedMethod], ...] = (
@@ -74,12 +49,12 @@ STEPS: tuple[tuple[str, CachedMethod], ...] = (
     ("random", RandomEviction()),
 )
 ENTRIES = (
-    Entry(OURS, protected=True),
-    Entry(f"asymvlm, {RECENT} recent kept", protected=True, recent=RECENT),
+    Entry(OURS),
+    Entry(f"asymvlm, {RECENT} recent kept", recent=RECENT),
     *(Entry(name, method, protected) for name, method in STEPS for protected in (True, False)),
-    Entry("snapkv", SnapKV(window=WINDOW)),
-    Entry("pyramidkv", PyramidKV(window=WINDOW)),
-    Entry("vl-cache", VLCache()),
+    Entry("snapkv", SnapKV(window=WINDOW), protected=False),
+    Entry("pyramidkv", PyramidKV(window=WINDOW), protected=False),
+    Entry("vl-cache", VLCache(), protected=False),
 )
 
 
@@ -115,7 +90,7 @@ def caches(model: Any, samples: Samples, shares: Sequence[float] = SHARES) -> di
     for share in shares:
         judged = {}
         for entry in ENTRIES:
-            judged[entry.title], held = judge(entry.settings(share, prompt, truth.shape[1]))
+            judged[entry.title], held = judge(entry.equal_to(int(HELD * share), prompt, truth.shape[1]))
             result["rates"].setdefault(entry.title, {})[f"{share:g}"] = record(rate(judged[entry.title]))
             result["bytes"].setdefault(entry.title, {})[f"{share:g}"] = held // len(samples)
         ours = ENTRIES[0].title

@@ -16,53 +16,35 @@ import torch
 
 import asymvlm
 from asymvlm import VisionPruning
-from asymvlm.methods import (
-    BeforeMethod,
-    CDPruner,
-    Dedup,
-    DivPrune,
-    Downsample,
-    FastV,
-    FlashVLM,
-    PyramidDrop,
-    SparseVLM,
-    SparseVLM2,
-    VisionZip,
-    VisPruner,
-)
+from asymvlm.methods import AsymVLM, BeforeMethod, InsideMethod
+from asymvlm.methods.registry import OURS
 from asymvlm_kernels import UniformBudget
 from bench.quality.scorers import model_inputs
-from bench.quality.study import FULL, Study, key
+from bench.quality.study import CONTROLS, FULL, Study, key
 from bench.tinyvlm.evaluate import ROWS, Samples
 
 RATIOS = (0.75, 0.65, 0.5, 0.33, 0.22, 0.11)
 CONTROL = "downsample"
-OTHERS: tuple[type[BeforeMethod], ...] = (
-    Downsample,
-    VisPruner,
-    FlashVLM,
-    VisionZip,
-    DivPrune,
-    CDPruner,
-    Dedup,
-)
-INSIDE: tuple[type[FastV | SparseVLM | PyramidDrop], ...] = (FastV, SparseVLM, SparseVLM2, PyramidDrop)
+OTHERS: dict[str, type[Any]] = {  # beside the study's own
+    kind.name: kind
+    for kind in OURS
+    if issubclass(kind, BeforeMethod) and kind is not AsymVLM and kind.name not in CONTROLS
+}
+# one that hides tokens holds them all, whatever its schedule
+INSIDE: dict[str, type[Any]] = {kind.name: kind for kind in OURS if issubclass(kind, InsideMethod) and not kind.hides}
 ROUNDS = 5  # of timing; the median counts
 
 
 def settings(study: Study, name: str, ratio: float) -> list[VisionPruning] | None:
     """The runs of a method that hold ``ratio`` of the vision tokens on average over layers; None where none does."""
-    budget = UniformBudget(ratio)
-    for kind in INSIDE:
-        if kind.name == name:
-            try:
-                return [VisionPruning(method=kind.for_average(ratio, study.model.config.text_config.num_hidden_layers))]
-            except ValueError:
-                return None
-    for other in OTHERS:
-        if other.name == name:
-            return [VisionPruning(method=other(), budget=budget)]
-    return [VisionPruning(method=run, budget=budget) for run in study.runs(name)]
+    if name in INSIDE:
+        try:
+            own = INSIDE[name].for_average(ratio, study.model.config.text_config.num_hidden_layers)
+        except ValueError:
+            return None
+        return [VisionPruning(method=own)]
+    runs = [OTHERS[name]()] if name in OTHERS else study.runs(name)
+    return [VisionPruning(method=run, budget=UniformBudget(ratio)) for run in runs]
 
 
 def compared(study: Study, ours: str, ratios: Sequence[float] = RATIOS) -> dict[str, Any]:
@@ -98,7 +80,7 @@ def compared(study: Study, ours: str, ratios: Sequence[float] = RATIOS) -> dict[
 
 def all_names(study: Study) -> list[str]:
     """Of the study's own methods, and of all others."""
-    return [*study.methods, *(kind.name for kind in OTHERS), *(kind.name for kind in INSIDE)]
+    return [*study.methods, *OTHERS, *INSIDE]
 
 
 def costs(study: Study, ratios: Sequence[float] = RATIOS) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import typer
 
 from bench.harness import environment, results
 from bench.real_lm import texts
-from bench.real_lm.entries import ENTRIES, FORCED, FULL, HELD, PROMPT, SCORED, SHARES
+from bench.real_lm.entries import ENTRIES, FORCED, FULL, HELD, PROMPT, SCORED, SHARES, equal_settings
 from bench.real_lm.forced import load, loss
 from bench.real_lm.weights import SOURCES, unpacked
 
@@ -46,7 +46,7 @@ def main(
         ids = texts.blocks(tokenizer, whole, number, PROMPT + FORCED)
         wanted: list[tuple[str, dict[str, Any]]] = [(FULL, {})]
         for part in share or SHARES:
-            wanted += [(f"{one.title} @ {part:g}", one.settings(part)) for one in ENTRIES if only in one.title]
+            wanted += [(f"{one.title} @ {part:g}", equal_settings(one, part)) for one in ENTRIES if only in one.title]
         for title, settings in wanted:
             key = f"{title} # {number}"
             if key in results.load(file)["cases"]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from asymvlm import CacheLimit, TextEviction
-from asymvlm.methods import H2O, TOVA, CachedMethod, LastRow, OldestFirst, RandomEviction, SnapKV, StreamingLLM
+from asymvlm.methods import H2O, TOVA, LastRow, OldestFirst, RandomEviction, SnapKV, StreamingLLM
+from bench.harness.cache_entries import Entry
 
 SHARES = (0.5, 0.75, 0.9)
 PROMPT, FORCED = 128, 96  # tokens of a block: read at once, and one by one
@@ -16,28 +15,9 @@ SINKS = 4
 FULL = "nothing evicted"
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A row of the table. ``method`` None: `TextEviction` by the last layer's attention, ``recent`` tokens kept."""
-
-    name: str
-    method: CachedMethod | None = None
-    protected: bool = True
-    recent: int = 0
-
-    @property
-    def title(self) -> str:
-        return f"{self.name}, prompt {'protected' if self.protected else 'not protected'}"
-
-    def settings(self, share: float) -> dict[str, Any]:
-        """Arguments of `asymvlm.patch` that hold the prompt and ``share`` of `HELD`, or as many tokens of both."""
-        held = int(HELD * share)
-        if self.method is None:
-            return {"text": TextEviction(held, 1.0, recent=self.recent)}
-        if "step" not in self.method.moments:  # generated tokens all stay, so the prompt is cut by what they will take
-            return {"cache": CacheLimit(self.method, tokens=PROMPT + held - (FORCED - 1))}
-        tokens = held if self.protected else PROMPT + held
-        return {"cache": CacheLimit(self.method, tokens=tokens, protect_prompt=self.protected)}
+def equal_settings(entry: Entry, share: float) -> dict[str, Any]:
+    """Arguments of `asymvlm.patch` that hold the prompt and ``share`` of `HELD`, or as many tokens of both."""
+    return entry.equal_to(int(HELD * share), PROMPT, FORCED - 1)
 
 
 ENTRIES = (  # the first ones matter most where time is short
@@ -59,4 +39,4 @@ ENTRIES = (  # the first ones matter most where time is short
     Entry("streamingllm, re-indexed", StreamingLLM()),
 )
 
-__all__ = ["ENTRIES", "FORCED", "FULL", "HELD", "PROMPT", "SCORED", "SHARES", "Entry"]
+__all__ = ["ENTRIES", "FORCED", "FULL", "HELD", "PROMPT", "SCORED", "SHARES", "equal_settings"]

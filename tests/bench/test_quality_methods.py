@@ -40,8 +40,8 @@ def test_methods_hold_equal_tokens(study: Study) -> None:
 def test_answers_fed_along_are_those_the_model_generates(study: Study) -> None:
     """A method between layers must not see the answer that teacher forcing feeds along."""
     samples, model = study.samples, study.model
-    for kind in INSIDE:
-        vision = settings(study, kind.name, 0.75)[0]  # type: ignore[index]
+    for name in INSIDE:
+        vision = settings(study, name, 0.75)[0]  # type: ignore[index]
         right = answers(model, samples, vision).right
         with asymvlm.patch(model, vision=vision):
             for row in range(len(samples)):

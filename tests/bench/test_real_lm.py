@@ -75,7 +75,9 @@ def test_the_loss_is_that_of_one_forward(small):
     loss, tokens = forced.loss(model, ids, {})
     np.testing.assert_allclose(loss, found, rtol=1e-5)
     assert tokens == 37
-    everything = entries.Entry("oldest first", entries.OldestFirst()).settings(20 / 8)  # held: more than there are
+    everything = entries.equal_settings(
+        entries.Entry("oldest first", entries.OldestFirst()), 20 / 8
+    )  # held: more than there are
     np.testing.assert_allclose(forced.loss(model, ids, everything)[0], loss, rtol=1e-5)
 
 
@@ -84,7 +86,7 @@ def test_all_settings_hold_the_same_tokens_at_the_end(small):
     losses = set()
     for entry in entries.ENTRIES:
         if entry.recent <= 6:
-            loss, tokens = forced.loss(model, ids, entry.settings(0.75))
+            loss, tokens = forced.loss(model, ids, entries.equal_settings(entry, 0.75))
             assert tokens == 24 + 6, entry.title
             losses.add(round(sum(loss), 5))
     assert len(losses) >= len(entries.ENTRIES) - 3, "settings that choose alike would be one row"
