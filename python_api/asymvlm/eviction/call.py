@@ -97,14 +97,7 @@ def prepare(
         ValueError: if the call turns the cache off.
     """
     call, method = dict(call), None if policy is None else policy.scored_by
-    for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"):
-        if setting(model, call, name) is not None:
-            raise NotImplementedError(
-                f"text eviction does not work with {name}: drafted tokens are taken back from the end of the "
-                "cache, whose last slots need not be the last tokens"
-            )
-    if setting(model, call, USE_CACHE) is False:
-        raise ValueError("text eviction needs the K/V cache, got use_cache=False")
+    _check_call(model, call)
     ids = call.get(IDS)
     embeds = call.get(EMBEDS)
     prompt = ids if embeds is None else embeds
@@ -147,6 +140,18 @@ def prepare(
     if method is not None and method.needs_samples and cache.samples is None and ids is not None:
         cache.samples = _sample_numbers(ids, mask).repeat_interleave(repeats)
     return call
+
+
+def _check_call(model: nn.Module, call: Mapping[str, Any]) -> None:
+    """Refuse a way of decoding that would crop the cache, or has none."""
+    for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"):
+        if setting(model, call, name) is not None:
+            raise NotImplementedError(
+                f"text eviction does not work with {name}: drafted tokens are taken back from the end of the "
+                "cache, whose last slots need not be the last tokens"
+            )
+    if setting(model, call, USE_CACHE) is False:
+        raise ValueError("text eviction needs the K/V cache, got use_cache=False")
 
 
 def _most_new(model: nn.Module, call: Mapping[str, Any], columns: int) -> int | None:

@@ -105,18 +105,7 @@ def prune_prompt(
     tokens, real = prompt.tokens, prompt.tokens.real
     config: Any = model.config
     text_config = config.get_text_config()
-    per_token = {name: inputs[name][:, first:] for name in adapter.per_token if inputs.get(name) is not None}
-    check_last_columns(inputs, tokens.prunable)
-    labelled = inputs.get("labels") is not None and not inputs.get("logits_to_keep")
-    pruned = choose_and_gather(
-        adapter,
-        policy,
-        prompt,
-        padding_side(real, labelled=labelled),
-        carry={IDS: tokens.ids, POSITIONS: positions, **per_token},
-        ids_pad=getattr(text_config, "pad_token_id", None) or 0,
-        behind_a_turn=start is not None,
-    )
+    pruned = _chosen(adapter, policy, prompt, inputs, positions, text_config, first, behind_a_turn=start is not None)
     kept = (pruned.index >= 0) & real.gather(1, pruned.index.clamp_min(0))
     index = pruned.index.masked_fill(~kept, -1)
     carried = {name: tensor for name, tensor in pruned.carry.items() if name != IDS}
@@ -149,6 +138,33 @@ def prune_prompt(
     rows_of_ids = {name: more for name, more in adapter.decoder_rows.items() if name in carried}
     selection = _selection(policy, prompt, pruned, index)
     return PrunedPrompt(forwarded, deepstack, rows_of_ids, state, selection, tokens.ids.shape[1])
+
+
+def _chosen(
+    adapter: Adapter,
+    policy: VisionPruning,
+    prompt: VisionPrompt,
+    inputs: Inputs,
+    positions: torch.Tensor,
+    text_config: Any,
+    first: int,
+    *,
+    behind_a_turn: bool,
+) -> PrunedSequence:
+    """The tokens that stay, with what of the call goes along with them; arguments as of `prune_prompt`."""
+    tokens = prompt.tokens
+    per_token = {name: inputs[name][:, first:] for name in adapter.per_token if inputs.get(name) is not None}
+    check_last_columns(inputs, tokens.prunable)
+    labelled = inputs.get("labels") is not None and not inputs.get("logits_to_keep")
+    return choose_and_gather(
+        adapter,
+        policy,
+        prompt,
+        padding_side(tokens.real, labelled=labelled),
+        carry={IDS: tokens.ids, POSITIONS: positions, **per_token},
+        ids_pad=getattr(text_config, "pad_token_id", None) or 0,
+        behind_a_turn=behind_a_turn,
+    )
 
 
 def _watched(
