@@ -18,6 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "python_api")]
 from bench.harness import results, tables  # noqa: E402
 from bench.ops.prefill.floors import OPS  # noqa: E402
 from bench.peers import tables as peers  # noqa: E402
+from bench.public import tables as public  # noqa: E402
 from bench.quality import tables as quality  # noqa: E402
 from bench.real_lm import tables as real_lm  # noqa: E402
 
@@ -67,8 +68,10 @@ def table(name: str, folder: Path) -> str:
         return peers.block(name, folder / "peers")
     if name in real_lm.BLOCKS:
         return real_lm.block(name, folder / "real_lm")
+    if name in public.BLOCKS:
+        return public.block(name, folder / "public")
     if name not in KINDS:
-        known = ", ".join((*KINDS, *GENERATE, *quality.BLOCKS, *peers.BLOCKS, *real_lm.BLOCKS))
+        known = ", ".join((*KINDS, *GENERATE, *quality.BLOCKS, *peers.BLOCKS, *real_lm.BLOCKS, *public.BLOCKS))
         sys.exit(f"marker bench:{name} is unknown, wanted one of {known}")
     file = results.newest(folder, KINDS[name])
     return "Nothing measured yet." if file is None else tables.blocks(results.load(file))

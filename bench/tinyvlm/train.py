@@ -159,7 +159,7 @@ class Training:
         """Write the state beside its place and rename it: an interrupted save leaves the last one whole."""
         state = {
             "seed": self.seed,
-            "plan": _plan(self.stages),
+            "plan": [repr(stage) for stage in self.stages],
             "stage": self.stage,
             "step": self.step,
             "seconds": self.seconds,
@@ -181,7 +181,7 @@ class Training:
         if not file.is_file():
             raise InputError(f"--resume: {file} does not exist, wanted the folder of an interrupted run")
         state = torch.load(file, weights_only=True)
-        for name, wanted in (("seed", self.seed), ("plan", _plan(self.stages))):
+        for name, wanted in (("seed", self.seed), ("plan", [repr(stage) for stage in self.stages])):
             if state[name] != wanted:
                 raise InputError(f"--resume: {file} was made with {name} {state[name]}, this run has {wanted}")
         self.stage, self.step, self.seconds = state["stage"], state["step"], state["seconds"]
@@ -225,10 +225,6 @@ def _checked(training: Training) -> dict[str, float]:
     rates = training.check()
     training.model.train()
     return {kind: round(rate, 3) for kind, rate in rates.items()}
-
-
-def _plan(stages: tuple[Stage, ...]) -> list[str]:
-    return [repr(stage) for stage in stages]
 
 
 def share_right(predicted: torch.Tensor, labels: torch.Tensor) -> float:
