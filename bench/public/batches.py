@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bench.public.easy_vqa import TOKEN_ID, Pictures, covered, facts, turn_ids
+from bench.public.easy_vqa import TOKEN_ID, Pictures, facts, turn_ids
 from bench.tinyvlm.batches import IGNORED
 from bench.tinyvlm.glyphs import BLANK, PAD
 from bench.tinyvlm.model import NUM_VISION, to_model_pixels
+from bench.tinyvlm.pages import GRID
 from bench.tinyvlm.questions import Turn
 
 TEXT = 56  # text tokens of a row: about six questions with their answers
@@ -65,7 +66,9 @@ def make_batch(found: Pictures, key: list[int], count: int, kept: int, text: int
     pixels = found.pixels[chosen]
     mirrored = rng.random(count) < 0.5
     pixels = np.where(mirrored[:, None, None, None], pixels[:, :, ::-1], pixels)
-    shown, turns = covered(pixels), [found.turns[number] for number in chosen]
+    turns = [found.turns[number] for number in chosen]
+    cells = found.covered[chosen].reshape(count, GRID, GRID)
+    shown = np.where(mirrored[:, None, None], cells[:, :, ::-1], cells).reshape(count, NUM_VISION)
     rows = [_row(rng, some, text) for some in turns]
     ids, labels, turn, offset = (torch.tensor(part) for part in zip(*rows, strict=True))
     order = np.argsort(-(2.0 * shown + rng.random(shown.shape)), axis=1, kind="stable")  # the shape first

@@ -6,6 +6,7 @@ train scorers, 300 set budgets. A sample is an image with one question, so that 
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ PARTS = {"train": (0, 3400), "validation": (3400, 3500), "scorer": (3500, 3700),
 class Pictures:
     """Images of a split. Attributes:
 
-    pixels: ``(n, 96, 96, 3)`` uint8, drawn up from 64 x 64 as the processor does.
+    pixels: ``(n, 96, 96, 3)`` uint8, enlarged from 64 x 64 as the processor does.
     turns: the questions about each.
     """
 
@@ -49,6 +50,11 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.turns)
+
+    @functools.cached_property
+    def covered(self) -> np.ndarray:
+        """``(n, 144)`` bool, `covered` of every image."""
+        return np.concatenate([covered(part) for part in np.array_split(self.pixels, -(-len(self) // 100))])
 
 
 def turn_of(question: str, answer: str) -> Turn:

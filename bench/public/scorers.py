@@ -14,7 +14,7 @@ from bench.public.easy_vqa import make_samples
 from bench.quality.scorers import RECIPES, model_inputs, portable
 
 SAMPLES = 1500  # as many as the paper takes: 200 images, seven or eight questions each
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 PRESETS = {"paper": (0,), "default": SEEDS}  # the seeds of each recipe
 
 

@@ -24,15 +24,15 @@ from bench.public.batches import KEPT, NOTHING, Batch, make_batch
 from bench.public.easy_vqa import VOCABULARY, Pictures, make_samples, pictures
 from bench.tinyvlm.batches import IGNORED
 from bench.tinyvlm.evaluate import exact_match_by_kind
-from bench.tinyvlm.glyphs import BOS
+from bench.tinyvlm.glyphs import BLANK, BOS
 from bench.tinyvlm.losses import TINY, decode, likeness
 from bench.tinyvlm.model import build, vision_features
 from bench.tinyvlm.train import Stage, Training, match_norms, share_right, shortened, train
 
 CHECKED = 300  # validation questions looked at after the last stage
 STAGES = (
-    Stage("align", 100, 32, 2e-3, warmup=50, align_only=True),
-    Stage("mix", 500, 16, 1.5e-3, kept=KEPT, look_weight=0.2),
+    Stage("align", 400, 32, 2e-3, warmup=50, align_only=True),
+    Stage("mix", 300, 16, 1.5e-3, kept=KEPT, look_weight=0.2),
 )
 
 
@@ -80,12 +80,13 @@ class EasyVqa(Training):
 
 
 def alignment_loss(model: Any, scale: torch.Tensor, vision: torch.Tensor, meaning: torch.Tensor) -> torch.Tensor:
-    """A projected vision token resembles the words of what it shows. ``vision`` ``(B, 144, D)``, ``meaning`` as in
-    `Batch`.
+    """A projected vision token resembles the words of what it shows, shape and background weighing alike
+    whatever their sizes. ``vision`` ``(B, 144, D)``, ``meaning`` as in `Batch`.
     """
     likely = likeness(model, scale, vision).gather(-1, meaning.clamp_min(0))
-    told = meaning != NOTHING
-    return -(likely * told).sum() / told.sum()
+    empty = meaning == BLANK
+    drawn = (meaning != NOTHING) & ~empty
+    return -sum((likely * part).sum() / part.sum().clamp_min(1) for part in (drawn, empty))
 
 
 def answer_loss(model: Any, vision: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
