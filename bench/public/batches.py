@@ -19,7 +19,7 @@ from bench.tinyvlm.pages import GRID
 from bench.tinyvlm.questions import Turn
 
 TEXT = 56  # text tokens of a row: about six questions with their answers
-RARE = 0.5  # the lead of questions for a shape or a colour, one in four, in the draw of a row's questions
+LEAD = 0.5  # in the draw of a row's questions, of those that the shape itself answers: nine in ten of the others say no
 NOTHING = -1  # no turn; no meaning
 KEPT = {16: 0.25, 36: 0.25, 72: 0.2, NUM_VISION: 0.3}  # numbers of vision tokens, and how often they are drawn
 
@@ -79,7 +79,7 @@ def make_batch(found: Pictures, key: list[int], count: int, kept: int, text: int
 
 def _row(rng: np.random.Generator, turns: list[Turn], length: int) -> tuple[list[int], ...]:
     """Text, labels, number and place of as many whole questions as ``length`` tokens hold."""
-    lead = rng.random(len(turns)) + np.array([RARE * (turn.kind != "yes/no") for turn in turns])
+    lead = rng.random(len(turns)) + np.array([LEAD * (facts([turn]) != (None, None)) for turn in turns])
     parts: tuple[list[int], ...] = ([], [], [], [])
     for number in np.argsort(-lead, kind="stable"):
         question, answer = turn_ids(turns[number])

@@ -32,7 +32,7 @@ from bench.tinyvlm.train import Stage, Training, match_norms, share_right, short
 CHECKED = 300  # validation questions looked at after the last stage
 STAGES = (
     Stage("align", 400, 32, 2e-3, warmup=50, align_only=True),
-    Stage("mix", 300, 16, 1.5e-3, kept=KEPT, look_weight=0.2),
+    Stage("mix", 400, 16, 1.5e-3, kept=KEPT, look_weight=0.2),
 )
 
 
