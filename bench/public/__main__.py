@@ -31,6 +31,7 @@ from bench.public.study import KeptStudy, budgets, generated, methods
 from bench.public.train import STAGES, EasyVqa
 from bench.quality.scorers import RECIPES, load_model
 from bench.real_lm.weights import CACHE
+from bench.tinyvlm.evaluate import Samples
 from bench.tinyvlm.train import LOG, STATE, train
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "public"
@@ -55,6 +56,11 @@ def digest(folder: Path) -> str:
     """Tells models apart."""
     with (folder / "model.safetensors").open("rb") as weights:
         return hashlib.file_digest(weights, "sha256").hexdigest()[:12]
+
+
+def asked(samples: Samples) -> str:
+    """Tells sets of samples apart, by questions and pixels."""
+    return hashlib.sha256(samples.text.numpy().tobytes() + samples.pages.pixels.tobytes()).hexdigest()[:12]
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -84,7 +90,8 @@ def main(
         for name, seeds in PRESETS.items()
     }
     weights = {RECIPES[name].label: [one.weight for one in many] for name, many in scorers.items()}
-    study = KeptStudy(model, make_samples("test", samples), weights, folder=cache / f"test-{samples}")
+    test = make_samples("test", samples)
+    study = KeptStudy(model, test, weights, folder=cache / f"test-{asked(test)}")
     for wanted in part or MEASURED:
         with console.err.status(f"measuring {wanted}"):
             found = _measure(wanted, study, scorers["default"], cache, place)

@@ -7,8 +7,10 @@ train scorers, 300 set budgets. A sample is an image with one question, so that 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -30,7 +32,7 @@ WORDS = ("what", "is", "the", "of", "shape", "color", "image", "in", "does", "co
 VOCABULARY = (*SPECIAL, *WORDS, *SHAPES, *COLOURS)
 TOKEN_ID = {token: number for number, token in enumerate(VOCABULARY)}
 KINDS = ("colour", "shape", "yes/no")
-MIX = {"colour": 0.25, "shape": 0.25, "yes/no": 0.5}
+MIX = {"colour": 0.4, "shape": 0.4, "yes/no": 0.2}
 FLAT = 12  # sum over channels up to which a pixel is background
 
 Split = Literal["train", "validation", "scorer", "calibration", "test"]
@@ -129,10 +131,21 @@ def facts(turns: list[Turn]) -> tuple[str | None, str | None]:
     return told[True], told[False]
 
 
+def guessed(known: list[list[Turn]], asked: list[Turn]) -> np.ndarray:
+    """``(n,)`` bool: is the answer right that the words of each question suggest? The most common answer to the same
+    words in ``known``, the first of the alphabet where several are; wrong where no question is in these words.
+    """
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for turn in itertools.chain.from_iterable(known):
+        counts[turn.question][turn.answer] += 1
+    best = {question: min(found, key=lambda answer: (-found[answer], answer)) for question, found in counts.items()}
+    return np.array([best.get(turn.question) == turn.answer for turn in asked])
+
+
 def covered(pixels: np.ndarray) -> np.ndarray:
     """``(n, 144)`` bool: cells of ``(n, 96, 96, 3)`` images that hold a pixel which is not background.
 
-    The background is an image's most common colour by channel: no shape fills half of one.
+    The background is an image's median colour by channel: no shape fills half of one.
     """
     values = pixels.astype(np.int64)
     drawn = np.abs(values - np.median(values, axis=(1, 2), keepdims=True)).sum(-1) > FLAT
@@ -140,4 +153,4 @@ def covered(pixels: np.ndarray) -> np.ndarray:
 
 
 __all__ = ["COLOURS", "KINDS", "MIX", "PARTS", "SHAPES", "VOCABULARY", "Pictures", "Split", "covered", "encode",
-           "facts", "make_samples", "pictures", "turn_ids", "turn_of"]  # fmt: skip
+           "facts", "guessed", "make_samples", "pictures", "turn_ids", "turn_of"]  # fmt: skip

@@ -16,7 +16,7 @@ from asymvlm.calibration import calibrate_budget
 from asymvlm.settings.budget_file import budget_to_dict
 from asymvlm.settings.scorer import Scorer
 from asymvlm_kernels import Spread
-from bench.public.easy_vqa import make_samples
+from bench.public.easy_vqa import guessed, make_samples, pictures
 from bench.quality.answers import answers
 from bench.quality.beyond import SPREAD
 from bench.quality.budgets import CALIBRATION, answered, batches, even_counts
@@ -26,6 +26,7 @@ from bench.quality.study import FULL, Study
 from bench.tinyvlm.evaluate import Samples
 from bench.tinyvlm.model import NUM_VISION
 
+BLIND = "the question alone"
 RATIOS = (0.5, 0.33, 0.22, 0.11)
 AVERAGES = (0.33, 0.22)
 LADDER = (0.1, 0.15, 0.22, 0.33, 0.5)  # uniform ratios that a calibration measures
@@ -37,6 +38,7 @@ class KeptStudy(Study):
     """A study that finds the answers of an earlier, interrupted run in a folder."""
 
     folder: Path | None = None
+    seeds: int = 1  # of random choice
 
     def measure(self, name: str, runs: Sequence[VisionPruning]) -> np.ndarray:
         file = self.folder and self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.npy"
@@ -51,8 +53,10 @@ class KeptStudy(Study):
 
 
 def methods(study: Study, ours: str, ratios: Sequence[float] = RATIOS) -> dict[str, Any]:
-    """Every method that chooses before the decoder, by kind of question."""
-    return compared(study, ours, ratios, [*study.methods, *OTHERS])
+    """Every method that chooses before the decoder, by kind of question, and what a guess without the image gets."""
+    study.right[BLIND] = guessed(pictures("train").turns, study.samples.turns)[None]
+    found = compared(study, ours, ratios, [*study.methods, *OTHERS])
+    return found | {"guessed": study.summary(BLIND)}
 
 
 def budgets(study: Study, scorers: Sequence[Scorer], cache: Path | None, samples: int = CALIBRATION) -> dict[str, Any]:

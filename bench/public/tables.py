@@ -44,7 +44,8 @@ def methods(measured: Cell) -> str:
             paired.setdefault(f"{name} − {measured['ours']}", {})[ratio] = difference(pair)
     others = [[name, *(row.get(ratio, "-") for ratio in ratios)] for name, row in paired.items()]
     least = ratios[-1]
-    kinds = [["all tokens", *(cell(full["kinds"][kind]) for kind in KINDS)]]
+    whole = {"all tokens": full, "a guess by the question's words": measured["guessed"]}
+    kinds = [[name, *(cell(found["kinds"][kind]) for kind in KINDS)] for name, found in whole.items()]
     kinds += [[name, *(cell(found[least]["kinds"][kind]) for kind in KINDS)] for name, found in rates.items()]
     return "\n\n".join([
         markdown(head, rows),

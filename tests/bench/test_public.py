@@ -117,6 +117,13 @@ def test_questions_tell_shape_and_colour(asked: list[tuple[str, str]], told: tup
     assert easy_vqa.facts([turn_of(*one) for one in asked]) == told
 
 
+def test_a_guess_knows_the_words_alone() -> None:
+    known = [[turn_of("is there a circle?", "no"), turn_of("is there a circle?", "yes")], [turn_of("a?", "teal")]]
+    known[1].append(turn_of("is there a circle?", "no"))
+    asked = [turn_of("is there a circle?", "no"), turn_of("is there a circle?", "yes"), turn_of("of what?", "no")]
+    assert easy_vqa.guessed(known, asked).tolist() == [True, False, False]
+
+
 def test_cells_of_the_shape_are_covered_and_mean_it(found: Pictures) -> None:
     covered = easy_vqa.covered(found.pixels[:1]).reshape(12, 12)
     assert covered.any(1).nonzero()[0].tolist() == [0, 1, 2, 3, 4], "6 to 36 of 96 pixels down"
@@ -240,7 +247,7 @@ def test_the_tables_are_the_results(tmp_path: Path) -> None:
         "parts": {
             "methods": {
                 "run": 0, "samples": 9, "ours": "a", "rates": rates, "paired": [pair],
-                "full": {"mean": 1.0, "error": 0.0, "kinds": kinds},
+                "full": {"mean": 1.0, "error": 0.0, "kinds": kinds}, "guessed": {"kinds": kinds},
             }
         },
     }  # fmt: skip
