@@ -70,6 +70,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     seed: Annotated[int, typer.Option(help="Seed of the model.")] = 0,
     part: Annotated[list[str] | None, typer.Option(help="Part to measure, all by default; repeatable.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Method to compare, all by default; repeatable.")] = None,
     samples: Annotated[int, typer.Option(min=2, help="Test samples.")] = 1000,
     scorer_samples: Annotated[int, typer.Option(min=1, help="Training samples of a scorer.")] = SAMPLES,
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 leaves its own choice.")] = 0,
@@ -94,15 +95,17 @@ def main(
     study = KeptStudy(model, test, weights, folder=cache / f"test-{asked(test)}")
     for wanted in part or MEASURED:
         with console.err.status(f"measuring {wanted}"):
-            found = _measure(wanted, study, scorers["default"], cache, place)
+            found = _measure(wanted, study, scorers["default"], cache, place, method)
         file = out / ("easy-vqa.json" if seed == 0 else f"easy-vqa-{seed}.json")
         _write(file, wanted, {"samples": samples, "scorer_samples": scorer_samples, **found}, place)
         console.out.print(f"{wanted}: written to {file}", markup=False, soft_wrap=True)
 
 
-def _measure(part: str, study: KeptStudy, scorers: list[Scorer], cache: Path, place: Path) -> dict[str, Any]:
+def _measure(
+    part: str, study: KeptStudy, scorers: list[Scorer], cache: Path, place: Path, names: list[str] | None
+) -> dict[str, Any]:
     if part == "methods":
-        return methods(study, OURS)
+        return methods(study, OURS, names)
     if part == "budgets":
         return budgets(study, scorers, cache)
     from transformers import AutoTokenizer

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from asymvlm import VisionPruning
+from asymvlm.app.session import InputError
 from asymvlm.calibration import calibrate_budget
 from asymvlm.settings.budget_file import budget_to_dict
 from asymvlm.settings.scorer import Scorer
@@ -52,10 +53,22 @@ class KeptStudy(Study):
         return self.right[name]
 
 
-def methods(study: Study, ours: str, ratios: Sequence[float] = RATIOS) -> dict[str, Any]:
-    """Every method that chooses before the decoder, by kind of question, and what a guess without the image gets."""
+def methods(
+    study: Study, ours: str, names: Sequence[str] | None = None, ratios: Sequence[float] = RATIOS
+) -> dict[str, Any]:
+    """Methods that choose before the decoder, all or those of ``names`` and ``ours``, by kind of question; and what a
+    guess without the image gets.
+
+    Raises:
+        InputError: on a name that none has.
+    """
+    known = [*study.methods, *OTHERS]
+    for name in names or ():
+        if name not in known:
+            raise InputError(f"--method: {name!r} found, wanted one of {', '.join(known)}")
+    chosen = [name for name in known if names is None or name == ours or name in names]
     study.right[BLIND] = guessed(pictures("train").turns, study.samples.turns)[None]
-    found = compared(study, ours, ratios, [*study.methods, *OTHERS])
+    found = compared(study, ours, ratios, chosen)
     return found | {"guessed": study.summary(BLIND)}
 
 

@@ -48,12 +48,13 @@ class EasyVqa(Training):
     """Training on easy-vqa; the state on disk is that of `Training`."""
 
     vocabulary: ClassVar[tuple[str, ...]] = VOCABULARY
+    extra: Temperature
 
     @functools.cached_property
     def pictures(self) -> Pictures:
         return pictures("train")
 
-    def fresh(self) -> tuple[Any, nn.Module]:
+    def fresh(self) -> tuple[Any, Temperature]:
         model = build(seed=self.seed, vocabulary=VOCABULARY)
         match_norms(model, self.pictures.pixels[:8])
         return model, Temperature()
@@ -86,7 +87,8 @@ def alignment_loss(model: Any, scale: torch.Tensor, vision: torch.Tensor, meanin
     likely = likeness(model, scale, vision).gather(-1, meaning.clamp_min(0))
     empty = meaning == BLANK
     drawn = (meaning != NOTHING) & ~empty
-    return -sum((likely * part).sum() / part.sum().clamp_min(1) for part in (drawn, empty))
+    shape, background = ((likely * part).sum() / part.sum().clamp_min(1) for part in (drawn, empty))
+    return -shape - background
 
 
 def answer_loss(model: Any, vision: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

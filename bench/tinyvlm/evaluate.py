@@ -66,8 +66,8 @@ def make_samples(
     return padded(pages, turns, [turn_ids(turn) for turn in turns])
 
 
-def padded(pages: Pages, turns: list[Turn], rows: Sequence[tuple[list[int], list[int]]]) -> Samples:
-    """Samples of ``rows``, the tokens of every question and of its answer."""
+def padded(pages: Any, turns: list[Turn], rows: Sequence[tuple[list[int], list[int]]]) -> Samples:
+    """Samples of ``rows``, the tokens of every question and of its answer; ``pages`` has ``pixels``, one of each."""
     count = len(rows)
     length = max(len(question) + len(answer) for question, answer in rows)
     text = torch.full((count, length), PAD)

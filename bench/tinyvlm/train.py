@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
 
 from asymvlm.app.session import InputError
 from asymvlm.cli import console
@@ -83,6 +82,7 @@ class Training:
     """
 
     vocabulary: ClassVar[tuple[str, ...]] = VOCABULARY
+    extra: Any  # parameters that only training has
 
     def __init__(self, out: Path, seed: int, stages: tuple[Stage, ...]) -> None:
         self.out, self.seed, self.stages = out, seed, stages
@@ -90,7 +90,7 @@ class Training:
         self.stage, self.step, self.seconds = 0, 0, 0.0
         self.optimizer = self._new_optimizer()
 
-    def fresh(self) -> tuple[Any, nn.Module]:
+    def fresh(self) -> tuple[Any, Any]:
         """Model and parameters of training alone, as they are before the first step."""
         model = build(seed=self.seed)
         with torch.random.fork_rng(devices=[]):
