@@ -20,7 +20,7 @@ from asymvlm_kernels import Spread
 from bench.public.easy_vqa import guessed, make_samples, pictures
 from bench.quality.answers import answers
 from bench.quality.beyond import SPREAD
-from bench.quality.budgets import CALIBRATION, answered, batches, even_counts
+from bench.quality.budgets import answered, batches, even_counts
 from bench.quality.methods import OTHERS, compared
 from bench.quality.statistics import paired, rate, record
 from bench.quality.study import FULL, Study
@@ -30,7 +30,8 @@ from bench.tinyvlm.model import NUM_VISION
 BLIND = "the question alone"
 RATIOS = (0.5, 0.33, 0.22, 0.11)
 AVERAGES = (0.33, 0.22)
-LADDER = (0.1, 0.15, 0.22, 0.33, 0.5)  # uniform ratios that a calibration measures
+CALIBRATION = 250  # samples
+LADDER = (0.1, 0.22, 0.33, 0.5)  # uniform ratios that a calibration measures
 BUDGETS: dict[str, Spread | None] = {"relative threshold": None, "relative threshold, spread along lines": SPREAD}
 
 

@@ -1,4 +1,4 @@
-"""Train the small VLM on easy-vqa: ``python -m bench.public.train --out DIR``, a quarter of an hour on one CPU core.
+"""Train the small VLM on easy-vqa: ``python -m bench.public.train --out DIR``, 17 minutes of a busy CPU core.
 
 Size and recipe are those of `bench.tinyvlm.train`, from scratch on images of easy-vqa's training split: first tower and
 embeddings (align), then everything with 16 to 144 of 144 vision tokens (mix). What a cell shows is told by the
