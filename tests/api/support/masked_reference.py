@@ -106,7 +106,7 @@ def masked_greedy(
     """Greedy ids (B, steps) and the logits behind each (B, steps, vocabulary), every step over the whole sequence.
 
     ``position_ids`` of the prompt, 1-D or M-RoPE, are continued by one a step; by default they are the model's own.
-    ``cache`` makes one for each step, which reads the whole sequence all the same: it may watch K and V, or change them.
+    ``cache`` makes one for each step, which reads the whole sequence all the same: it may watch or change K and V.
     """
     inputs, family = dict(inputs), family_of(model)
     if position_ids is None and not family.mrope:
