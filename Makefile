@@ -18,9 +18,10 @@ override QUESTION := $(value QUESTION)
 override MODEL := $(value MODEL)
 export IMAGE QUESTION MODEL
 
-# The tests download nothing, and each of the $(JOBS) workers has one thread. Tests that share a build share a worker.
+# The tests download nothing, and each of the $(JOBS) workers has one thread. Tests that share a build share a worker, and
+# start in the order of collection, the slow first, rather than by the size of their group.
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-PYTEST := -m pytest -n $(JOBS) --dist loadgroup --benchmark-disable
+PYTEST := -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder --benchmark-disable
 # what OpenBLAS, oneDNN and ATen choose on a CPU without AVX-512
 AVX2 := OPENBLAS_CORETYPE=Haswell ATEN_CPU_CAPABILITY=avx2 DNNL_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 AVX2_TESTS := $(addprefix tests/kernels/,package/test_interpreter.py score/test_score_tokens.py prune/test_score_select.py)
