@@ -30,7 +30,7 @@ AVX2_TESTS += $(addprefix tests/kernels/decode/,test_attend_slots.py test_score_
 AVX2_TESTS += -k "interpreter or reference or batch or masks or padding or accurate"
 
 .DEFAULT_GOAL := help
-.PHONY: demo test $(OLDER:%=test-%) test-floor test-avx2 test-static test-next record record-peers peers bench gate ptx gpu lint format docs clean help
+.PHONY: demo test $(OLDER:%=test-%) test-floor test-avx2 test-static test-next environments record record-peers peers bench gate ptx gpu lint format docs clean help
 
 demo: .venv/.ready  ## answer a question about an image with and without pruning: IMAGE=… QUESTION=… MODEL=…
 	@.venv/bin/python -m bench.demo $${IMAGE:+--image="$$IMAGE"} $${QUESTION:+--question="$$QUESTION"} $${MODEL:+--model="$$MODEL"}
@@ -53,6 +53,8 @@ test-floor: test-$(firstword $(OLDER))  ## the API tests on the oldest transform
 
 test-avx2: .venv/.ready  ## chosen kernel tests with the arithmetic of a CPU without AVX-512
 	$(AVX2) $(TEST_ENV) .venv/bin/python $(PYTEST) $(AVX2_TESTS) $(ARGS)
+
+environments: .venv/.ready $(OLDER:%=.venv-%/.ready)  ## set up what the tests run in, the older transformers too
 
 test-next:  ## the whole suite on the newest of everything, whatever the record says
 	$(PYTHON) tools/setup_env.py .venv-next newest
@@ -103,7 +105,7 @@ clean:  ## remove the environments and everything built or cached
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:
-	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "make %-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "make %-13s %s\n", $$1, $$2 }'
 
 SET_UP := tools/setup_env.py tools/recorded.py
 

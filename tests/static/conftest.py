@@ -1,7 +1,7 @@
 """The builds of every shipped kernel: compiled once a test run, in processes without the interpreter.
 
 Triton compiles to PTX and ptxas to machine code. `make test-static` builds all cases of sm_90 and one case of each
-kernel for the other architectures, in 5 minutes of processor time; `make gate` builds all. Triton keeps every build in
+kernel for the other architectures, in 375 s of one core; `make gate` builds all. Triton keeps every build in
 build/triton under a key of sources, signature and options, so that a second run compiles what has changed.
 """
 
