@@ -48,7 +48,7 @@ def test_every_family(family, plain, model):
 
 @pytest.mark.parametrize("family", ["gemma3", "qwen3_vl", "phi3_v"], indirect=True)
 def test_tokens_that_are_not_wanted_leave(family, plain, model):
-    """The budget holds for every question, and what left comes back. From host memory, too."""
+    """The budget holds for every question: as many leave as come back. From host memory, too."""
     with asymvlm.patch(model, vision=uniform(0.25, recall=Recall("host", unwanted="leave"))) as handle:
         talk = Talk(family, plain, handle, make_batch(family, "left_padded"))
         kept = []
