@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from asymvlm import VisionPruning
+from asymvlm.app.session import InputError
 from asymvlm.methods import Spiral
 from asymvlm_kernels import UniformBudget
 from bench import plot
@@ -199,6 +200,10 @@ def test_a_study_goes_on_where_it_stopped(
     monkeypatch.setattr(study.Study, "measure", None)  # an answer that is asked for again fails
     again = study.KeptStudy(model, samples, {}, folder=tmp_path)
     assert np.array_equal(again.measure("spiral/0.11", spiral), right)
+    with pytest.raises(
+        InputError, match="--method: 'circle' found, wanted one of random, stride, spiral, cosine, down"
+    ):
+        study.methods(again, "cosine", ["spiral", "circle"])
 
 
 def test_adaptive_budgets_are_held_against_as_many_tokens(model: torch.nn.Module, folder: Path) -> None:
