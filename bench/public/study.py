@@ -21,7 +21,7 @@ from bench.public.easy_vqa import guessed, make_samples, pictures
 from bench.quality.answers import answers
 from bench.quality.beyond import SPREAD
 from bench.quality.budgets import answered, batches, even_counts
-from bench.quality.methods import OTHERS, compared
+from bench.quality.methods import CONTROL, OTHERS, compared
 from bench.quality.statistics import paired, rate, record
 from bench.quality.study import FULL, Study
 from bench.tinyvlm.evaluate import Samples
@@ -57,8 +57,8 @@ class KeptStudy(Study):
 def methods(
     study: Study, ours: str, names: Sequence[str] | None = None, ratios: Sequence[float] = RATIOS
 ) -> dict[str, Any]:
-    """Methods that choose before the decoder, all or those of ``names`` and ``ours``, by kind of question; and what a
-    guess without the image gets.
+    """Methods that choose before the decoder, all or those of ``names`` with ``ours`` and down-sampling, by kind of
+    question; and what a guess without the image gets.
 
     Raises:
         InputError: on a name that none has.
@@ -67,7 +67,7 @@ def methods(
     for name in names or ():
         if name not in known:
             raise InputError(f"--method: {name!r} found, wanted one of {', '.join(known)}")
-    chosen = [name for name in known if names is None or name == ours or name in names]
+    chosen = [name for name in known if names is None or name in (ours, CONTROL, *names)]
     study.right[BLIND] = guessed(pictures("train").turns, study.samples.turns)[None]
     found = compared(study, ours, ratios, chosen)
     return found | {"guessed": study.summary(BLIND)}
