@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 TRAINED = {
     "pages": "a model of 0.65 M parameters that has seen drawn pages of one 8 x 8 pixel font alone",
-    "easy-vqa": "a model of 0.64 M parameters that has seen easy-vqa's single coloured shapes alone",
+    "easy-vqa": "a model of 0.65 M parameters that has seen easy-vqa's single coloured shapes alone",
 }
 KEEP = 0.33
 

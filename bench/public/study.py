@@ -94,7 +94,7 @@ def budgets(study: Study, scorers: Sequence[Scorer], cache: Path | None, samples
                     maximum=1.0,
                     ratios=LADDER,
                     spread=spread,
-                    checkpoint=None if cache is None else cache / f"calibration-{number}",
+                    checkpoint=None if cache is None else cache / f"calibration-{name}-{number}",
                     progress=False,
                 )
                 for number, scorer in enumerate(scorers)
