@@ -9,6 +9,7 @@ import json
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -212,6 +213,27 @@ def test_adaptive_budgets_are_held_against_as_many_tokens(model: torch.nn.Module
     assert row["kept"] == 0.25
     assert row["paired"] == {"difference": 0.0, "error": 0.0, "better": 0, "worse": 0, "p_value": 1.0}
     assert {kind["kept"] for kind in row["kinds"].values()} == {0.25}
+
+
+def test_calibrations_of_each_budget_are_kept_apart(
+    model: torch.nn.Module, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: dict[Path, set[bool]] = {}
+
+    def calibrate(
+        model: object, scorer: object, *args: object, spread: object, checkpoint: Path, **how: object
+    ) -> object:
+        places.setdefault(checkpoint, set()).add(spread is None)
+        return SimpleNamespace(scorer=scorer, budget=UniformBudget(0.5))
+
+    samples = easy_vqa.make_samples("test", 2, folder=folder)
+    monkeypatch.setattr(study, "calibrate_budget", calibrate)
+    monkeypatch.setattr(study, "make_samples", lambda split, count: samples)
+    found = study.budgets(study.KeptStudy(model, samples, {}), [None], tmp_path)
+    assert len(places) == 2
+    assert all(len(kinds) == 1 for kinds in places.values()), "one folder holds scores of one kind"
+    assert found["averages"].keys() == {"0.33", "0.22"}
+    assert all(rows.keys() == study.BUDGETS.keys() for rows in found["averages"].values())
 
 
 def test_generation_is_judged_by_the_words_it_writes(model: torch.nn.Module, folder: Path) -> None:
