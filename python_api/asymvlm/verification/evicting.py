@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 
 from asymvlm.patch import patch
-from asymvlm.settings.policies import TextEviction
+from asymvlm.settings.eviction import TextEviction
 from asymvlm.verification.closed import ClosedColumns
 from asymvlm.verification.measure import judge, logits_apart
 from asymvlm.verification.pruning import greedy_row
@@ -67,7 +67,7 @@ def _often(policy: TextEviction | None) -> TextEviction:
     if policy is None:
         return TextEviction(THRESHOLD, 0.5)
     threshold = THRESHOLD
-    while policy.kept(threshold) < policy.guard:
+    while policy.kept(threshold) < max(1, policy.recent or 0):
         threshold += 1
     return dataclasses.replace(policy, threshold=threshold)
 

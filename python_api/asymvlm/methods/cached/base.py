@@ -23,7 +23,8 @@ class CachedTokens:
     columns: torch.Tensor  # (lines, slots) int32: column of the token in each slot, negative for none and for padding
     newest: torch.Tensor  # (lines,) int64: column of the step's token
     # (lines, slots) fp32: attention of the step's token; behind a prompt the sum over the method's ``queries``; the sum
-    # over all queries so far where it ``adds_up``. Mean of the line's heads. None where ``needs_attention`` is False.
+    # over all queries so far where it ``adds_up``, of generated tokens alone under `TextEviction`. Mean of the line's
+    # heads. None where ``needs_attention`` is False.
     attention: torch.Tensor | None
     generated: int | torch.Tensor  # tokens of each row so far, evicted ones included
     samples: torch.Tensor | None  # (lines,) int64: a number made from the row's prompt and images, if ``needs_samples``
