@@ -13,6 +13,7 @@ from asymvlm.settings.numbers import check_count, check_retention
 from asymvlm_kernels.millionths import part_of
 
 SCORES = ("accumulated", "last")
+RECENT = 2 / 3  # of the tokens that an eviction leaves: what natural text needs, and transcripts hardly mind
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class TextEviction:
         retention: r in (0, 1]; 1 evicts one token for each new one, once T are held.
         mode: ``"hysteresis"``: when more than T are held, the lowest scored go until floor(r * T) remain, and the cache
             grows back. ``"proportional"``: past T generated tokens, floor(r * generated) are held.
-        recent: newest tokens that are never evicted, the newest one counted. None: as many as the method says, half of
-            floor(r * T) for ``score="accumulated"``, 1 for ``"last"``.
+        recent: newest tokens that are never evicted, the newest one counted. None: two thirds of floor(r * T) for
+            ``score="accumulated"``, 1 for ``"last"``, what a ``method`` says of itself.
         layers: whose attention scores a token where the scope is the decoder: ``"last"``, the last full-attention
             layer, or the mean over ``"all"``.
         sliding: what sliding-window layers do about evicted tokens: ``"keep"`` still sees them, ``"mask"`` does not,
@@ -119,7 +120,7 @@ class TextEviction:
         if isinstance(self.method, CachedMethod):
             return self.method
         assert self.scope is not None
-        return (H2O if self.score == "accumulated" else LastRow)(scope=self.scope)
+        return H2O(RECENT, scope=self.scope) if self.score == "accumulated" else LastRow(self.scope)
 
     @property
     def sinks(self) -> int | None:

@@ -16,7 +16,7 @@ import asymvlm
 from asymvlm import TextEviction
 
 POLICY = dict(threshold=8, retention=0.5)
-RECENT = 2  # half of floor(0.5 * 8), which is what the default spares
+RECENT = 2  # two thirds of floor(0.5 * 8), rounded down: what the default spares
 STEPS = 15  # two evictions
 
 

@@ -264,9 +264,9 @@ def test_settings_that_exclude_each_other():
     ):
         with pytest.raises(ValueError, match=told):
             TextEviction(8, 0.5, **settings_)
-    half = TextEviction(9, 0.5)
-    assert (half.recent, half.guard, half.scored_by) == (None, 2, H2O(scope="layer"))
-    assert dataclasses.replace(half, threshold=40).guard == 10
+    usual = TextEviction(9, 0.5)
+    assert (usual.recent, usual.guard, usual.scored_by) == (None, 2, H2O(2 / 3, scope="layer"))
+    assert dataclasses.replace(usual, threshold=36).guard == 12
     paper = TextEviction.paper(8, 0.5, layers="all")
     assert (paper.guard, paper.scored_by, paper.layers) == (1, LastRow(), "all")
     assert TextEviction(8, 0.5, score="last", scope="head").scored_by == LastRow(scope="head")
