@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from asymvlm import TextEviction
 from bench.harness import environment, results
-from bench.harness.cache_entries import Entry
 from bench.harness.tables import markdown
 from bench.quality.caches import HELD, read_out
 from bench.quality.scorers import load_model
@@ -32,22 +32,23 @@ SCORES, SCOPES = ("last", "accumulated"), ("decoder", "layer", "head")
 PLACE = ("device", "time", "commit", "torch", "transformers", "python", "threads")
 
 
-def settings() -> Iterator[tuple[str, float, Entry]]:
-    """Title, share and setting of each case. A window of all that is held is one case: nothing is left to choose."""
+def settings() -> Iterator[tuple[str, TextEviction]]:
+    """Title and setting of each case. A window of all that is held is one case: nothing is left to choose."""
     for share in SHARES:
-        for recent in (recent for recent in RECENTS if recent <= int(HELD * share)):
+        held = int(HELD * share)
+        for recent in (recent for recent in RECENTS if recent <= held):
             for score in SCORES:
                 for scope in SCOPES:
                     title = f"{score}, {scope}, {recent} recent kept"
-                    if recent == int(HELD * share):
-                        title, score, scope = f"any, {recent} recent kept", "last", "decoder"
-                    yield f"{title} @ {share:g}", share, Entry(title, recent=recent, score=score, scope=scope)
-        yield f"default @ {share:g}", share, Entry("default")
+                    title = f"any, {recent} recent kept" if recent == held else title
+                    policy = TextEviction(held, 1.0, recent=recent, score=score, scope=scope)
+                    yield f"{title} @ {share:g}", policy
+        yield f"default @ {share:g}", TextEviction(held, 1.0)
+        yield f"default, threshold {HELD} @ {share:g}", TextEviction(HELD, share)
 
 
 def main(
-    only: Annotated[str, typer.Option(help="Settings whose title holds this.")] = "",
-    limit: Annotated[int, typer.Option(min=1, help="Settings to measure at most.")] = 1000,
+    only: Annotated[list[str] | None, typer.Option(help="Settings whose title holds this; repeatable.")] = None,
     samples: Annotated[int, typer.Option(min=2, help="Pages.")] = 300,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
     out: Annotated[Path, typer.Option(help="Results file.")] = FILE,
@@ -60,11 +61,10 @@ def main(
     place = {key: value for key, value in environment.describe("cpu").items() if key in PLACE}
     command = f"python -m bench.quality.text_scores {shlex.join(sys.argv[1:])}".strip()
     run = results.add_run(out, {"command": command, **place, "samples": samples})
-    for title, share, entry in settings():
-        if only not in title or limit == 0 or title in results.load(out)["cases"]:
+    for title, policy in settings():
+        if title in results.load(out)["cases"] or not any(part in title for part in only or [""]):
             continue
-        limit -= 1
-        found, held = read_out(model, lines, entry.equal_to(int(HELD * share), 0, 0))
+        found, held = read_out(model, lines, {"text": policy})
         right = ((found == truth) & wanted).sum(1).div(wanted.sum(1)).numpy()
         results.add_case(out, title, {"run": run, **record(rate(right)), "bytes": held // samples})
         print(f"{title}: {right.mean():.3f}", flush=True)
@@ -85,7 +85,10 @@ def block(name: str, folder: Path) -> str:
         [title, *(cell(rows[title][f"{s:g}"]) if f"{s:g}" in rows[title] else "-" for s in SHARES)] for title in order
     ]
     run = {**content["runs"][0], "command": "python -m bench.quality.text_scores"}
-    text = f"Share of right tokens in transcripts; each new token takes the place of one of {HELD} times the share."
+    text = (
+        "Share of right tokens in transcripts; a new token takes the place of one of those held. With threshold "
+        f"{HELD}, tokens go in bulk until as many are left."
+    )
     return f"{caption(run, run)}\n\n{text}\n\n{markdown(head, table)}"
 
 

@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from checks import GREEDY, assert_close, uniform
+from evicted_by_line import MaskedByLine
 from evicted_reference import Masked
 from masked_reference import select
 from windowed import ATOL, windowed
@@ -98,16 +99,17 @@ def test_every_family_beside_pruning(family, plain, model):
     inputs, policy = tiny.make_batch(family, "left_padded"), dict(threshold=4, retention=0.5)
     if family == "llama4":
         with pytest.raises(NotImplementedError, match="does not know the 'chunked_attention'"):
-            asymvlm.patch(model, text=TextEviction.paper(**policy))
+            asymvlm.patch(model, text=TextEviction(**policy))
         hooks = [module._forward_pre_hooks for module in (model, model.language_model.model)]
         assert not any(hooks), "a refused patch leaves nothing behind"
         return
     keep = select(plain, inputs, 0.5).keep
     # a recurrent layer's state keeps what an evicted token wrote to it, and never saw a pruned one
     pruned = not tiny.FAMILIES[family].recurrent
-    ids, logits = Masked(plain, inputs, keep if pruned else None, **policy).generate(10)
+    oracle = MaskedByLine(plain, inputs, keep if pruned else None, scope="layer", adds_up=True, **policy)
+    ids, logits = oracle.generate(10)
     vision = {"vision": uniform(0.5)} if pruned else {}
-    with asymvlm.patch(model, text=TextEviction.paper(**policy), **vision) as handle:
+    with asymvlm.patch(model, text=TextEviction(**policy), **vision) as handle:
         found = model.generate(**inputs, **GREEDY, max_new_tokens=10)
     assert torch.equal(found.sequences[:, -10:], ids)
     assert_close(torch.stack(found.logits, 1), logits, atol=ATOL)

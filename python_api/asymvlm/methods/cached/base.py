@@ -46,7 +46,7 @@ class CachedMethod(ABC):
     """Scores the tokens of a cache at a step that has to evict.
 
     How many go, and which may, is said by `TextEviction`, for generated tokens, or by `CacheLimit`, for the whole
-    cache. What is below ``needs_limit`` speaks to `CacheLimit` alone.
+    cache, to which ``moments``, ``queries``, ``reindexes``, ``limits`` and the density speak alone.
     """
 
     name: ClassVar[str] = ""
@@ -82,7 +82,7 @@ class CachedMethod(ABC):
         return False
 
     def recent(self, limit: int) -> int:
-        """Newest tokens that always stay, of the ``limit`` of one layer or head."""
+        """Newest tokens that always stay, of the ``limit`` of one layer or head, or of what `TextEviction` leaves."""
         return 1
 
     def limits(self, row: RowLimit) -> list[list[int | None]]:
