@@ -188,11 +188,15 @@ class Table(ABC):
 
     def alive(self, start: int, width: int) -> torch.Tensor:
         """``(B, width)`` bool: which of the columns from ``start`` on are still held, by a head at least."""
+        alive = self.alive_by_line(start, width)
+        return alive if self.heads == 1 else alive.view(self.rows, self.heads, width).any(1)
+
+    def alive_by_line(self, start: int, width: int) -> torch.Tensor:
+        """``(lines, width)`` bool: as `alive`, of each line."""
         column = self.slot_pos.long() - start
         inside = (self.slot_pos >= 0) & (column >= 0) & (column < width)
         alive = torch.zeros((self.lines, width + 1), dtype=torch.bool, device=column.device)
-        alive = alive.scatter_(1, column.masked_fill(~inside, width), True)[:, :width]
-        return alive if self.heads == 1 else alive.view(self.rows, self.heads, width).any(1)
+        return alive.scatter_(1, column.masked_fill(~inside, width), True)[:, :width]
 
 
 def scatter_slots(storage: torch.Tensor, index: torch.Tensor, new: torch.Tensor) -> None:
