@@ -63,7 +63,7 @@ class AutoStrategy:
 
     Args:
         vision: pruning where vision dominates.
-        text: eviction where text does; by default the paper's setting for long answers.
+        text: eviction where text does; by default with the paper's threshold and retention for long answers.
         turns: eviction of whole answers in dialogues, by default the paper's setting.
     """
 

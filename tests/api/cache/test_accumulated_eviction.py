@@ -14,6 +14,7 @@ from windowed import windowed
 
 import asymvlm
 from asymvlm import TextEviction
+from asymvlm.methods import H2O
 
 POLICY = dict(threshold=8, retention=0.5)
 RECENT = 2  # two thirds of floor(0.5 * 8), rounded down: what the default spares
@@ -132,3 +133,18 @@ def test_what_needs_one_choice_for_all_layers_names_it():
         cache = asymvlm.EvictionCache(model.config)
         with pytest.raises(ValueError, match=r"'h2o' needs EvictionCache\(config, scope='layer'\), got one of scope"):
             handle.model.generate(**inputs, max_new_tokens=8, past_key_values=cache)
+
+
+def test_it_is_the_rule_of_h2o_on_generated_tokens():
+    """What goes one by one past a threshold is what a limit of as many generated tokens drops."""
+    model, inputs = copy.deepcopy(windowed("llava")), tiny.make_batch("llava", "left_padded")
+    rule = H2O(2 / 3, scope="layer")
+    held = []
+    for settings in (
+        {"text": TextEviction(6, 1.0)},
+        {"cache": asymvlm.CacheLimit(rule, tokens=6, protect_prompt=True)},
+    ):
+        with asymvlm.patch(model, **settings):
+            found = model.generate(**inputs, **GREEDY, max_new_tokens=11)
+        held.append(held_by_line(found.past_key_values))
+    assert held[0] == held[1]
