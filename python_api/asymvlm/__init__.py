@@ -22,6 +22,7 @@ from asymvlm.report.recall import RecallReport
 from asymvlm.settings.cache_limit import CacheLimit
 from asymvlm.settings.eviction import TextEviction, TurnEviction
 from asymvlm.settings.policies import VisionPruning
+from asymvlm.settings.recall import Recall
 from asymvlm.settings.scorer import Scorer
 from asymvlm.settings.strategy import AutoStrategy, Choice
 from asymvlm.tokens.user_turns import UserTurns
@@ -52,6 +53,7 @@ __all__ = [
     "LinearBudget",
     "PatchHandle",
     "PruningReport",
+    "Recall",
     "RecallReport",
     "RelativeThresholdBudget",
     "Reply",
