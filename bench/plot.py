@@ -20,6 +20,7 @@ from bench.ops.prefill.floors import OPS  # noqa: E402
 from bench.peers import tables as peers  # noqa: E402
 from bench.public import tables as public  # noqa: E402
 from bench.quality import tables as quality  # noqa: E402
+from bench.quality import text_scores  # noqa: E402
 from bench.real_lm import tables as real_lm  # noqa: E402
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "measurements.md")
@@ -64,6 +65,8 @@ def table(name: str, folder: Path) -> str:
         return "Nothing measured yet." if file is None else tables.generate_blocks(results.load(file))
     if name in quality.BLOCKS:
         return quality.block(name, folder / "quality")
+    if name in text_scores.BLOCKS:
+        return text_scores.block(name, folder / "quality")
     if name in peers.BLOCKS:
         return peers.block(name, folder / "peers")
     if name in real_lm.BLOCKS:
@@ -71,8 +74,16 @@ def table(name: str, folder: Path) -> str:
     if name in public.BLOCKS:
         return public.block(name, folder / "public")
     if name not in KINDS:
-        known = ", ".join((*KINDS, *GENERATE, *quality.BLOCKS, *peers.BLOCKS, *real_lm.BLOCKS, *public.BLOCKS))
-        sys.exit(f"marker bench:{name} is unknown, wanted one of {known}")
+        known = (
+            *KINDS,
+            *GENERATE,
+            *quality.BLOCKS,
+            *text_scores.BLOCKS,
+            *peers.BLOCKS,
+            *real_lm.BLOCKS,
+            *public.BLOCKS,
+        )
+        sys.exit(f"marker bench:{name} is unknown, wanted one of {', '.join(known)}")
     file = results.newest(folder, KINDS[name])
     return "Nothing measured yet." if file is None else tables.blocks(results.load(file))
 
