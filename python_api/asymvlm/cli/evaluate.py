@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from asymvlm.app.session import InputError
 from asymvlm.cli import console, data, options
 from asymvlm.cli.evaluation_tables import duration, plan_lines, show
-from asymvlm.evaluation.arms import COSINE, Choices
-from asymvlm.evaluation.plan import Limits, Plan, make_plan
+from asymvlm.evaluation.arms import COSINE, Choices, check_choices
+from asymvlm.evaluation.plan import Limits, Plan, check_samples, make_plan
 from asymvlm.evaluation.run import run, timed
 from asymvlm_kernels import Spread
-
-FLAGS = {"keep": "--keep", "methods": "--method", "metric": "--metric", "baseline": "--baseline"}
 
 
 def evaluate(
@@ -48,30 +47,17 @@ def evaluate(
         raise InputError("no --out found, wanted a folder for the results")
     folder = None if output is None else data.check_folder(output, "--out")
     limits = Limits(tuple(metric or ["exact"]), baseline, batch_size, max_new_tokens, seed)
-    named, ratios, held = _names("--method", methods), _names("--keep", keep), _names("--cache", cache or "")
-    reach = _spread(spread)
-    questions = data.read_samples(samples, dataset, split, columns, limit)
     learned = options.load_scorer(scorer)
-    if learned is not None and "asymvlm" not in named:
-        raise InputError(f"--scorer is that of the method 'asymvlm', found beside --method {methods}")
-    if reach is not None and not {"asymvlm", COSINE} & {*named}:
-        raise InputError(f"--spread acts on the methods 'asymvlm' and {COSINE!r}, found beside --method {methods}")
+    choices = _choices(_names("--method", methods), _names("--keep", keep), _names("--cache", cache or ""))
+    choices = replace(choices, scorer=learned, spread=_spread(spread), text=scored, seed=seed)
+    _check(choices)
+    questions = data.read_samples(samples, dataset, split, columns, limit)
+    check_samples(questions, limits)
     with console.stdout_reserved(as_json), console.interruptible():
         console.hush_transformers(progress=not as_json)
         session = console.open_session(model, **loading)
-        choices = Choices(
-            methods={name: name for name in named},
-            keep=tuple(ratios),
-            cache={name: name for name in held},
-            scorer=_vouched(learned, session, any_model),
-            spread=reach,
-            text=scored,
-            seed=seed,
-        )
-        try:
-            plan = make_plan(session, questions, choices, limits)
-        except InputError as error:
-            raise InputError(options.in_flags(error, FLAGS)) from error
+        choices = replace(choices, scorer=_vouched(learned, session, any_model))
+        plan = make_plan(session, questions, choices, limits)
         if dry_run:
             _rehearse(plan, as_json)
             return
@@ -86,6 +72,23 @@ def evaluate(
         console.print_json(result.to_dict())
     else:
         show(result)
+
+
+def _choices(methods: list[str], keep: list[str], cache: list[str]) -> Choices:
+    return Choices({name: name for name in methods}, tuple(keep), {name: name for name in cache})
+
+
+def _check(choices: Choices) -> None:
+    """What can be checked before a model is loaded."""
+    try:
+        check_choices(choices)
+    except InputError as error:
+        raise InputError(options.in_flags(error, {"keep": "--keep", "methods": "--method"})) from error
+    scoring, named = {"asymvlm"} & {*choices.methods}, f"found beside --method {','.join(choices.methods)}"
+    if choices.scorer is not None and not scoring:
+        raise InputError(f"--scorer is that of the method 'asymvlm', {named}")
+    if choices.spread is not None and not scoring | ({COSINE} & {*choices.methods}):
+        raise InputError(f"--spread acts on 'asymvlm' and {COSINE!r}, {named}")
 
 
 def _rehearse(plan: Plan, as_json: bool) -> None:

@@ -151,7 +151,7 @@ def run(plan: Plan, folder: Path, *, progress: bool, kept: bool = True, clock: C
                 for _ in unit.samples:
                     advance(arm.label)
         answers, costs = store.read(ANSWERS), store.read(COSTS)
-        summary = summarise(samples, answers, costs, plan.metrics, record["settings"])
+        summary = summarise(samples, answers, costs, plan.metrics, record["settings"], plan.limits.baseline)
         summary = {"model": plan.session.name, **summary}
         store.save_summary(summary)
         return Evaluation(summary, store.read_record(), samples, answers, costs, folder if kept else None)
