@@ -10,7 +10,7 @@ from typing import Any
 from asymvlm.app.session import InputError
 from asymvlm.cli import console, data, options
 from asymvlm.cli.evaluation_tables import duration, plan_lines, show
-from asymvlm.evaluation.arms import COSINE, Choices, check_choices
+from asymvlm.evaluation.arms import COSINE, Arm, Choices, check_choices
 from asymvlm.evaluation.plan import Limits, Plan, check_samples, make_plan
 from asymvlm.evaluation.run import run, timed
 from asymvlm_kernels import Spread
@@ -58,20 +58,18 @@ def evaluate(
         session = console.open_session(model, **loading)
         choices = replace(choices, scorer=_vouched(learned, session, any_model))
         plan = make_plan(session, questions, choices, limits)
-        if dry_run:
-            _rehearse(plan, as_json)
-            return
-        assert folder is not None
         try:
-            result = run(plan, folder, progress=True)
+            found = timed(plan, time.perf_counter) if folder is None or dry_run else run(plan, folder, progress=True)
         except KeyboardInterrupt as interrupt:
             raise KeyboardInterrupt(
                 f"interrupted; what was answered is in {folder}, the same command goes on from there"
             ) from interrupt
-    if as_json:
-        console.print_json(result.to_dict())
+    if isinstance(found, dict):
+        _show_plan(plan, found, as_json)
+    elif as_json:
+        console.print_json(found.to_dict())
     else:
-        show(result)
+        show(found)
 
 
 def _choices(methods: list[str], keep: list[str], cache: list[str]) -> Choices:
@@ -91,9 +89,8 @@ def _check(choices: Choices) -> None:
         raise InputError(f"--spread acts on 'asymvlm' and {COSINE!r}, {named}")
 
 
-def _rehearse(plan: Plan, as_json: bool) -> None:
+def _show_plan(plan: Plan, seconds: dict[Arm, float], as_json: bool) -> None:
     """Say what a run would do, and how long it would take by one batch of each setting."""
-    seconds = timed(plan, time.perf_counter)
     estimate = sum(seconds.values()) * len(plan.batches)
     if as_json:
         arms = [{"method": arm.method, "keep": arm.keep, "seconds": seconds[arm]} for arm in plan.arms.arms]

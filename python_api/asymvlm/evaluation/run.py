@@ -180,7 +180,7 @@ def _measured(
     """Lines of answers, and what a line of costs says."""
     try:
         found = answer(plan.session, arm, inputs, plan.limits.max_new_tokens, clock)
-    except NotImplementedError as error:  # of a method, for this model or these images
+    except (NotImplementedError, ValueError) as error:  # of a method, for this model or these prompts
         raise InputError(f"{_where(plan, unit)}: {arm.label}: {error}") from error
     cost = {
         "first_token_ms": round(found.first_token_ms, 3),
