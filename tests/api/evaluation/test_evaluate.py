@@ -150,6 +150,19 @@ def test_a_sample_that_a_method_cannot_serve_is_named(session, samples, tmp_path
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 1, "the whole model's answer stays"
 
 
+def test_a_processor_that_pads_on_the_right_is_refused(session, samples, monkeypatch):
+    def padded_right(*arguments, **options):
+        options["processor_kwargs"]["padding_side"] = "right"
+        return template(*arguments, **options)
+
+    template = session.processor.apply_chat_template
+    monkeypatch.setattr(session.processor, "apply_chat_template", padded_right)
+    with pytest.raises(
+        InputError, match=r"sample 0 to sample 2: .* does not pad 3 prompts on the left .* batch size of 1"
+    ):
+        asymvlm.evaluate(session.model, session.processor, samples, [], [1], batch_size=3, progress=False)
+
+
 def test_an_end_of_text_ends_a_row():
     tokens = torch.tensor([[5, 2, 0, 0], [5, 6, 7, 8], [2, 9, 2, 0]])
     assert count_new(tokens, 2) == count_new(tokens, [2, 99]) == [2, 4, 1]
