@@ -13,7 +13,6 @@ from asymvlm.cli.evaluation_tables import duration, plan_lines, show
 from asymvlm.evaluation.arms import COSINE, Arm, Choices, check_choices
 from asymvlm.evaluation.plan import Limits, Plan, check_samples, make_plan
 from asymvlm.evaluation.run import run, timed
-from asymvlm_kernels import Spread
 
 
 def evaluate(
@@ -32,7 +31,8 @@ def evaluate(
     output: Path | None,
     scorer: str | None,
     any_model: bool,
-    spread: str | None,
+    spread: bool | None,
+    at_least_relevant: bool,
     scored: options.ScoredText,
     batch_size: int,
     max_new_tokens: int,
@@ -49,7 +49,8 @@ def evaluate(
     limits = Limits(tuple(metric or ["exact"]), baseline, batch_size, max_new_tokens, seed)
     learned = options.load_scorer(scorer)
     choices = _choices(_names("--method", methods), _names("--keep", keep), _names("--cache", cache or ""))
-    choices = replace(choices, scorer=learned, spread=_spread(spread), text=scored, seed=seed)
+    scores = {"scorer": learned, "spread": spread, "at_least_relevant": at_least_relevant, "text": scored}
+    choices = replace(choices, **scores, seed=seed)
     _check(choices)
     questions = data.read_samples(samples, dataset, split, columns, limit)
     check_samples(questions, limits)
@@ -85,8 +86,10 @@ def _check(choices: Choices) -> None:
     scoring, named = {"asymvlm"} & {*choices.methods}, f"found beside --method {','.join(choices.methods)}"
     if choices.scorer is not None and not scoring:
         raise InputError(f"--scorer is that of the method 'asymvlm', {named}")
-    if choices.spread is not None and not scoring | ({COSINE} & {*choices.methods}):
-        raise InputError(f"--spread acts on 'asymvlm' and {COSINE!r}, {named}")
+    if not scoring | ({COSINE} & {*choices.methods}):
+        for flag, asked in {"--spread": choices.spread, "--at-least-relevant": choices.at_least_relevant}.items():
+            if asked:
+                raise InputError(f"{flag} acts on 'asymvlm' and {COSINE!r}, {named}")
 
 
 def _show_plan(plan: Plan, seconds: dict[Arm, float], as_json: bool) -> None:
@@ -112,16 +115,6 @@ def _names(option: str, text: str) -> list[str]:
     if not names and option != "--cache":
         raise InputError(f"{option}: {text!r} found, wanted one or more, with commas between")
     return names
-
-
-def _spread(text: str | None) -> Spread | None:
-    if text is None:
-        return None
-    try:
-        reach, share = text.split(",")
-        return Spread(int(reach), float(share))
-    except ValueError as error:
-        raise InputError(f"--spread: {text} found, wanted tokens and a share in (0, 1], as in 4,0.7") from error
 
 
 def _vouched(scorer: Any, session: Any, any_model: bool) -> Any:

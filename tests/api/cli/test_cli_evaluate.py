@@ -89,12 +89,11 @@ def test_mistakes_in_the_file(text, words, tmp_path, capsys):
         (["--method", "guess"], "--method: no method is called 'guess'"),
         (["--keep", "0.5,2"], "--keep: 2 found, wanted ratios in (0, 1], or 'own'"),
         (["--method", "random,random"], "--method: random,random found, wanted each once"),
-        (["--spread", "4"], "--spread: 4 found, wanted tokens and a share"),
-        (["--method", "random", "--spread", "4,0.7"], "--spread acts on 'asymvlm' and 'cosine'"),
+        (["--method", "random", "--spread"], "--spread acts on 'asymvlm' and 'cosine'"),
         (["--metric", "vqa"], "qa.jsonl:1: metric vqa: 1 answers, wanted what 4 people or more answered"),
         (["--config", "none.yaml"], "none.yaml: cannot be read"),
     ],
-    ids=["method", "ratio", "twice", "spread", "spread of random", "metric", "file"],
+    ids=["method", "ratio", "twice", "spread of random", "metric", "file"],
 )
 def test_mistakes_need_no_model(asked, more, words, capsys, monkeypatch):
     monkeypatch.setattr("asymvlm.cli.console.open_session", None)

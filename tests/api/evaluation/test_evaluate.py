@@ -115,7 +115,13 @@ def test_settings_are_what_was_asked_for(session):
     assert arms["random", 0.5].vision.method.seed == 7
     told = {entry: arm.to_dict()["about"] for entry, arm in arms.items()}
     assert told["asymvlm", 0.5].startswith("weight ")
-    assert told["cosine", 0.5] == "cosine similarity"
+    assert told["cosine", 0.5] == "cosine similarity, Spread(reach=2, share=0.5)"
+    fitted = scorer.replace(calibration={"spread": {"reach": 3, "share": 0.6}})
+    for spread, wanted in {None: [Spread(3, 0.6), None], True: [Spread(3, 0.6), Spread()], False: [None, None]}.items():
+        choices = Choices({"asymvlm": "asymvlm"}, ("own", 0.5), scorer=fitted, spread=spread, at_least_relevant=True)
+        _, *made = make_arms(session.model, session.processor, choices).arms
+        assert [arm.vision.spread for arm in made] == wanted
+        assert all(arm.vision.at_least_relevant for arm in made)
 
 
 @pytest.mark.parametrize(
