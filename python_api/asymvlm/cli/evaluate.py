@@ -49,7 +49,12 @@ def evaluate(
     limits = Limits(tuple(metric or ["exact"]), baseline, batch_size, max_new_tokens, seed)
     learned = options.load_scorer(scorer)
     choices = _choices(_names("--method", methods), _names("--keep", keep), _names("--cache", cache or ""))
-    scores = {"scorer": learned, "spread": spread, "at_least_relevant": at_least_relevant, "text": scored}
+    scores: dict[str, Any] = {
+        "scorer": learned,
+        "spread": spread,
+        "at_least_relevant": at_least_relevant,
+        "text": scored,
+    }
     choices = replace(choices, **scores, seed=seed)
     _check(choices)
     questions = data.read_samples(samples, dataset, split, columns, limit)

@@ -113,7 +113,7 @@ def make_arms(model: Any, processor: Any, choices: Choices) -> Arms:
         InputError: for a method that is unknown or that the model cannot serve at any ratio, and for a wrong ratio.
     """
     model, ratios = unwrapped(model), check_choices(choices)
-    arms, skipped = [Arm(FULL, 1.0, WHOLE)], []
+    arms, skipped = [Arm(FULL, 1.0, WHOLE)], list[dict[str, Any]]()
     smaller = [keep for keep in ratios if keep != 1]
     for name, given in choices.methods.items():
         made, reasons = [], []
@@ -179,7 +179,7 @@ def _found(given: Any, choices: Choices) -> BeforeMethod | InsideMethod:
     method: BeforeMethod | InsideMethod = find_method(given, BeforeMethod, InsideMethod)
     if isinstance(method, AsymVLM) and method.scorer is None and isinstance(given, str):
         return AsymVLM(choices.scorer)
-    return _seeded(method, choices.seed) if isinstance(given, str) else method  # type: ignore[no-any-return]
+    return _seeded(method, choices.seed) if isinstance(given, str) else method
 
 
 def _seeded(method: Any, seed: int) -> Any:
