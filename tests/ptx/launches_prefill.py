@@ -111,8 +111,8 @@ def sequence(B: int, N: int, L: int, D: int, dtype: torch.dtype, *, exact: bool 
 
 
 def pruned_in_one_launch(*arguments: Any) -> tuple[Any, ...]:
-    (*selected, _), moved = one_launch.prune_in_one_launch(arguments[:5], *arguments[5:])
-    return *selected, *moved
+    (*selected, _, own), moved = one_launch.prune_in_one_launch(arguments[:5], *arguments[5:])
+    return *selected, *moved, own
 
 
 def compare_pruned(got: tuple[Any, ...], want: tuple[Any, ...], exact: bool = False) -> None:

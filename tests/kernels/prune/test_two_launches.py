@@ -155,7 +155,7 @@ def test_ops_are_registered_well(backend, monkeypatch, device):
     ratios, numbers = two_launches.encode_budget(BUDGETS[2])  # type: ignore[misc]
     ids = torch.arange(40, device=device).view(2, 20)
     with use_backend(backend):
-        *_, lengths, order = two_launches.score_select(*vars(case).values(), ratios, numbers, 20)
+        *_, lengths, order, _ = two_launches.score_select(*vars(case).values(), ratios, numbers, 20)
         carry = ([ids, ids.expand(3, 2, 20)], [-1, 2.5], [False, True], 13, True)
         torch.library.opcheck(torch.ops.asymvlm.score_select, (*vars(case).values(), ratios, numbers, 20))
         torch.library.opcheck(torch.ops.asymvlm.gather_sequence, (case.embeds, order, lengths, *carry))
