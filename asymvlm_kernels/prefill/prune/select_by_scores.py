@@ -96,7 +96,8 @@ def select_by_scores(
     length_ptr,
     has_text,
     budget,
-    lines,
+    lines_ptr,
+    stride_ls,
     rule,
     S,
     capacity,
@@ -106,11 +107,10 @@ def select_by_scores(
 ):
     """`select_sample`, and where there are lines the scores after they have spread along them.
 
-    ``lines``: the pointer of the sample's, or None, and their stride. ``rule``: reach, weight of the own and of the
-    best score, beta of the floor as bits, and its usual share in millionths, negative for no floor.
+    ``rule``: reach, weight of the own and of the best score, beta of the floor as bits, and its usual share in
+    millionths, negative for no floor.
     """
     WIDTH: tl.constexpr = max(min(BLOCK_S // THREADS, 16), 1)
-    lines_ptr, stride_ls = lines
     reach, own_share, share, relevant, usual = rule
     kind, ratio_0, ratio_1, ratio_2, beta, _, _, _, _ = budget
     SPREADS: tl.constexpr = lines_ptr is not None
