@@ -18,8 +18,7 @@ from asymvlm_kernels.prefill.prune.keys import bin_of
 from asymvlm_kernels.prefill.prune.roles import roles_of
 from asymvlm_kernels.prefill.prune.score_rule import ScoreRule
 from asymvlm_kernels.prefill.prune.scratch import BINS, zeroed_counters
-from asymvlm_kernels.prefill.prune.select_by_scores import select_by_scores
-from asymvlm_kernels.prefill.prune.select_item import select_sample
+from asymvlm_kernels.prefill.prune.select_by_scores import rank_sample
 from asymvlm_kernels.prefill.prune.tokens import kept_of
 from asymvlm_kernels.prefill.reference import SECOND_HIGHEST
 from asymvlm_kernels.tuning.prune import GIVEN_WARPS, rank_config
@@ -105,45 +104,26 @@ def _select_given_kernel(
     tl.debug_barrier()  # all threads have written the keys
     budget = (kind, ratio_0, ratio_1, ratio_2, number_0, number_1, number_2, number_3, number_4)
     has_text = S > 0  # given scores need no text: the budget holds for every sample
-    if BY_SCORES:
-        select_by_scores(
-            keys_ptr,
-            spread_ptr,
-            lists_ptr + pid_b * BLOCK_S,
-            counters_ptr,
-            scores_ptr,
-            kept.order + pid_b * S,
-            kept.gap + pid_b,
-            kept.counts + pid_b,
-            kept.lengths + pid_b,
-            has_text,
-            budget,
-            lines_ptr,
-            stride_ls,
-            (reach, own_share, share, relevant, usual),
-            S,
-            capacity,
-            BLOCK_S,
-            THREADS,
-            LONG,
-        )
-    else:
-        select_sample(
-            keys_ptr,
-            lists_ptr + pid_b * BLOCK_S,
-            counters_ptr,
-            kept.order + pid_b * S,
-            kept.gap + pid_b,
-            kept.counts + pid_b,
-            kept.lengths + pid_b,
-            has_text,
-            budget,
-            S,
-            capacity,
-            BLOCK_S,
-            THREADS,
-            LONG,
-        )
+    rank_sample(
+        keys_ptr,
+        spread_ptr,
+        lists_ptr + pid_b * BLOCK_S,
+        counters_ptr,
+        scores_ptr,
+        kept,
+        pid_b,
+        has_text,
+        budget,
+        lines_ptr,
+        stride_ls,
+        (reach, own_share, share, relevant, usual),
+        S,
+        capacity,
+        BLOCK_S,
+        THREADS,
+        LONG,
+        BY_SCORES,
+    )
 
 
 def select_given(

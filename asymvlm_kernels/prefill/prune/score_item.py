@@ -13,8 +13,7 @@ from asymvlm_kernels.prefill.order import order_key
 from asymvlm_kernels.prefill.prune.keys import BINS, bin_of
 from asymvlm_kernels.prefill.prune.parts import add_parts, prefetch_rows, score_part, slot_size
 from asymvlm_kernels.prefill.prune.roles import list_text, roles_of
-from asymvlm_kernels.prefill.prune.select_by_scores import select_by_scores
-from asymvlm_kernels.prefill.prune.select_item import select_sample
+from asymvlm_kernels.prefill.prune.select_by_scores import rank_sample
 
 NOT_SPECIALIZED = ["stride_eb", "stride_vb", "stride_tb", "stride_pb", "S", "parts", "rounds", "capacity"]
 NOT_SPECIALIZED += ["stride_lb", "reach", "relevant", "usual", "kind"]
@@ -167,50 +166,31 @@ def score_item(
         ranks = tl.atomic_add(tiles_ptr + tiles, 1, sem="acq_rel", scope="gpu") == tiles - 1
         if ranks:
             tl.store(tiles_ptr + tiles, 0)
-            if BY_SCORES:
-                lines_ptr = None
-                spread_ptr = None
-                if tokens.lines is not None:
-                    lines_ptr = tokens.lines + pid_b * stride_lb
-                    spread_ptr = scratch.spread_keys + pid_b * tiles * BLOCK_N
-                select_by_scores(
-                    keys_ptr,
-                    spread_ptr,
-                    scratch.lists + pid_b * BLOCK_S,
-                    counters_ptr,
-                    scores_ptr,
-                    order_ptr,
-                    kept.gap + pid_b,
-                    kept.counts + pid_b,
-                    kept.lengths + pid_b,
-                    length > 0,
-                    budget,
-                    lines_ptr,
-                    stride_ls,
-                    rule,
-                    S,
-                    capacity,
-                    BLOCK_S,
-                    THREADS,
-                    LONG,
-                )
-            else:
-                select_sample(
-                    keys_ptr,
-                    scratch.lists + pid_b * BLOCK_S,
-                    counters_ptr,
-                    order_ptr,
-                    kept.gap + pid_b,
-                    kept.counts + pid_b,
-                    kept.lengths + pid_b,
-                    length > 0,
-                    budget,
-                    S,
-                    capacity,
-                    BLOCK_S,
-                    THREADS,
-                    LONG,
-                )
+            lines_ptr = None
+            spread_ptr = None
+            if tokens.lines is not None:
+                lines_ptr = tokens.lines + pid_b * stride_lb
+                spread_ptr = scratch.spread_keys + pid_b * tiles * BLOCK_N
+            rank_sample(
+                keys_ptr,
+                spread_ptr,
+                scratch.lists + pid_b * BLOCK_S,
+                counters_ptr,
+                scores_ptr,
+                kept,
+                pid_b,
+                length > 0,
+                budget,
+                lines_ptr,
+                stride_ls,
+                rule,
+                S,
+                capacity,
+                BLOCK_S,
+                THREADS,
+                LONG,
+                BY_SCORES,
+            )
     return ranks
 
 

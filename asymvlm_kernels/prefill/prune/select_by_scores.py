@@ -24,6 +24,7 @@ from asymvlm_kernels.prefill.prune.select_item import (
     keep_millionths,
     limit_count,
     ratio_count,
+    select_sample,
     write_order,
 )
 from asymvlm_kernels.prefill.prune.spread_item import spread_keys
@@ -195,3 +196,70 @@ def select_by_scores(
     tl.store(count_ptr, count)
     tl.store(length_ptr, length)
     write_order(keys_ptr, order_ptr, kth, length - at_kth, length, S, THREADS, WIDTH)
+
+
+@triton.jit
+def rank_sample(
+    keys_ptr,
+    spread_ptr,
+    list_ptr,
+    histogram_ptr,
+    scores_ptr,
+    kept,
+    pid_b,
+    has_text,
+    budget,
+    lines_ptr,
+    stride_ls,
+    rule,
+    S,
+    capacity,
+    BLOCK_S: tl.constexpr,
+    THREADS: tl.constexpr,
+    LONG: tl.constexpr,
+    BY_SCORES: tl.constexpr,
+):
+    """`select_by_scores` or `select_sample`, into the rows of sample ``pid_b``."""
+    order_ptr = kept.order + pid_b * S
+    gap_ptr = kept.gap + pid_b
+    count_ptr = kept.counts + pid_b
+    length_ptr = kept.lengths + pid_b
+    if BY_SCORES:
+        select_by_scores(
+            keys_ptr,
+            spread_ptr,
+            list_ptr,
+            histogram_ptr,
+            scores_ptr,
+            order_ptr,
+            gap_ptr,
+            count_ptr,
+            length_ptr,
+            has_text,
+            budget,
+            lines_ptr,
+            stride_ls,
+            rule,
+            S,
+            capacity,
+            BLOCK_S,
+            THREADS,
+            LONG,
+        )
+    else:
+        select_sample(
+            keys_ptr,
+            list_ptr,
+            histogram_ptr,
+            order_ptr,
+            gap_ptr,
+            count_ptr,
+            length_ptr,
+            has_text,
+            budget,
+            S,
+            capacity,
+            BLOCK_S,
+            THREADS,
+            LONG,
+        )
