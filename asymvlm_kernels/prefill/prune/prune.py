@@ -109,7 +109,7 @@ def prune_sequence(
             each keeps at least ``max(8, N_image // 16)`` tokens, or all it has; K grows where these floors exceed it.
         per_image: rank each image of ``groups`` by itself, with the row's ratio, instead of all together.
         spread: hand scores on along the lines of an image before anything is read off them.
-        lines: ``(B, S)`` integer, for ``spread``: the line that each vision token lies on, negative for none.
+        lines: ``(B, S)`` int64 or int32, for ``spread``: the line that each vision token lies on, negative for none.
         floor: keep at least the tokens that look relevant, counted before scores spread.
         carry: per-token tensors gathered along, ``(B, S, ...)`` or ``(R, B, S)`` (M-RoPE positions).
         carry_pad: value for padding in the tensor of that name, of its dtype; 0 where none is given.
