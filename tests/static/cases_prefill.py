@@ -76,12 +76,12 @@ def select_given_call(S: int) -> Launch:
     return functools.partial(call.func, *call.args[:4], None, *call.args[5:], torch.empty(1, S))
 
 
-def by_scores(call: Launch, *, spreads: bool = True) -> Launch:
+def by_scores(call: Launch, *, spreads: bool = True, reach: int = 4, share: float = 0.7, beta: float = 0.4) -> Launch:
     """The same with a relative threshold, and where scores spread with a floor of relevant tokens."""
     tokens, (capacity, *given) = call.args[:5], call.args[7:]
-    rule = (torch.empty(1, capacity, dtype=torch.int64), 4, 0.7, [0.2, 0.3]) if spreads else ()
+    rule = (torch.empty(1, capacity, dtype=torch.int64), reach, share, [beta, 0.3]) if spreads else ()
     return functools.partial(
-        call.func, *tokens, [50_000, 1_000_000], [0.4], capacity, *(given or [None]), *rule, **call.keywords
+        call.func, *tokens, [50_000, 1_000_000], [beta], capacity, *(given or [None]), *rule, **call.keywords
     )
 
 

@@ -103,7 +103,7 @@ def score_launch(
     tiles = triton.cdiv(S, config.block_n)
     split = split_of(B * tiles, D, config, processors(embeds.device))
     arguments = [
-        Tokens(*tokens, rule.lines),
+        Tokens(*tokens)._replace(lines=rule.lines),
         kept_of(outputs),
         scratch_of(B, S, config, split, rank, embeds.device, spreads=rule.lines is not None),
         *embeds.stride(),
