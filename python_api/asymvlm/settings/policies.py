@@ -13,7 +13,7 @@ from torch import nn
 from asymvlm.methods import AsymVLM, BeforeMethod, CachedMethod, InsideMethod, LastRow, SelectingMethod, find_method
 from asymvlm.methods.cached.base import SCOPES
 from asymvlm.settings.numbers import check_count, check_retention
-from asymvlm.settings.recall import check_recall
+from asymvlm.settings.recall import Recall, as_recall, check_recall
 from asymvlm.settings.scorer import Scorer
 from asymvlm.settings.suitable import check_calibrated, check_inside, check_scored, usual_share
 from asymvlm.settings.weights import fp32_weight
@@ -48,8 +48,8 @@ class VisionPruning:
         at_least_relevant: where unusually many tokens look relevant, keep all of those, whatever the budget says. True:
             unusual is what the scorer's calibration says, where the budget is the one that it fitted; else any number
             above the budget's.
-        recall: keep what is dropped beside the cache, on the ``"device"`` (True) or in ``"host"`` memory: a question of
-            a later ``generate`` brings back what it ranks into the budget. What is in the cache stays there.
+        recall: keep what is dropped beside the cache: a question of a later ``generate`` brings back what it ranks into
+            the budget. True means ``Recall()``, ``"host"`` the same from host memory. False becomes None.
     Raises:
         ValueError: naming the value found and the value wanted.
     """
@@ -63,7 +63,7 @@ class VisionPruning:
     processor: InitVar[Any] = None
     method: BeforeMethod | InsideMethod | str | None = None
     at_least_relevant: bool | AtLeastRelevant = False
-    recall: bool | str = False
+    recall: bool | str | Recall | None = False
 
     def __post_init__(self, processor: Any) -> None:
         method = None if self.method is None else find_method(self.method, BeforeMethod, InsideMethod)
@@ -112,6 +112,7 @@ class VisionPruning:
         check_calibrated(self.scorer, self.budget, self.spread)
         if self.positions not in POSITIONS:
             raise ValueError(f"positions must be 'keep' or 'compact', got {self.positions!r}")
+        object.__setattr__(self, "recall", as_recall(self.recall))
         check_recall(self)
 
     @property
