@@ -32,7 +32,7 @@ from asymvlm_kernels.prefill.relative import HIGH, LOW, count_above, limit_relat
 
 LOWER, UPPER = constant(LOW), constant(HIGH)
 RELATIVE = constant(BY_RELATIVE)
-PER_THREAD = constant(8)  # places that spread at once
+PER_THREAD = constant(8)  # places that spread at once; 4 of a long row, where 8 spill (Triton 3.6, sm_120)
 
 
 @triton.jit
@@ -124,7 +124,7 @@ def select_by_scores(
             floor = floor_of_own(keys_ptr, list_ptr, counts, relevant, usual, S, BLOCK_S, LONG)
         if LONG:
             tl.debug_barrier()  # the histogram is zero before it fills anew
-        BLOCK: tl.constexpr = min(BLOCK_S, PER_THREAD * THREADS)
+        BLOCK: tl.constexpr = min(BLOCK_S, PER_THREAD // (2 if LONG else 1) * THREADS)
         spread_keys(
             keys_ptr,
             spread_ptr,
