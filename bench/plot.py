@@ -19,6 +19,7 @@ from bench.harness import results, tables  # noqa: E402
 from bench.ops.prefill.floors import OPS  # noqa: E402
 from bench.peers import tables as peers  # noqa: E402
 from bench.quality import tables as quality  # noqa: E402
+from bench.quality import text_scores  # noqa: E402
 from bench.real_lm import tables as real_lm  # noqa: E402
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "measurements.md")
@@ -63,12 +64,14 @@ def table(name: str, folder: Path) -> str:
         return "Nothing measured yet." if file is None else tables.generate_blocks(results.load(file))
     if name in quality.BLOCKS:
         return quality.block(name, folder / "quality")
+    if name in text_scores.BLOCKS:
+        return text_scores.block(name, folder / "quality")
     if name in peers.BLOCKS:
         return peers.block(name, folder / "peers")
     if name in real_lm.BLOCKS:
         return real_lm.block(name, folder / "real_lm")
     if name not in KINDS:
-        known = ", ".join((*KINDS, *GENERATE, *quality.BLOCKS, *peers.BLOCKS, *real_lm.BLOCKS))
+        known = ", ".join((*KINDS, *GENERATE, *quality.BLOCKS, *text_scores.BLOCKS, *peers.BLOCKS, *real_lm.BLOCKS))
         sys.exit(f"marker bench:{name} is unknown, wanted one of {known}")
     file = results.newest(folder, KINDS[name])
     return "Nothing measured yet." if file is None else tables.blocks(results.load(file))
