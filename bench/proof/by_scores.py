@@ -40,8 +40,8 @@ def by_scores_case(shape: Shape, dtype: torch.dtype, device: str) -> Case:
         error = float((output.own[vision] - scores[vision]).abs().max())
         if not error <= tolerance:  # NaN fails too
             raise WrongAnswer(f"scores are {error:.1e} from the reference, allowed {tolerance:.0e}")
-        for name, place in (("scores", 0), ("gap", 1), ("counts", 2), ("lengths", 3)):
-            if not torch.equal(getattr(output, name), wanted[place]):
+        for name, found in zip(("scores", "gap", "counts", "lengths"), wanted[:4], strict=True):
+            if not torch.equal(getattr(output, name), found):
                 raise WrongAnswer(f"{name} are not those of the reference")
         kept = [row[row >= 0].tolist() for row in output.index]
         if kept != [row[row >= 0].tolist() for row in wanted[4]]:
