@@ -11,6 +11,7 @@ from __future__ import annotations
 from asymvlm.cache.eviction_cache import CacheStats, EvictionCache
 from asymvlm.cache.report import EvictionReport
 from asymvlm.calibration import Calibration, calibrate_budget
+from asymvlm.evaluation import Evaluation, evaluate
 from asymvlm.hf.versions import UntestedVersionWarning
 from asymvlm.models import supported_models
 from asymvlm.old_names import install as _install_old_names
@@ -48,6 +49,7 @@ __all__ = [
     "Choice",
     "Conversation",
     "Calibration",
+    "Evaluation",
     "EvictionCache",
     "EvictionReport",
     "LinearBudget",
@@ -70,6 +72,7 @@ __all__ = [
     "VisionPruning",
     "__version__",
     "calibrate_budget",
+    "evaluate",
     "patch",
     "prune_inputs",
     "supported_models",
