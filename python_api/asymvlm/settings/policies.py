@@ -46,7 +46,7 @@ class VisionPruning:
             None means `AsymVLM` with the ``scorer``.
         at_least_relevant: where unusually many tokens look relevant, keep all of those, whatever the budget says. True:
             unusual is what the scorer's calibration says, where the budget is the one that it fitted; else any number
-            above the budget's. It takes more kernel launches.
+            above the budget's.
         recall: keep what is dropped beside the cache: a question of a later ``generate`` brings back what it ranks into
             the budget. True means ``Recall()``, ``"host"`` the same from host memory. False becomes None.
     Raises:
