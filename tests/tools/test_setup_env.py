@@ -110,7 +110,7 @@ def test_an_older_transformers_that_is_not_recorded_is_refused():
         ("user.index-url='https://host/simple'", ["--index-url", "https://host/simple"]),
         ("global.no-binary=':all:'", None),
     ],
-    ids=["nothing", "environment first", "two of one", "index", "no word of uv"],
+    ids=["nothing", "environment first and two of one", "index", "no word of uv"],
 )
 def test_uv_is_told_what_pip_is_configured_with_or_pip_is_used(listed, options):
     assert uv_pip.options_of(listed) == options
