@@ -11,6 +11,7 @@ from asymvlm_cli import options
 from asymvlm_cli.work import do
 
 Preset = Literal["default", "paper"]
+MaskedRows = Literal["text", "all"]
 Method = Literal["threshold", "linear", "relative"]
 Metric = Literal["exact", "anls", "relaxed"]
 
@@ -116,6 +117,12 @@ def train(
     strength: Annotated[float | None, typer.Option("--strength", help="C of the soft mask.")] = None,
     patience: Annotated[int | None, typer.Option("--patience", help="Stop after so many epochs without gain.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the order of samples.")] = 0,
+    masked_rows: Annotated[
+        MaskedRows | None,
+        typer.Option(
+            "--masked-rows", help="Rows under the soft mask, text or all: text is cheaper. The preset's if none."
+        ),
+    ] = None,
     checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, one more forward.")
     ] = False,
