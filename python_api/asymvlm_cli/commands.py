@@ -119,9 +119,7 @@ def train(
     seed: Annotated[int, typer.Option("--seed", help="Of the order of samples.")] = 0,
     masked_rows: Annotated[
         MaskedRows | None,
-        typer.Option(
-            "--masked-rows", help="Rows under the soft mask, text or all: text is cheaper. The preset's if none."
-        ),
+        typer.Option("--masked-rows", help="Rows under the soft mask, text (cheaper) or all; the preset's if none."),
     ] = None,
     checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, one more forward.")

@@ -29,9 +29,9 @@ class TrainingSettings:
         seed: of the order of samples and of drawn ratios. The same seed gives the same weight.
         injection: ``"mask"`` (additive 4-D masks), ``"bias"`` (key-bias attention, where the model's mask allows), or
             ``"auto"``: the kernel on CUDA, masks on a CPU.
-        masked_rows: rows of the pass under the soft mask. ``"text"``: text tokens alone, beside the keys and values that
-            vision tokens have in the pass without it; far cheaper, and an approximation, since vision tokens do not see
-            the soft mask. ``"all"``: the whole sequence, as the paper says.
+        masked_rows: rows of the pass under the soft mask. ``"text"``: text tokens alone, beside the keys and values
+            that vision tokens have in the pass without it; far cheaper, and an approximation, since vision tokens do
+            not see the soft mask. ``"all"``: the whole sequence, as the paper says.
         gradient_checkpointing: keep the inputs of decoder layers only, and run each again in the backward pass. A pass
             of text rows has little to keep and runs once.
         patience: stop after this many evaluations without improvement; None never stops early. An evaluation is the
