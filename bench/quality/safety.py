@@ -1,9 +1,9 @@
 """The recommended settings on pages like those they were calibrated on, and on two kinds that they were not.
 
-`Spread` with a relative threshold calibrated for an average, against half of the tokens, each with and without the
-floor of tokens that look relevant (``at_least_relevant``). Dense pages hold more entries than any the model was trained
-on; pages full of distractors have symbols that mean nothing in nearly every free slot. Budgets are fitted on
-calibration pages in distribution only.
+`Spread` and a few background tokens with a relative threshold calibrated for an average, against half of the tokens,
+each with and without the floor of tokens that look relevant (``at_least_relevant``), and the same without background.
+Dense pages hold more entries than any the model was trained on; pages full of distractors have symbols that mean
+nothing in nearly every free slot. Budgets are fitted on calibration pages in distribution only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from asymvlm import PruningReport, VisionPruning
-from asymvlm.calibration import calibrate_budget
+from asymvlm.calibration import Calibration, calibrate_budget
 from asymvlm.report.crowded import crowded_rows
 from asymvlm.settings.budget_file import budget_to_dict
 from asymvlm.settings.scorer import Scorer
@@ -34,8 +34,9 @@ PAGES: dict[str, dict[str, Any]] = {
     "dense, 14 to 18 entries": {"entries": (14, 18)},
     "distractors in 0.9 of the free slots": {"distractors": 0.9},
 }
-AVERAGES = (0.35, 0.3, 0.25)
-LADDER = (0.15, 0.25, 0.3, 0.35, 0.6)
+AVERAGES = (0.3, 0.25)
+BACKGROUND, MINIMUM = 4, 0.05  # tokens, and share of the others: chosen on validation pages
+LADDER = (0.15, 0.35, 0.6)
 FULL, FLOOR = "all tokens", ", at least the relevant"
 
 
@@ -52,30 +53,54 @@ def settings(
     }
     told: dict[str, Any] = {}
     for average in AVERAGES:
-        fitted = [
-            calibrate_budget(
-                model,
-                scorer,
-                calibration,
-                answered,
-                average,
-                "relative",
-                minimum=0.1,
-                maximum=1.0,
-                ratios=LADDER,
-                spread=SPREAD,
-                checkpoint=None if cache is None else cache / f"safety-{number}",
-                progress=False,
-            )
-            for number, scorer in enumerate(scorers)
-        ]
-        for name, floor in ((f"spread, relative {average:g}", False), (f"spread, relative {average:g}{FLOOR}", True)):
-            found[name] = [VisionPruning(one.scorer, spread=SPREAD, at_least_relevant=floor) for one in fitted]
-        told[f"{average:g}"] = [
-            {"budget": budget_to_dict(one.budget), "kept": round(one.average, 4), USUAL: one.scorer.calibration[USUAL]}
-            for one in fitted
-        ]
+        for background in (0, BACKGROUND):
+            fitted = [
+                _fitted(
+                    model, scorer, calibration, average, background, cache and cache / f"safety-{number}-{background}"
+                )
+                for number, scorer in enumerate(scorers)
+            ]
+            name = f"spread, {f'background {background}, ' if background else ''}relative {average:g}"
+            for ending, floor in (("", False), (FLOOR, True))[: 2 if background else 1]:
+                found[name + ending] = [
+                    VisionPruning(one.scorer, spread=SPREAD, at_least_relevant=floor, background=background)
+                    for one in fitted
+                ]
+            told[name] = [
+                {
+                    "budget": budget_to_dict(one.budget),
+                    "kept": round(one.average, 4),
+                    USUAL: one.scorer.calibration[USUAL],
+                }
+                for one in fitted
+            ]
     return found, told
+
+
+def _fitted(
+    model: Any,
+    scorer: Scorer,
+    samples: Sequence[Mapping[str, Any]],
+    average: float,
+    background: int,
+    checkpoint: Path | None,
+) -> Calibration:
+    """The relative threshold for an average; where no background stays, more of the best is the least it may keep."""
+    return calibrate_budget(
+        model,
+        scorer,
+        samples,
+        answered,
+        average,
+        "relative",
+        minimum=MINIMUM if background else 0.1,
+        maximum=1.0,
+        ratios=LADDER,
+        spread=SPREAD,
+        background=background,
+        checkpoint=checkpoint,
+        progress=False,
+    )
 
 
 def measure(
@@ -131,6 +156,7 @@ def safety(
     chosen, told = settings(model, scorers, cache=cache)
     return {
         "spread": asdict(SPREAD),
+        "background": BACKGROUND,
         "calibration_samples": CALIBRATION,
         "calibrated": told,
         "pages": {

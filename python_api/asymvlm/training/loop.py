@@ -1,7 +1,7 @@
 """`train_scorer`: learn the weight of Eq. 1 from what pruning does to the model's last hidden states.
 
 Two passes of the frozen model a sample: as it is, and with a soft mask on its vision keys that depends on the weight;
-the second one over the text tokens alone, unless ``masked_rows="all"``. Only the weight learns. Source: section 3.2,
+with ``masked_rows="text"`` the second one over the text tokens alone. Only the weight learns. Source: section 3.2,
 Eq. 4, appendices C and D of arXiv:2605.29535.
 """
 

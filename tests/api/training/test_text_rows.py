@@ -40,14 +40,18 @@ def test_a_decoder_of_one_layer_is_exact(model, family):
     """What vision tokens would see of the mask reaches text in the second layer only."""
     decoder = model.model.language_model
     decoder.layers = decoder.layers[:1]
-    inputs, weight = tiny.make_batch(family, BATCH), torch.ones(model.config.get_text_config().hidden_size)
-    frozen, losses = FrozenModel(model), {}
-    with frozen.frozen(), torch.no_grad():
+    inputs, width = tiny.make_batch(family, BATCH), model.config.get_text_config().hidden_size
+    frozen, losses, gradients = FrozenModel(model), {}, {}
+    with frozen.frozen():
         batch = frozen.merge(inputs)
         for rows in ("text", "all"):
+            weight = torch.linspace(0.5, 1.5, width, requires_grad=True)
             losses[rows] = row_losses(frozen, batch, weight, 0.5, TrainingSettings(masked_rows=rows))
+            (gradients[rows],) = torch.autograd.grad(losses[rows].sum(), weight)
     assert float(losses["all"].min()) > 1e-6
     assert torch.allclose(losses["text"], losses["all"], rtol=1e-4)
+    assert float(gradients["all"].norm()) > 1e-6
+    assert torch.allclose(gradients["text"], gradients["all"], atol=1e-4 * float(gradients["all"].abs().max()))
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"], indirect=True)
@@ -73,8 +77,8 @@ def test_training_refuses_before_the_first_step(model, family):
     samples = [tiny.make_inputs(family, (tiny.ONE,), seed=0)]
     if family == "qwen3_5":
         with pytest.raises(ValueError, match="recurrent layers, so text rows cannot run by themselves"):
-            train_scorer(model, samples, progress=False)
-        assert train_scorer(model, samples, masked_rows="all", progress=False).training["steps"] == 1
+            train_scorer(model, samples, masked_rows="text", progress=False)
+        assert train_scorer(model, samples, progress=False).training["steps"] == 1
         return
     frozen = FrozenModel(model)
     with frozen.frozen():
@@ -85,4 +89,4 @@ def test_training_refuses_before_the_first_step(model, family):
             check_text_rows(frozen, dataclasses.replace(batch, positions=batch.positions.flip(-1)))
     with pytest.raises(ValueError, match="masked_rows must be 'text' or 'all', got 'some'"):
         TrainingSettings(masked_rows="some")
-    assert TrainingSettings.paper().masked_rows == "all"
+    train_scorer(model, samples, masked_rows="text", gradient_checkpointing=True, progress=False)

@@ -101,8 +101,7 @@ def as_double(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.every_family
 def test_both_injections_give_one_gradient(model):
-    inputs, settings = tiny.make_batch(family_name(model), BATCH), TrainingSettings(masked_rows="all")
-    weight = start(model)
+    inputs, settings, weight = tiny.make_batch(family_name(model), BATCH), TrainingSettings(), start(model)
     loss, grad = loss_and_grad(model, inputs, weight, settings, injection="mask")
     other_loss, other = loss_and_grad(model, inputs, weight, settings, injection="bias")
     assert other_loss == pytest.approx(loss, rel=1e-5)
@@ -135,8 +134,7 @@ def as_float(value):
 
 
 def test_checkpointing_changes_nothing(model):
-    inputs, settings = tiny.make_batch(family_name(model), BATCH), TrainingSettings(masked_rows="all")
-    weight = start(model)
+    inputs, settings, weight = tiny.make_batch(family_name(model), BATCH), TrainingSettings(), start(model)
     for injection in ("mask", "bias"):
         _, grad = loss_and_grad(model, inputs, weight, settings, injection=injection)
         _, other = loss_and_grad(model, inputs, weight, settings, injection=injection, checkpointing=True)
@@ -198,7 +196,7 @@ def test_key_bias_attention_keeps_no_square_for_the_backward_pass(model):
         frozen = FrozenModel(model, injection=injection)
         keep = torch.autograd.graph.saved_tensors_hooks(lambda x, found=found: found.append(x.shape) or x, lambda x: x)
         with frozen.frozen(), keep:
-            row_losses(frozen, frozen.merge(inputs), weight, 0.5, TrainingSettings(masked_rows="all"))
+            row_losses(frozen, frozen.merge(inputs), weight, 0.5, TrainingSettings())
         squares[injection] = any(shape[-2:] == (S, S) for shape in found)
     assert squares == {"mask": True, "bias": name in ("gemma3", "paligemma")}
 
