@@ -114,7 +114,8 @@ def _measure(
             "conversations": conversations(study.model, samples) | {"samples": samples},
         }
     if part == "safety":
-        return safety(study.model, scorers["default"], samples, pages, cache=cache)
+        recipe = "default" if "default" in scorers else next(iter(scorers))
+        return {"recipe": recipe, **safety(study.model, scorers[recipe], samples, pages, cache=cache)}
     variants = {
         RECIPES[name].label if name in RECIPES else name: [one.weight for one in many]
         for name, many in scorers.items()

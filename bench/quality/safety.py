@@ -22,12 +22,13 @@ from asymvlm.settings.budget_file import budget_to_dict
 from asymvlm.settings.scorer import Scorer
 from asymvlm.settings.suitable import USUAL
 from asymvlm_kernels import UniformBudget
-from bench.quality.answers import answers
+from bench.quality.answers import answers, prepared, tower_runs_once
 from bench.quality.beyond import SPREAD
 from bench.quality.budgets import CALIBRATION, answered, batches
 from bench.quality.statistics import paired, rate, record
 from bench.tinyvlm.evaluate import Samples, make_samples
 from bench.tinyvlm.model import NUM_VISION
+from bench.tinyvlm.pages import Pages
 
 PAGES: dict[str, dict[str, Any]] = {
     "in distribution": {},
@@ -49,11 +50,10 @@ def settings(
         FULL: [VisionPruning(budget=UniformBudget(1.0))],
         "cosine, uniform 0.5": [VisionPruning(budget=UniformBudget(0.5))],
         "uniform 0.5": [VisionPruning(scorer, UniformBudget(0.5)) for scorer in scorers],
-        f"uniform 0.5{FLOOR}": [VisionPruning(s, UniformBudget(0.5), at_least_relevant=True) for s in scorers],
     }
     told: dict[str, Any] = {}
     for average in AVERAGES:
-        for background in (0, BACKGROUND):
+        for background in (0, BACKGROUND) if average == AVERAGES[-1] else (BACKGROUND,):
             fitted = [
                 _fitted(
                     model, scorer, calibration, average, background, cache and cache / f"safety-{number}-{background}"
@@ -110,7 +110,11 @@ def measure(
 
     ``cache`` keeps the answers under each setting, so that an interrupted run goes on.
     """
-    found = {name: _asked(model, samples, runs, cache and cache / f"{name}.npz") for name, runs in chosen.items()}
+    samples = by_kind(samples)
+    ready, found = prepared(samples), {}
+    with tower_runs_once(model):
+        for name, runs in chosen.items():
+            found[name] = _asked(model, samples, ready, runs, cache and cache / f"{name}.npz")
     rows = {}
     for name, asked in found.items():
         right, kept = asked["right"], asked["kept"] / NUM_VISION
@@ -133,10 +137,28 @@ def measure(
     return rows
 
 
-def _asked(model: Any, samples: Samples, runs: Sequence[VisionPruning], file: Path | None) -> Mapping[str, np.ndarray]:
+def by_kind(samples: Samples) -> Samples:
+    """The same by kind of question and number of entries: rows that keep about as many tokens share a batch."""
+    keys = [(turn.kind, len(layout.slots)) for turn, layout in zip(samples.turns, samples.pages.layouts, strict=True)]
+    order = sorted(range(len(samples)), key=keys.__getitem__)
+    pages = samples.pages
+    return Samples(
+        Pages([pages.layouts[i] for i in order], pages.pixels[order], pages.glyph[order], pages.owner[order]),
+        [samples.turns[i] for i in order],
+        *(tensor[order] for tensor in (samples.text, samples.labels, samples.question)),
+    )
+
+
+def _asked(
+    model: Any,
+    samples: Samples,
+    ready: Sequence[dict[str, Any]],
+    runs: Sequence[VisionPruning],
+    file: Path | None,
+) -> Mapping[str, np.ndarray]:
     """Of each run and sample: is the answer right, how many tokens stayed, does the report warn of it?"""
     if file is None or not file.is_file():
-        asked = [answers(model, samples, run) for run in runs]
+        asked = [answers(model, samples, run, batches=ready) for run in runs]
         table = {
             "right": np.stack([found.right.numpy() for found in asked]),
             "kept": np.stack([found.counts.numpy() for found in asked]),
@@ -153,7 +175,8 @@ def safety(
     model: Any, scorers: Sequence[Scorer], samples: int, seed: int, *, cache: Path | None = None
 ) -> dict[str, Any]:
     """Every setting on every kind of pages."""
-    chosen, told = settings(model, scorers, cache=cache)
+    with tower_runs_once(model):
+        chosen, told = settings(model, scorers, cache=cache)
     return {
         "spread": asdict(SPREAD),
         "background": BACKGROUND,
