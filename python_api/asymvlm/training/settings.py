@@ -30,8 +30,8 @@ class TrainingSettings:
         injection: ``"mask"`` (additive 4-D masks), ``"bias"`` (key-bias attention, where the model's mask allows), or
             ``"auto"``: the kernel on CUDA, masks on a CPU.
         masked_rows: rows of the pass under the soft mask. ``"all"``: the whole sequence, as the paper says. ``"text"``:
-            text tokens alone, beside the keys and values that vision tokens have in the pass without it: a fifth of the
-            work on the small VLM, and an approximation, since vision tokens do not see the soft mask.
+            text tokens alone, beside the keys and values that vision tokens have in the pass without it: cheaper,
+            and an approximation, since vision tokens do not see the soft mask.
         gradient_checkpointing: keep the inputs of decoder layers only, and run each again in the backward pass. A pass
             of text rows has little to keep and runs once.
         patience: stop after this many evaluations without improvement; None never stops early. An evaluation is the
