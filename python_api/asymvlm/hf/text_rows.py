@@ -90,13 +90,13 @@ class TextRows(Frame):
         return torch.where(seen[:, None], bias, lowest)
 
 
-def dummy_masks(mask: Any, batch: int, rows: int, embeds: torch.Tensor) -> Any:
-    """In the place of masks that a composite made for all rows: of the right shape for a few, and read by nobody."""
+def dummy_masks(mask: Any, index: torch.Tensor, embeds: torch.Tensor) -> Any:
+    """In the place of masks that a composite made for all rows: of the shape of ``index``, and read by nobody."""
     if isinstance(mask, dict):
-        return {kind: dummy_masks(own, batch, rows, embeds) for kind, own in mask.items()}
+        return {kind: dummy_masks(own, index, embeds) for kind, own in mask.items()}
     if mask is None or mask.ndim == 4:
-        return embeds.new_zeros(batch, 1, rows, rows)
-    return torch.ones(batch, rows, dtype=torch.int64, device=embeds.device)
+        return embeds.new_zeros(*index.shape, index.shape[1])[:, None]
+    return torch.ones(index.shape, dtype=torch.int64, device=embeds.device)
 
 
 __all__ = ["Layer", "Remembering", "TextRows", "dummy_masks"]

@@ -37,7 +37,7 @@ def text_rows(frozen: FrozenModel, batch: MergedBatch, layers: Layers, bias: tor
     positions = batch.positions
     decoder |= {
         EMBEDS: gather_rows(batch.embeds, index),
-        MASK: dummy_masks(batch.decoder[MASK], *index.shape, batch.embeds),
+        MASK: dummy_masks(batch.decoder[MASK], index, batch.embeds),
         POSITIONS: positions.gather(-1, index.clamp_min(0).expand(*positions.shape[:-1], -1)),
         USE_CACHE: False,
     }
