@@ -146,13 +146,15 @@ def caches(measured: Cell) -> str:
 
 def recall(measured: Cell) -> str:
     """Dialogues of eight questions over one page: the last answer, and the vision tokens held by then."""
-    rows = [["the whole page", "", cell(measured["full"]), ""]]
+    rows = [["the whole page", "", cell(measured["full"]), "", ""]]
     for scores, ratios in measured["rates"].items():
         for keep, found in ratios.items():
+            rows.append([f"**{scores}**", keep, "", "", ""])
             for name, one in found.items():
-                held = measured["held"][scores][keep][name]
-                rows.append([f"{scores}, {name}", keep, cell(one), f"{held[0]:.0f} to {held[-1]:.0f}"])
-    head = ("dialogues of eight questions", "keep", "last answer right", "vision tokens, first to last question")
+                held, returned = (measured[table][scores][keep].get(name) for table in ("held", "returned"))
+                share = "" if returned is None else f"{returned:.2f}"
+                rows.append([name, keep, cell(one), share, f"{held[0]:.0f} to {held[-1]:.0f}"])
+    head = ("dialogues of eight questions", "keep", "last answer right", "loss returned", "vision tokens held")
     return markdown(head, rows)
 
 

@@ -25,6 +25,8 @@ def run(
     scorer: options.Scorer = None,
     any_model: options.AnyModel = False,
     scored: options.Scored = "all",
+    spread: options.SpreadScores = None,
+    at_least_relevant: options.AtLeastRelevant = False,
     method: options.Method = None,
     text_threshold: options.TextThreshold = None,
     text_retention: options.TextRetention = None,
@@ -52,11 +54,26 @@ def chat(
     scorer: options.Scorer = None,
     any_model: options.AnyModel = False,
     scored: options.Scored = "all",
-    text_threshold: options.TextThreshold = 512,
+    spread: options.SpreadScores = None,
+    at_least_relevant: options.AtLeastRelevant = False,
+    recall: Annotated[
+        options.Store | None,
+        typer.Option(
+            "--recall",
+            help="Let dropped vision tokens, stored on the device or the host, come back; then nothing is evicted.",
+        ),
+    ] = None,
+    text_threshold: Annotated[
+        int | None,
+        typer.Option(
+            "--text-threshold", help="Generated tokens that are held before any is evicted.", show_default="512"
+        ),
+    ] = None,
     text_retention: options.TextRetention = None,
     turn_threshold: Annotated[
-        int, typer.Option(help="Earlier answers leave whole once they hold more tokens than this.")
-    ] = 512,
+        int | None,
+        typer.Option(help="Earlier answers leave whole once they hold more tokens than this.", show_default="512"),
+    ] = None,
     turn_retention: Annotated[
         str | None,
         typer.Option(metavar="RATIO", help="Share of earlier answers' tokens that stays.", show_default="0.5"),
@@ -86,6 +103,8 @@ def heatmap(
     scorer: options.Scorer = None,
     any_model: options.AnyModel = False,
     scored: options.Scored = "all",
+    spread: options.SpreadScores = None,
+    at_least_relevant: options.AtLeastRelevant = False,
     dtype: options.DtypeOption = "auto",
     device: options.Device = "auto",
     device_map: options.DeviceMap = None,
@@ -159,6 +178,14 @@ def calibrate(
     metric: Annotated[Metric, typer.Option("--metric", help="What an answer is judged by.")] = "exact",
     max_new_tokens: options.Longest = 32,
     scored: options.Scored = "all",
+    spread: Annotated[
+        bool,
+        typer.Option("--spread", help="Hand scores on to neighbours on a line; stored with the scorer."),
+    ] = False,
+    background: Annotated[
+        int,
+        typer.Option("--background", min=0, help="Tokens least like the question that stay besides; stored likewise."),
+    ] = 0,
     dtype: options.DtypeOption = "auto",
     device: options.Device = "auto",
     device_map: options.DeviceMap = None,
@@ -190,6 +217,8 @@ def verify(
     scorer: options.Scorer = None,
     any_model: options.AnyModel = False,
     scored: options.Scored = "all",
+    spread: options.SpreadScores = None,
+    at_least_relevant: options.AtLeastRelevant = False,
     steps: Annotated[int, typer.Option(min=2, help="Tokens to decode in the checks of pruning.")] = 8,
     dtype: options.DtypeOption = "auto",
     device: options.Device = "auto",

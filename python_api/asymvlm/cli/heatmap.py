@@ -26,6 +26,8 @@ def heatmap(
     scorer: str | None,
     any_model: bool,
     scored: options.ScoredText,
+    spread: bool | None,
+    at_least_relevant: bool,
     as_json: bool,
     **loading: Any,
 ) -> None:
@@ -47,6 +49,8 @@ def heatmap(
             scorer=learned,
             any_model=any_model,
             scored=scored,
+            spread=spread,
+            at_least_relevant=at_least_relevant,
             max_new_tokens=1,
             compare=False,
         )

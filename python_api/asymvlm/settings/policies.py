@@ -13,7 +13,7 @@ from torch import nn
 from asymvlm.methods import AsymVLM, BeforeMethod, CachedMethod, InsideMethod, LastRow, SelectingMethod, find_method
 from asymvlm.methods.cached.base import SCOPES
 from asymvlm.settings.numbers import check_count, check_retention
-from asymvlm.settings.recall import check_recall
+from asymvlm.settings.recall import Recall, as_recall, check_recall
 from asymvlm.settings.scorer import Scorer
 from asymvlm.settings.suitable import check_background, check_calibrated, check_inside, check_scored, usual_share
 from asymvlm.settings.weights import fp32_weight
@@ -51,8 +51,8 @@ class VisionPruning:
         background: so many tokens that resemble the question least stay beside those of the budget, which rules over
             the others: a decoder rests attention on tokens that say nothing, and a budget that keeps nothing but what
             is relevant takes them all away. 4 where few tokens stay. It goes step by step.
-        recall: keep what is dropped beside the cache, on the ``"device"`` (True) or in ``"host"`` memory: a question of
-            a later ``generate`` brings back what it ranks into the budget. What is in the cache stays there.
+        recall: keep what is dropped beside the cache: a question of a later ``generate`` brings back what it ranks into
+            the budget. True means ``Recall()``, ``"host"`` the same from host memory. False becomes None.
     Raises:
         ValueError: naming the value found and the value wanted.
     """
@@ -66,7 +66,7 @@ class VisionPruning:
     processor: InitVar[Any] = None
     method: BeforeMethod | InsideMethod | str | None = None
     at_least_relevant: bool | AtLeastRelevant = False
-    recall: bool | str = False
+    recall: bool | str | Recall | None = False
     background: int = 0
 
     def __post_init__(self, processor: Any) -> None:
@@ -118,6 +118,7 @@ class VisionPruning:
         check_calibrated(self.scorer, self.budget, self.spread, self.background)
         if self.positions not in POSITIONS:
             raise ValueError(f"positions must be 'keep' or 'compact', got {self.positions!r}")
+        object.__setattr__(self, "recall", as_recall(self.recall))
         check_recall(self)
 
     @property
