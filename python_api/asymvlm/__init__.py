@@ -11,6 +11,7 @@ from __future__ import annotations
 from asymvlm.cache.eviction_cache import CacheStats, EvictionCache
 from asymvlm.cache.report import EvictionReport
 from asymvlm.calibration import Calibration, calibrate_budget
+from asymvlm.evaluation import Evaluation, evaluate
 from asymvlm.hf.versions import UntestedVersionWarning
 from asymvlm.models import supported_models
 from asymvlm.old_names import install as _install_old_names
@@ -20,7 +21,8 @@ from asymvlm.prompt.shorten import prune_inputs
 from asymvlm.report.pruning import PruningReport
 from asymvlm.report.recall import RecallReport
 from asymvlm.settings.cache_limit import CacheLimit
-from asymvlm.settings.policies import TextEviction, TurnEviction, VisionPruning
+from asymvlm.settings.eviction import TextEviction, TurnEviction
+from asymvlm.settings.policies import VisionPruning
 from asymvlm.settings.recall import Recall
 from asymvlm.settings.scorer import Scorer
 from asymvlm.settings.strategy import AutoStrategy, Choice
@@ -47,6 +49,7 @@ __all__ = [
     "Choice",
     "Conversation",
     "Calibration",
+    "Evaluation",
     "EvictionCache",
     "EvictionReport",
     "LinearBudget",
@@ -69,6 +72,7 @@ __all__ = [
     "VisionPruning",
     "__version__",
     "calibrate_budget",
+    "evaluate",
     "patch",
     "prune_inputs",
     "supported_models",

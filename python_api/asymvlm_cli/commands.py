@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from asymvlm_cli import options
+from asymvlm_cli.evaluation import evaluate
 from asymvlm_cli.work import do
 
 Preset = Literal["default", "paper"]
@@ -266,4 +267,4 @@ def methods(as_json: options.Json = False) -> None:
     do("methods", locals())
 
 
-COMMANDS = (run, chat, heatmap, train, calibrate, doctor, verify, warmup, methods)
+COMMANDS = (run, chat, heatmap, train, calibrate, evaluate, doctor, verify, warmup, methods)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 Score = Callable[[str, Sequence[str]], float]
+LIKE = 0.5  # least similarity that counts
+TOLERANCE = 0.05  # of a number
 
 
 def exact_match(answer: str, accepted: Sequence[str]) -> float:
@@ -13,22 +15,19 @@ def exact_match(answer: str, accepted: Sequence[str]) -> float:
 
 
 def anls(answer: str, accepted: Sequence[str]) -> float:
-    """Average normalised Levenshtein similarity to the closest accepted answer, 0 below one half (DocVQA)."""
-    best = max((_similarity(_plain(answer), _plain(other)) for other in accepted), default=0.0)
-    return best if best >= 0.5 else 0.0
+    """Average normalised Levenshtein similarity to the closest accepted answer, 0 below one half (DocVQA).
+
+    Case and runs of white space are no edits; lengths are those of the texts as they are.
+    """
+    return max((_similarity(answer, other) for other in accepted), default=0.0)
 
 
 def relaxed_accuracy(answer: str, accepted: Sequence[str]) -> float:
-    """1 if a number is within 5 % of an accepted one, or a text equals it (ChartQA)."""
-    found = _number(answer)
-    for other in accepted:
-        wanted = _number(other)
-        if found is not None and wanted is not None:
-            if abs(found - wanted) <= 0.05 * abs(wanted):
-                return 1.0
-        elif _plain(answer) == _plain(other):
-            return 1.0
-    return 0.0
+    """1 if a number is within 5 % of an accepted one, or a text equals it, case aside (ChartQA).
+
+    A number is what Python reads as one, and ``12%`` is 0.12; an accepted 0 is compared as text.
+    """
+    return float(any(_relaxed(answer, other) for other in accepted))
 
 
 METRICS: dict[str, Score] = {"exact": exact_match, "anls": anls, "relaxed": relaxed_accuracy}
@@ -38,21 +37,32 @@ def _plain(text: str) -> str:
     return " ".join(text.lower().split())
 
 
+def _relaxed(answer: str, other: str) -> bool:
+    found, wanted = _number(answer), _number(other)
+    if found is not None and wanted:
+        return abs(found - wanted) / abs(wanted) <= TOLERANCE
+    return answer.lower() == other.lower()
+
+
 def _number(text: str) -> float | None:
-    plain = text.strip().replace(",", "").removesuffix("%").strip().removeprefix("$")
     try:
-        return float(plain)
+        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
     except ValueError:
         return None
 
 
-def _similarity(a: str, b: str) -> float:
-    """``1 - edits / longer length``."""
-    if not a and not b:
-        return 1.0
+def _similarity(answer: str, other: str) -> float:
+    """``1 - edits / longer length``, 0 below `LIKE`."""
+    length = max(len(answer), len(other))
+    value = 1 - edits(_plain(answer), _plain(other)) / length if length else 1.0
+    return value if value >= LIKE else 0.0
+
+
+def edits(a: str, b: str) -> int:
+    """Levenshtein distance: the fewest insertions, deletions and substitutions of a character."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         left, row[0] = row[0], i
         for j, y in enumerate(b, 1):
             left, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, left + (x != y))
-    return 1 - row[-1] / max(len(a), len(b))
+    return row[-1]

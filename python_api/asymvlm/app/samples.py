@@ -1,4 +1,5 @@
-"""Questions about images, from a JSONL file or a `datasets` dataset, as model inputs: what train and calibrate read."""
+"""Questions about images, from a JSONL file or a `datasets` dataset, as model inputs, for train, calibrate and
+evaluate."""
 
 from __future__ import annotations
 
@@ -31,6 +32,8 @@ class Question:
     question: str
     answers: tuple[str, ...]
     where: str = ""  # file and line, for errors
+    id: str = ""  # the caller's name for it
+    group: str = ""  # samples that only count together, such as the questions of one image
 
     def open(self) -> list[Image]:
         """The images, RGB. Raises InputError at the first that cannot be read."""
@@ -40,7 +43,8 @@ class Question:
 def read_jsonl(file: Path) -> list[Question]:
     """Samples of a JSONL file: ``{"image": path or paths, "question": text, "answer": text or texts}`` a line.
 
-    Relative paths start at the file's folder. ``answer`` may be left out where it is not needed.
+    Relative paths start at the file's folder. ``answer`` may be left out where it is not needed; ``id`` and ``group``,
+    text or whole numbers, are for `asymvlm.evaluate`.
 
     Raises:
         InputError: if the file cannot be read, or at the first line that is not such a record; names the line.
@@ -170,4 +174,22 @@ def _question(record: Any, where: str, folder: Path) -> Question:
     if not all(isinstance(answer, (str, int, float)) and not isinstance(answer, bool) for answer in answers):
         raise InputError(f"{where}: 'answer' {answers!r} found, wanted text or a list of texts")
     opened = tuple(folder / image if isinstance(image, str) else image for image in images)
-    return Question(opened, question.strip(), tuple(str(answer) for answer in answers), where)
+    return Question(opened, question.strip(), tuple(str(answer) for answer in answers), where, **_names(record, where))
+
+
+def _names(record: dict[str, Any], where: str) -> dict[str, str]:
+    """``id`` and ``group`` of a record, empty where it has none."""
+    found = {name: record.get(name, "") for name in ("id", "group")}
+    for name, value in found.items():
+        if not isinstance(value, (str, int)) or isinstance(value, bool):
+            raise InputError(f"{where}: {name!r} {value!r} found, wanted text or a whole number")
+    return {name: str(value) for name, value in found.items()}
+
+
+def question_of(record: Any, where: str, folder: Path | None = None) -> Question:
+    """A sample from a mapping with the fields of a JSONL line; images may be PIL images.
+
+    Raises:
+        InputError: beginning with ``where``, if it is not such a record.
+    """
+    return _question(record, where, folder or Path())

@@ -12,7 +12,7 @@ import torch
 
 from asymvlm.files.json_files import first_line
 from asymvlm.files.pictures import PictureError, as_page
-from asymvlm.hf.arguments import IDS, cache_of
+from asymvlm.hf.arguments import IDS, MASK, cache_of
 from asymvlm.models.flops import cache_bytes
 
 if TYPE_CHECKING:
@@ -86,36 +86,61 @@ class Session:
         Raises:
             InputError: if ``question`` holds an image placeholder, or the processor cannot build a prompt.
         """
+        return self.prepare_batch([(images, question)])
+
+    def prepare_batch(self, rows: Sequence[tuple[Sequence[Image], str]]) -> Any:
+        """The same for several prompts at once, padded on the left.
+
+        Raises:
+            InputError: as `prepare` does.
+        """
         token = getattr(self.processor, "image_token", None)
-        if token and token in question:
-            raise InputError(f"the question holds {token!r}, the placeholder of an image, wanted text without it")
+        for _, question in rows:
+            if token and token in question:
+                raise InputError(f"the question holds {token!r}, the placeholder of an image, wanted text without it")
+        padded = {"padding": True, "padding_side": "left"} if len(rows) > 1 else {}
         try:
-            images = [as_page(image, f"image {number}") for number, image in enumerate(images, 1)]
+            pages = [[as_page(image, f"image {number}") for number, image in enumerate(row, 1)] for row, _ in rows]
+            questions = [question for _, question in rows]
             if self.has_chat_template:
-                content = [{"type": "image", "image": image} for image in images]
-                content.append({"type": "text", "text": question})
-                inputs = self.processor.apply_chat_template(
-                    [{"role": "user", "content": content}],
-                    add_generation_prompt=True,
-                    tokenize=True,
-                    return_dict=True,
-                    return_tensors="pt",
-                )
+                inputs = self._from_template(pages, questions, padded)
             else:
                 if token is None:
                     raise InputError(
                         f"the processor of {self.name} ({type(self.processor).__name__}) has neither a chat template "
                         "nor an image_token; wanted one of them to build a prompt"
                     )
-                text = f"{token * len(images)}\n{question}"
-                inputs = self.processor(images=list(images), text=text, return_tensors="pt")
+                texts = [f"{token * len(row)}\n{question}" for row, question in zip(pages, questions, strict=True)]
+                several = len(rows) > 1
+                images, text = (pages, texts) if several else (pages[0], texts[0])
+                inputs = self.processor(images=images, text=text, return_tensors="pt", **padded)
         except InputError:
             raise
         except PictureError as error:
             raise InputError(str(error)) from error
         except (ValueError, TypeError, IndexError, ImportError) as error:
             raise InputError(f"the processor of {self.name} refused the prompt: {first_line(error)}") from error
+        if padded and (MASK not in inputs or not bool(inputs[MASK][:, -1].all())):
+            raise InputError(
+                f"the processor of {self.name} ({type(self.processor).__name__}) does not pad {len(rows)} prompts on "
+                "the left with a mask, wanted one prompt at a time: a batch size of 1"
+            )
         return inputs.to(self.model.device, dtype=self.model.dtype)
+
+    def _from_template(self, pages: list[list[Any]], questions: list[str], padded: dict[str, Any]) -> Any:
+        """Inputs by the processor's chat template; ``padded`` is empty for a single prompt."""
+        talks = []
+        for row, question in zip(pages, questions, strict=True):
+            content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in row]
+            talks.append([{"role": "user", "content": [*content, {"type": "text", "text": question}]}])
+        return self.processor.apply_chat_template(
+            talks if padded else talks[0],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            **({"processor_kwargs": padded} if padded else {}),
+        )
 
     def generate(self, inputs: Any, max_new_tokens: int, *, seed: int = 0, **sampling: Any) -> Generation:
         """An answer decoded without special tokens: greedy, or as ``sampling`` says, drawn from ``seed``."""

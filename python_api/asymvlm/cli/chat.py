@@ -24,7 +24,7 @@ from asymvlm.patch import patch
 from asymvlm.patched.conversation import Conversation, Reply
 from asymvlm.patched.handle import HANDLE
 from asymvlm.settings.budget_file import budget_to_dict
-from asymvlm.settings.policies import TextEviction, TurnEviction
+from asymvlm.settings.eviction import TextEviction, TurnEviction
 
 THRESHOLD = 512  # tokens, of both kinds of eviction
 HELP = "/image FILE shows an image with your next question, /stats the cache, /quit ends (so does end of input)"

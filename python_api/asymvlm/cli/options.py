@@ -17,7 +17,8 @@ from asymvlm.cli import console
 from asymvlm.files.json_files import FileError, read_text
 from asymvlm.methods import AsymVLM, BeforeMethod, InsideMethod, find_method
 from asymvlm.settings.budget_file import AnyBudget, load_budget
-from asymvlm.settings.policies import TextEviction, TurnEviction, VisionPruning
+from asymvlm.settings.eviction import TextEviction, TurnEviction
+from asymvlm.settings.policies import VisionPruning
 from asymvlm.settings.scorer import Scorer
 from asymvlm_kernels import Spread, UniformBudget
 

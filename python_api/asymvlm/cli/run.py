@@ -12,7 +12,7 @@ from asymvlm.hf.arguments import IDS
 from asymvlm.methods import BeforeMethod, InsideMethod
 from asymvlm.patch import patch
 from asymvlm.settings.budget_file import AnyBudget, budget_to_dict
-from asymvlm.settings.policies import TextEviction
+from asymvlm.settings.eviction import TextEviction
 from asymvlm.settings.scorer import Scorer
 
 

@@ -1,4 +1,4 @@
-"""What is pruned, and how: plain settings, checked when they are made."""
+"""Which vision tokens are pruned, and how: plain settings, checked when they are made."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from asymvlm.methods import AsymVLM, BeforeMethod, CachedMethod, InsideMethod, LastRow, SelectingMethod, find_method
-from asymvlm.methods.cached.base import SCOPES
-from asymvlm.settings.numbers import check_count, check_retention
+from asymvlm.methods import AsymVLM, BeforeMethod, InsideMethod, SelectingMethod, find_method
+from asymvlm.settings.eviction import TextEviction as TextEviction  # stood here: older imports go on
+from asymvlm.settings.eviction import TurnEviction as TurnEviction
 from asymvlm.settings.recall import Recall, as_recall, check_recall
 from asymvlm.settings.scorer import Scorer
 from asymvlm.settings.suitable import check_background, check_calibrated, check_inside, check_scored, usual_share
 from asymvlm.settings.weights import fp32_weight
 from asymvlm.tokens.user_turns import UserTurns
 from asymvlm_kernels import AtLeastRelevant, Budget, ScoreBudget, Spread, UniformBudget
-from asymvlm_kernels.millionths import part_of
 
 logger = logging.getLogger(__name__)
 POSITIONS = ("keep", "compact")
@@ -165,117 +164,6 @@ class VisionPruning:
             width = config.get_text_config().hidden_size
             if self.weight.shape != (width,):
                 raise ValueError(f"the scorer must have the model's width ({width},), got {tuple(self.weight.shape)}")
-
-
-@dataclass(frozen=True)
-class TextEviction:
-    """Remove generated tokens from the K/V cache while decoding. The prompt and the newest token always stay.
-
-    Args:
-        threshold: T: nothing happens up to that many generated tokens.
-        retention: r in (0, 1]; 1 evicts one token for each new one, once T are held.
-        mode: ``"hysteresis"``: when more than T are held, the lowest scored go until floor(r * T) remain, and the cache
-            grows back. ``"proportional"``: past T generated tokens, floor(r * generated) are held.
-        recent: newest tokens that are never evicted, the newest one counted.
-        layers: whose attention scores a token: ``"last"``, the last full-attention layer, or the mean over ``"all"``.
-        sliding: what sliding-window layers do about evicted tokens: ``"keep"`` still sees them, ``"mask"`` does not.
-            Neither saves bytes there: such a layer never holds more than its window.
-        method: what scores a token: a `CachedMethod`, or the name of one; ``"attention"`` is the paper's. One whose
-            ``scope`` is a layer or a head keeps other tokens in each, and each is scored by itself.
-    Raises:
-        ValueError: naming the value found and the value wanted.
-    """
-
-    threshold: int
-    retention: float
-    mode: str = "hysteresis"
-    recent: int = 0
-    layers: str = "last"
-    sliding: str = "keep"
-    method: CachedMethod | str = LastRow()  # noqa: RUF009 frozen
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "method", find_method(self.method, CachedMethod))
-        if self.scored_by.needs_limit:
-            raise ValueError(f"method {self.scored_by.name!r} needs CacheLimit(...), got it in TextEviction(...)")
-        if self.scored_by.scope not in SCOPES:
-            raise ValueError(f"the scope of a method must be one of {', '.join(SCOPES)}, got {self.scored_by.scope!r}")
-        if self.scored_by.sinks is not None:
-            check_count("sinks", self.scored_by.sinks, 0)
-        check_count("threshold", self.threshold, 1)
-        check_retention(self.retention)
-        check_count("recent", self.recent, 0)
-        for name, wanted in (
-            ("mode", ("hysteresis", "proportional")),
-            ("layers", ("last", "all")),
-            ("sliding", ("keep", "mask")),
-        ):
-            if getattr(self, name) not in wanted:
-                raise ValueError(f"{name} must be {wanted[0]!r} or {wanted[1]!r}, got {getattr(self, name)!r}")
-        if self.kept(self.threshold) < self.guard:
-            raise ValueError(
-                f"floor(retention * threshold) must be at least {self.guard}, the tokens that always stay, got "
-                f"{self.kept(self.threshold)} for threshold {self.threshold} and retention {self.retention}"
-            )
-
-    @property
-    def scored_by(self) -> CachedMethod:
-        """The method in effect."""
-        assert isinstance(self.method, CachedMethod)
-        return self.method
-
-    @property
-    def sinks(self) -> int | None:
-        """First tokens of a prompt that stay; None: all of it."""
-        return self.scored_by.sinks
-
-    @property
-    def guard(self) -> int:
-        """Newest tokens that are no candidates."""
-        return max(1, self.recent)
-
-    def kept(self, count: Any) -> Any:
-        """``floor(retention * count)``, exactly; of a number or an integer tensor."""
-        return part_of(count, self.retention)
-
-    def excess(self, held: Any, generated: Any) -> Any:
-        """How many tokens go, for ``held`` of ``generated`` tokens. Numbers or integer tensors."""
-        hysteresis = self.mode == "hysteresis"
-        over = (held if hysteresis else generated) > self.threshold
-        count = (held - self.kept(self.threshold if hysteresis else generated)) * over
-        return count.clamp_min(0) if isinstance(count, torch.Tensor) else max(count, 0)
-
-    def most_held(self, generated: int | None) -> int | None:
-        """Most generated tokens in the cache at once, for at most ``generated`` of them; None if there is no bound."""
-        if self.mode == "hysteresis":
-            return self.threshold + 1 if generated is None else min(self.threshold + 1, generated)
-        return None if generated is None else min(generated, max(self.threshold, self.kept(generated)) + 1)
-
-
-@dataclass(frozen=True)
-class TurnEviction:
-    """Remove whole answers of earlier turns from the K/V cache. Images, questions and the last answer always stay.
-
-    At the start of a turn, when earlier answers hold more than ``threshold`` tokens, the answers least like the turn's
-    images go, until floor(retention * held tokens) or fewer remain.
-
-    Args:
-        threshold: answer tokens up to which nothing happens.
-        retention: r in (0, 1].
-    Raises:
-        ValueError: naming the value found and the value wanted.
-    """
-
-    threshold: int = 512
-    retention: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_count("threshold", self.threshold, 0)
-        check_retention(self.retention)
-
-    def kept(self, count: int) -> int:
-        """``floor(retention * count)``, exactly."""
-        return part_of(count, self.retention)
 
 
 def as_vision(vision: VisionPruning | float | None, keep: float | None) -> VisionPruning | None:

@@ -136,7 +136,10 @@ def test_metrics():
     assert anls("kitten", ["sitting", "kitchen"]) == pytest.approx(1 - 2 / 7)
     assert anls("abc", ["xyz"]) == 0
     assert anls("", [""]) == 1
-    assert relaxed_accuracy("1,050", ["1000"]) == 1
+    assert anls("a  b", ["a b"]) == 1
+    assert anls("abcd", ["abxy"]) == 0.5, "one half counts"
+    assert relaxed_accuracy("1050", ["7", "1000"]) == 1
     assert relaxed_accuracy("1051", ["1000"]) == 0
-    assert relaxed_accuracy("12%", ["12"]) == 1
+    assert relaxed_accuracy("12%", ["0.12"]) == 1
+    assert relaxed_accuracy("0.0", ["0"]) == 0, "ChartQA compares with an accepted 0 as text"
     assert relaxed_accuracy("Yes", ["yes"]) == 1

@@ -21,7 +21,7 @@ FLOORS = [
     {"report", "eviction", "inside"},
     {"patched"},
     {"patch"},
-    {"calibration", "verification"},
+    {"calibration", "evaluation", "verification"},
     {"asymvlm", "cli"},  # __init__.py
     {"__main__"},
 ]
