@@ -13,6 +13,7 @@ from torch import nn
 from asymvlm.methods import AsymVLM, BeforeMethod, InsideMethod, SelectingMethod, find_method
 from asymvlm.settings.eviction import TextEviction as TextEviction  # stood here: older imports go on
 from asymvlm.settings.eviction import TurnEviction as TurnEviction
+from asymvlm.settings.numbers import check_count
 from asymvlm.settings.recall import Recall, as_recall, check_recall
 from asymvlm.settings.scorer import Scorer
 from asymvlm.settings.suitable import check_background, check_calibrated, check_inside, check_scored, usual_share
