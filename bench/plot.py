@@ -18,6 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "python_api")]
 from bench.harness import results, tables  # noqa: E402
 from bench.ops.prefill.floors import OPS  # noqa: E402
 from bench.peers import tables as peers  # noqa: E402
+from bench.public import tables as public  # noqa: E402
 from bench.quality import evaluated_table as evaluated  # noqa: E402
 from bench.quality import tables as quality  # noqa: E402
 from bench.quality import text_scores  # noqa: E402
@@ -69,11 +70,12 @@ def table(name: str, folder: Path) -> str:
         (text_scores, "quality"),
         (peers, "peers"),
         (real_lm, "real_lm"),
+        (public, "public"),
     ):
         if name in blocks.BLOCKS:
             return blocks.block(name, folder / place)
     if name not in KINDS:
-        others = (*evaluated.BLOCKS, *text_scores.BLOCKS, *peers.BLOCKS, *real_lm.BLOCKS)
+        others = (*evaluated.BLOCKS, *text_scores.BLOCKS, *peers.BLOCKS, *real_lm.BLOCKS, *public.BLOCKS)
         known = ", ".join((*KINDS, *GENERATE, *quality.BLOCKS, *others))
         sys.exit(f"marker bench:{name} is unknown, wanted one of {known}")
     file = results.newest(folder, KINDS[name])

@@ -46,13 +46,16 @@ def settings(study: Study, name: str, ratio: float) -> list[VisionPruning] | Non
     return [VisionPruning(method=run, budget=UniformBudget(ratio)) for run in runs]
 
 
-def compared(study: Study, ours: str, ratios: Sequence[float] = RATIOS) -> dict[str, Any]:
+def compared(
+    study: Study, ours: str, ratios: Sequence[float] = RATIOS, names: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Tables 2 and 4 in shape: answers of every method at every ratio, by kind of question.
 
     Args:
         ours: the method of the study that the others are compared with, sample by sample.
+        names: the methods, by default all.
     """
-    names = all_names(study)
+    names = all_names(study) if names is None else names
     rates: dict[str, Any] = {name: {} for name in names}
     for name in names:
         for ratio in ratios:
