@@ -47,7 +47,7 @@ class VisionPruning:
             None means `AsymVLM` with the ``scorer``.
         at_least_relevant: where unusually many tokens look relevant, keep all of those, whatever the budget says. True:
             unusual is what the scorer's calibration says, where the budget is the one that it fitted; else any number
-            above the budget's. It takes more kernel launches.
+            above the budget's.
         background: so many tokens that resemble the question least stay beside those of the budget, which rules over
             the others: a decoder rests attention on tokens that say nothing, and a budget that keeps nothing but what
             is relevant takes them all away. 4 where few tokens stay. It goes step by step.
