@@ -50,7 +50,7 @@ class VisionPruning:
             above the budget's.
         background: so many tokens that resemble the question least stay beside those of the budget, which rules over
             the others: a decoder rests attention on tokens that say nothing, and a budget that keeps nothing but what
-            is relevant takes them all away. 4 where few tokens stay. It goes step by step.
+            is relevant takes them all away. 4 where few tokens stay. Scoring is then a step of its own.
         recall: keep what is dropped beside the cache: a question of a later ``generate`` brings back what it ranks into
             the budget. True means ``Recall()``, ``"host"`` the same from host memory. False becomes None.
     Raises:
