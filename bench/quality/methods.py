@@ -20,10 +20,9 @@ from asymvlm.methods import AsymVLM, BeforeMethod, InsideMethod
 from asymvlm.methods.registry import OURS
 from asymvlm_kernels import UniformBudget
 from bench.quality.scorers import model_inputs
-from bench.quality.study import CONTROLS, FULL, Study, key
+from bench.quality.study import CONTROLS, FULL, RATIOS, Study, key
 from bench.tinyvlm.evaluate import ROWS, Samples
 
-RATIOS = (0.75, 0.65, 0.5, 0.33, 0.22, 0.11)
 CONTROL = "downsample"
 OTHERS: dict[str, type[Any]] = {  # beside the study's own
     kind.name: kind

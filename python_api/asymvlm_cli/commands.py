@@ -12,6 +12,7 @@ from asymvlm_cli.evaluation import evaluate
 from asymvlm_cli.work import do
 
 Preset = Literal["default", "paper"]
+MaskedRows = Literal["text", "all"]
 Method = Literal["threshold", "linear", "relative"]
 Metric = Literal["exact", "anls", "relaxed"]
 
@@ -136,6 +137,10 @@ def train(
     strength: Annotated[float | None, typer.Option("--strength", help="C of the soft mask.")] = None,
     patience: Annotated[int | None, typer.Option("--patience", help="Stop after so many epochs without gain.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the order of samples.")] = 0,
+    masked_rows: Annotated[
+        MaskedRows | None,
+        typer.Option("--masked-rows", help="Rows under the soft mask, text (cheaper) or all; the preset's if none."),
+    ] = None,
     checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, one more forward.")
     ] = False,
@@ -178,6 +183,10 @@ def calibrate(
         bool,
         typer.Option("--spread", help="Hand scores on to neighbours on a line; stored with the scorer."),
     ] = False,
+    background: Annotated[
+        int,
+        typer.Option("--background", min=0, help="Tokens least like the question that stay besides; stored likewise."),
+    ] = 0,
     dtype: options.DtypeOption = "auto",
     device: options.Device = "auto",
     device_map: options.DeviceMap = None,

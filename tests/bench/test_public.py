@@ -202,7 +202,7 @@ def test_a_study_goes_on_where_it_stopped(
     again = study.KeptStudy(model, samples, {}, folder=tmp_path)
     assert np.array_equal(again.measure("spiral/0.11", spiral), right)
     with pytest.raises(
-        InputError, match="--method: 'circle' found, wanted one of random, stride, spiral, cosine, down"
+        InputError, match="--method: 'circle' found, wanted one of random, stride, downsample, spiral, cosine"
     ):
         study.methods(again, "cosine", ["spiral", "circle"])
 

@@ -14,7 +14,7 @@ from asymvlm.calibration import Calibration, calibrate_budget
 from asymvlm.cli import console, data, options
 from asymvlm_kernels import Spread
 
-FLAGS = {name: f"--{name}" for name in ("average", "minimum", "maximum", "method", "spread")}
+FLAGS = {name: f"--{name}" for name in ("average", "minimum", "maximum", "method", "spread", "background")}
 
 
 def calibrate(
@@ -36,6 +36,7 @@ def calibrate(
     max_new_tokens: int,
     scored: options.ScoredText,
     spread: bool,
+    background: int,
     as_json: bool,
     **loading: Any,
 ) -> None:
@@ -69,6 +70,7 @@ def calibrate(
                 text=scored,
                 processor=session.processor,
                 spread=Spread() if spread else None,
+                background=background,
                 checkpoint=folder / "measurements",
             )
         except InputError:

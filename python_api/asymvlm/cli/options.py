@@ -144,6 +144,7 @@ def vision_settings(
             processor=session.processor,
             method=method,
             spread=_spread(scorer, budget, spread),
+            background=_background(scorer, budget),
             at_least_relevant=at_least_relevant,
             recall=recall or False,
         )
@@ -157,6 +158,12 @@ def _spread(scorer: Scorer | None, budget: AnyBudget | None, asked: bool | None)
     if asked is None or (asked and fitted):
         return Spread(**fitted) if fitted else None
     return Spread() if asked else None
+
+
+def _background(scorer: Scorer | None, budget: AnyBudget | None) -> int:
+    """That which the scorer's own budget was calibrated with."""
+    found = scorer.calibration.get("background", 0) if scorer is not None and budget is None else 0
+    return int(found)
 
 
 def parse_question(question: str) -> str:

@@ -46,6 +46,8 @@ class Arm:
         about, budget = "" if self.method == FULL else _about(made_by), None if whole else _budget(self.vision)
         if self.vision.spread is not None:
             about += f", {self.vision.spread}"
+        if self.vision.background:
+            about += f", background={self.vision.background}"
         if self.vision.at_least_relevant:
             about += ", at least relevant"
         return {"method": self.method, "keep": self.keep, "budget": budget, "about": about}
@@ -146,6 +148,8 @@ def _vision(name: str, given: Any, keep: Keep, model: Any, processor: Any, choic
     options: dict[str, Any] = {"text": choices.text, "processor": processor}
     if isinstance(method, AsymVLM):
         options |= {"spread": _spread(method.scorer, keep, choices), "at_least_relevant": choices.at_least_relevant}
+        if isinstance(method.scorer, Scorer) and keep == OWN:
+            options["background"] = int(method.scorer.calibration.get("background", 0))
     _check_family(method, model)
     if isinstance(method, InsideMethod):
         if keep != OWN:

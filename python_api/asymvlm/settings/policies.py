@@ -13,9 +13,10 @@ from torch import nn
 from asymvlm.methods import AsymVLM, BeforeMethod, InsideMethod, SelectingMethod, find_method
 from asymvlm.settings.eviction import TextEviction as TextEviction  # stood here: older imports go on
 from asymvlm.settings.eviction import TurnEviction as TurnEviction
+from asymvlm.settings.numbers import check_count
 from asymvlm.settings.recall import Recall, as_recall, check_recall
 from asymvlm.settings.scorer import Scorer
-from asymvlm.settings.suitable import check_calibrated, check_inside, check_scored, usual_share
+from asymvlm.settings.suitable import check_background, check_calibrated, check_inside, check_scored, usual_share
 from asymvlm.settings.weights import fp32_weight
 from asymvlm.tokens.user_turns import UserTurns
 from asymvlm_kernels import AtLeastRelevant, Budget, ScoreBudget, Spread, UniformBudget
@@ -47,6 +48,9 @@ class VisionPruning:
         at_least_relevant: where unusually many tokens look relevant, keep all of those, whatever the budget says. True:
             unusual is what the scorer's calibration says, where the budget is the one that it fitted; else any number
             above the budget's.
+        background: so many tokens that resemble the question least stay beside those of the budget, which rules over
+            the others: a decoder rests attention on tokens that say nothing, and a budget that keeps nothing but what
+            is relevant takes them all away. 4 where few tokens stay. Scoring is then a step of its own.
         recall: keep what is dropped beside the cache: a question of a later ``generate`` brings back what it ranks into
             the budget. True means ``Recall()``, ``"host"`` the same from host memory. False becomes None.
     Raises:
@@ -63,6 +67,7 @@ class VisionPruning:
     method: BeforeMethod | InsideMethod | str | None = None
     at_least_relevant: bool | AtLeastRelevant = False
     recall: bool | str | Recall | None = False
+    background: int = 0
 
     def __post_init__(self, processor: Any) -> None:
         method = None if self.method is None else find_method(self.method, BeforeMethod, InsideMethod)
@@ -103,12 +108,14 @@ class VisionPruning:
             raise ValueError(f"text must be 'all', 'user', UserTurns or a (B, S) bool mask, got {self.text!r}")
         if self.spread is not None and not isinstance(self.spread, Spread):
             raise ValueError(f"spread must be None or Spread(reach=4, share=0.7), got {self.spread!r}")
+        check_count("background", self.background, 0)
         check_scored(self.scored_by, self.spread, self.per_image, self.at_least_relevant)
+        check_background(self.scored_by, self.background)
         trained = self.scorer.training.get("text") if isinstance(self.scorer, Scorer) else None
         used = None if isinstance(self.text, torch.Tensor) else "user" if isinstance(self.text, UserTurns) else "all"
         if trained is not None and used is not None and trained != used:
             logger.warning("the scorer was trained with text=%r and is used with text=%r: scores differ", trained, used)
-        check_calibrated(self.scorer, self.budget, self.spread)
+        check_calibrated(self.scorer, self.budget, self.spread, self.background)
         if self.positions not in POSITIONS:
             raise ValueError(f"positions must be 'keep' or 'compact', got {self.positions!r}")
         object.__setattr__(self, "recall", as_recall(self.recall))

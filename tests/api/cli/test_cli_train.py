@@ -67,7 +67,19 @@ def test_train_calibrate_run(checkpoint, page, questions, tmp_path, capsys):
     assert not scorer.weight.eq(1).all()
     again = call(capsys, "train", *source, "-o", learned, "--epochs", 2, "--batch-size", 2, "--keep", "0.4,0.6")
     assert again == record  # the finished run is taken up and has nothing left to do
-    chosen = ("--average", 0.5, "--method", "linear", "--metric", "anls", "--max-new-tokens", 2, "--spread")
+    chosen = (
+        "--average",
+        0.5,
+        "--method",
+        "linear",
+        "--metric",
+        "anls",
+        "--max-new-tokens",
+        2,
+        "--spread",
+        "--background",
+        1,
+    )
     result = call(capsys, "calibrate", *source, "--scorer", learned, "-o", fitted, *chosen)
     assert result["average"] == pytest.approx(0.5, abs=0.1)
     assert result["samples"] == 3
@@ -75,6 +87,7 @@ def test_train_calibrate_run(checkpoint, page, questions, tmp_path, capsys):
     calibrated = Scorer.from_pretrained(fitted)
     assert calibrated.weight.equal(scorer.weight)
     assert calibrated.calibration["spread"] == {"reach": 4, "share": 0.7}
+    assert calibrated.calibration["background"] == 1
     assert calibrated.budget.mean_gap == pytest.approx(calibrated.gaps.mean)
     asked = ("run", "--model", checkpoint, "--image", page, "--question", "What is due?", "--scorer", fitted)
     answer = call(capsys, *asked, "--device", "cpu", "--max-new-tokens", 2)
@@ -98,13 +111,17 @@ def test_a_scorer_of_another_model_is_refused_until_vouched_for(own_checkpoint, 
 
 def test_spread_is_that_of_the_calibration_where_its_budget_is_used(caplog):
     fitted, budget = {"reach": 2, "share": 0.5}, UniformBudget(0.25)
-    scorer = Scorer(torch.ones(8), ModelIdentity(8, "llava", "a/b", "f"), budget, calibration={"spread": fitted})
+    scorer = Scorer(
+        torch.ones(8), ModelIdentity(8, "llava", "a/b", "f"), budget, calibration={"spread": fitted, "background": 4}
+    )
     session = SimpleNamespace(processor=None)
 
     def settings(budget=None, **given):
         return options.vision_settings(session, scorer, False, budget, "all", **given)
 
     assert settings().spread == settings(spread=True).spread == Spread(**fitted)
+    assert settings().background == 4
+    assert settings(UniformBudget(0.5)).background == 0
     assert settings(UniformBudget(0.5)).spread is None
     assert settings(UniformBudget(0.5), spread=True).spread == Spread()
     assert settings(at_least_relevant=True).at_least_relevant is True
