@@ -29,16 +29,14 @@ def choose_and_gather(
     carry: dict[str, torch.Tensor],
     ids_pad: int,
     behind_a_turn: bool,
-    background: int = 0,
 ) -> PrunedSequence:
     """Score, select and gather; padding that has to stay where it is counts as kept.
 
     Args:
         side: where rows are filled up. carry: per-token tensors to gather along.
         behind_a_turn: the prompt goes behind others in a cache.
-        background: how many of the lowest scored tokens stay besides.
     """
-    tokens, method = prompt.tokens, policy.scored_by
+    tokens, method, background = prompt.tokens, policy.scored_by, policy.background
     assert isinstance(method, BeforeMethod)
     per_token = {name: rows for name, rows in carry.items() if name in adapter.per_token}
     carry_pad = {IDS: ids_pad, **{name: adapter.per_token[name] for name in per_token}}

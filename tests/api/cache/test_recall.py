@@ -59,6 +59,25 @@ def test_tokens_that_are_not_wanted_leave(family, plain, model):
         assert kept[0] == kept[1]
 
 
+@pytest.mark.parametrize("family", ["llava"], indirect=True)
+@pytest.mark.parametrize("recall", [KEEP, STAY, LEAVE], ids=["keep", "stay", "leave"])
+def test_background_of_the_new_question_is_there_too(family, plain, model, recall):
+    inputs = make_batch(family, "left_padded")
+    with asymvlm.patch(model, vision=uniform(0.25, recall=recall, background=4)) as handle:
+        result = model.generate(**inputs, **GREEDY, max_new_tokens=ANSWER)
+        assert handle.last.kept == [7, 7, 20], "4 beside a quarter of the others, or the 8 that an image is sure of"
+        conversation = longer(family, inputs, result.sequences, seed=1)
+        model.generate(
+            **without_images(conversation), past_key_values=result.past_key_values, **GREEDY, max_new_tokens=ANSWER
+        )
+        new = (torch.arange(conversation["input_ids"].shape[1]) >= result.sequences.shape[1] - 1).expand(3, -1)
+        ranked = select(plain, conversation, 0.25, text_mask=new).scores
+        least = ranked.masked_fill(~ranked.isfinite(), torch.inf).argsort(dim=1, stable=True)[:, :4]
+        for columns, wanted in zip(handle.last.index.tolist(), least.tolist(), strict=True):
+            assert {*wanted} <= {*columns}
+        assert recall != LEAVE or handle.last.kept == [7, 7, 20]
+
+
 @pytest.mark.parametrize("family", SERVED, indirect=True)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_several_images(family, plain, model, attention):
