@@ -118,13 +118,14 @@ def _digest_image(image: Any, known: dict[Path, str], where: str) -> str:
 def _model(session: Session) -> Record:
     model = unwrapped(session.model)
     config: Any = model.config
+    generation: Any = session.model.generation_config
     return {
         "model_type": config.model_type,
         "dtype": session.dtype,
         "attention": getattr(config, "_attn_implementation", None),
         "chat_template": session.has_chat_template,
         "sha256": digest_model(session),
-        "generation": _public(session.model.generation_config.to_dict()),
+        "generation": _public(generation.to_dict()),
     }
 
 
