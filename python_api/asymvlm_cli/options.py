@@ -76,7 +76,7 @@ EightBit = Annotated[bool, typer.Option("--load-in-8bit", help="Weights in 8 bit
 FourBit = Annotated[bool, typer.Option("--load-in-4bit", help="Weights in 4 bits (CUDA, needs bitsandbytes).")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 
-# where train and calibrate get their samples from
+# where train, calibrate and evaluate get their samples from
 Data = Annotated[
     Path | None, typer.Option("--data", help='JSONL file, {"image": ..., "question": ..., "answer": ...} a line.')
 ]

@@ -77,18 +77,34 @@ class Choices:
     seed: int = 0
 
 
+def check_choices(choices: Choices) -> list[Keep]:
+    """The ratios that are asked for, once they and all names are known to be right; no model is needed.
+
+    Raises:
+        InputError: for a method that nobody has, and for a wrong ratio.
+    """
+    ratios = [_ratio(keep) for keep in choices.keep]
+    if not ratios:
+        raise InputError("keep: no ratio found, wanted one or more in (0, 1]")
+    if len(set(ratios)) < len(ratios):
+        raise InputError(f"keep: {', '.join(map(str, choices.keep))} found, wanted each ratio once")
+    try:
+        for given in choices.methods.values():
+            _found(given, choices)
+        for given in choices.cache.values():
+            find_method(given, CachedMethod)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"methods: {error}") from error
+    return ratios
+
+
 def make_arms(model: Any, processor: Any, choices: Choices) -> Arms:
     """The settings for a model, `FULL` first.
 
     Raises:
         InputError: for a method that is unknown or that the model cannot serve at any ratio, and for a wrong ratio.
     """
-    model = unwrapped(model)
-    ratios = [_ratio(keep) for keep in choices.keep]
-    if not ratios:
-        raise InputError("keep: no ratio found, wanted one or more in (0, 1]")
-    if len(set(ratios)) < len(ratios):
-        raise InputError(f"keep: {', '.join(map(str, choices.keep))} found, wanted each ratio once")
+    model, ratios = unwrapped(model), check_choices(choices)
     arms, skipped = [Arm(FULL, 1.0, WHOLE)], []
     smaller = [keep for keep in ratios if keep != 1]
     for name, given in choices.methods.items():
@@ -117,7 +133,7 @@ def keep_in_words(keep: Keep) -> str:
 
 
 def _vision(name: str, given: Any, keep: Keep, model: Any, processor: Any, choices: Choices) -> VisionPruning:
-    method = _found(name, given, choices)
+    method = _found(given, choices)
     scored = isinstance(method, AsymVLM)
     options = {"text": choices.text, "processor": processor, "spread": choices.spread if scored else None}
     _check_family(method, model)
@@ -137,7 +153,7 @@ def _vision(name: str, given: Any, keep: Keep, model: Any, processor: Any, choic
     return vision
 
 
-def _found(name: str, given: Any, choices: Choices) -> BeforeMethod | InsideMethod:
+def _found(given: Any, choices: Choices) -> BeforeMethod | InsideMethod:
     """The method itself, with the scorer and the seed that were asked for."""
     if given == COSINE:
         return AsymVLM()
@@ -206,4 +222,4 @@ def _budget(vision: VisionPruning) -> dict[str, Any] | str:
         return repr(vision.budget)
 
 
-__all__ = ["CACHE", "COSINE", "FULL", "OWN", "Arm", "Arms", "Choices", "Keep", "keep_in_words", "make_arms"]
+__all__ = ["CACHE", "COSINE", "FULL", "OWN", "Arm", "Arms", "Choices", "Keep", "check_choices", "make_arms"]

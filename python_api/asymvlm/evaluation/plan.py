@@ -80,7 +80,6 @@ class Plan:
             "arms": [arm.to_dict() for arm in self.arms.arms],
             "skipped": self.arms.skipped,
             "metrics": [metric.name for metric in self.metrics],
-            "baseline": self.limits.baseline,
             "batch_size": self.limits.batch_size,
             "max_new_tokens": self.limits.max_new_tokens,
             "seed": self.limits.seed,
@@ -109,11 +108,7 @@ def make_plan(session: Session, samples: Sequence[Question], choices: Choices, l
     Raises:
         InputError: for samples that cannot be judged, and settings that the model cannot be patched with.
     """
-    metrics = [find_metric(metric) for metric in limits.metrics]
-    names = [metric.name for metric in metrics]
-    if len(set(names)) < len(names):
-        raise InputError(f"metric: {', '.join(names)} found, wanted each once")
-    check_answers(samples, metrics)
+    metrics = check_samples(samples, limits)
     arms = make_arms(session.model, session.processor, choices)
     if limits.baseline is not None and limits.baseline not in {arm.method for arm in arms.arms}:
         known = ", ".join(dict.fromkeys(arm.method for arm in arms.arms))
@@ -123,15 +118,24 @@ def make_plan(session: Session, samples: Sequence[Question], choices: Choices, l
     return Plan(session, samples, choices, limits, arms, metrics)
 
 
-def check_answers(samples: Sequence[Question], metrics: Sequence[Metric]) -> None:
-    """Raise InputError at the first sample that a metric cannot judge."""
+def check_samples(samples: Sequence[Question], limits: Limits) -> list[Metric]:
+    """The metrics, once they are known to be able to judge every sample; no model is needed.
+
+    Raises:
+        InputError: for a metric that nobody has, and at the first sample that one of them cannot judge.
+    """
+    metrics = [find_metric(metric) for metric in limits.metrics]
+    names = [metric.name for metric in metrics]
+    if len(set(names)) < len(names):
+        raise InputError(f"metric: {', '.join(names)} found, wanted each once")
     if not len(samples):
         raise InputError("no samples, wanted one or more")
     for number, sample in enumerate(samples):
         for metric in metrics:
-            told = "no answer, wanted one to judge by" if not sample.answers else ""
+            told = "" if sample.answers else "no answer, wanted one to judge by"
             if told := told or (metric.check(sample.answers) if metric.check is not None else ""):
                 raise InputError(f"{sample.where or f'sample {number}'}: metric {metric.name}: {told}")
+    return metrics
 
 
 def check_patch(session: Session, arm: Arm) -> None:
@@ -164,4 +168,4 @@ def name_of(sample: Question, number: int) -> str:
     return sample.id or sample.where.rpartition("/")[2] or str(number)
 
 
-__all__ = ["KEEP", "Limits", "Plan", "make_plan", "name_of", "read_samples"]
+__all__ = ["KEEP", "Limits", "Plan", "check_samples", "make_plan", "name_of", "read_samples"]

@@ -151,10 +151,27 @@ def run(plan: Plan, folder: Path, *, progress: bool, kept: bool = True, clock: C
                 for _ in unit.samples:
                     advance(arm.label)
         answers, costs = store.read(ANSWERS), store.read(COSTS)
-        summary = summarise(samples, answers, costs, plan.metrics, record["settings"])
+        summary = summarise(samples, answers, costs, plan.metrics, record["settings"], plan.limits.baseline)
         summary = {"model": plan.session.name, **summary}
         store.save_summary(summary)
         return Evaluation(summary, store.read_record(), samples, answers, costs, folder if kept else None)
+
+
+def timed(plan: Plan, clock: Clock) -> dict[Arm, float]:
+    """Seconds that each setting takes for the first batch, a warm-up aside; nothing is written.
+
+    Raises:
+        InputError: as `run` does.
+    """
+    seconds: dict[Arm, float] = {}
+    inputs = None
+    for unit, arm in zip(plan.units, plan.arms.arms, strict=False):
+        inputs = _inputs(plan, unit) if inputs is None else inputs
+        _measured(plan, arm, unit, inputs, clock)
+        begun = clock()
+        _measured(plan, arm, unit, inputs, clock)
+        seconds[arm] = clock() - begun
+    return seconds
 
 
 def _measured(
@@ -226,4 +243,4 @@ def _named(methods: str | Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
     return {name: name for name in names}
 
 
-__all__ = ["Evaluation", "evaluate", "run"]
+__all__ = ["Evaluation", "evaluate", "run", "timed"]

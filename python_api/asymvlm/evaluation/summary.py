@@ -24,11 +24,13 @@ def summarise(
     costs: Sequence[Line],
     metrics: Sequence[Metric],
     settings: Mapping[str, Any],
+    baseline: str | None = None,
 ) -> dict[str, Any]:
     """The table of a run, from the lines of its files.
 
     Args:
-        settings: of the record: ``arms``, ``skipped``, ``baseline``, ``seed``.
+        settings: of the record: ``arms``, ``skipped``, ``seed``.
+        baseline: a method to compare with at equal ratio.
     """
     by_arm: dict[Key, list[Line]] = defaultdict(list)
     costs_of: dict[Key, list[Line]] = defaultdict(list)
@@ -42,7 +44,7 @@ def summarise(
     rows = []
     for arm in ((entry["method"], entry["keep"]) for entry in settings["arms"]):
         lines = by_arm[arm]
-        judged = {name: _judged(arm, found, settings) for name, found in parts.items()}
+        judged = {name: _judged(arm, found, baseline, settings["seed"]) for name, found in parts.items()}
         means = {name: _mean(lines, name) for name in ("kept", "vision_tokens", "average_kept", "new_tokens")}
         head = {"method": arm[0], "keep": arm[1], "samples": len(lines)}
         rows.append({**head, "metrics": judged, **means, "costs": _costs(costs_of[arm], len(lines))})
@@ -50,7 +52,7 @@ def summarise(
         "format": FORMAT,
         "samples": len(samples),
         "metrics": [metric.name for metric in metrics],
-        "baseline": settings["baseline"],
+        "baseline": baseline,
         "skipped": settings["skipped"],
         "rows": rows,
     }
@@ -78,14 +80,14 @@ def group_of(sample: Line) -> Any:
     return sample["group"] or (tuple(images) if None not in images else sample["sample"])
 
 
-def _judged(arm: Key, parts: Mapping[Key, Parts], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _judged(arm: Key, parts: Mapping[Key, Parts], baseline: str | None, seed: int) -> dict[str, Any]:
     found = estimate(parts[arm]).to_dict()
-    others = {"to_full": (FULL, 1.0)}
-    if settings["baseline"] is not None:
-        others["to_baseline"] = (settings["baseline"], arm[1])
+    others: dict[str, Key] = {"to_full": (FULL, 1.0)}
+    if baseline is not None:
+        others["to_baseline"] = (baseline, arm[1])
     for name, other in others.items():
         if arm[0] not in (FULL, other[0]) and other in parts:
-            found[name] = paired(parts[arm], parts[other], settings["seed"]).to_dict()
+            found[name] = paired(parts[arm], parts[other], seed).to_dict()
     return found
 
 
