@@ -46,7 +46,7 @@ def judge(prompt: str) -> str:
     """Stands in for a judge where there is no network: fails on one answer, so that a missing judgement shows."""
     if "Q1 last" in prompt:
         raise RuntimeError("no network")
-    return "overall: 7" if "overall" in prompt else "8 6\nbecause"
+    return "overall: 7" if "overall: N" in prompt else "8 6\nbecause"
 
 
 def write(folder: Path, tasks: Path) -> Path:

@@ -1,7 +1,7 @@
 """lmms-eval runs its models pruned: ``--model asymvlm --model_args model=llava_hf,...,method=fastv,keep=0.5``.
 
-lmms-eval finds the plug-in by the entry-point group ``lmms_eval.models``; nothing here imports lmms-eval before it asks.
-Written for lmms-eval 0.7.3.
+lmms-eval finds the plug-in by the entry-point group ``lmms_eval.models``; nothing here imports it before
+it asks. Written for lmms-eval 0.7.3.
 """
 
 from __future__ import annotations

@@ -17,6 +17,10 @@ from asymvlm.patch import PatchHandle
 class Escaping(BaseException):
     """Carries an exception past ``except Exception``."""
 
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
 
 class Guard:
     """Stands in front of the ``generate`` of a patched model while a `watching` block runs.
@@ -40,8 +44,7 @@ class Guard:
         try:
             yield
         except Escaping as escaping:
-            assert escaping.__cause__ is not None
-            raise escaping.__cause__ from None
+            raise escaping.error from None
         finally:
             attributes["generate"] = before
 
@@ -51,7 +54,7 @@ class Guard:
             try:
                 output = generate(*args, **kwargs)
             except Exception as error:
-                raise Escaping from error
+                raise Escaping(error) from error
             self.calls += 1
             if (report := self.handle.last) is not None:
                 self.kept += sum(report.kept)

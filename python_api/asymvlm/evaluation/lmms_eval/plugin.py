@@ -1,7 +1,7 @@
 """The model that lmms-eval loads as ``asymvlm``: any of its own, patched.
 
-What lmms-eval is given is an object of a subclass of the wrapped model's class, so that it finds there whatever it looks
-for. Answers are the wrapped class's; `Pruning` stands around them.
+What lmms-eval is given is an object of a subclass of the wrapped model's class, so that it finds there whatever it
+looks for. Answers are the wrapped class's; `Pruning` stands around them.
 """
 
 from __future__ import annotations

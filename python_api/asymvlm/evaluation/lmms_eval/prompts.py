@@ -24,7 +24,7 @@ def warn_of_other_prompts(wrapped: str, requests: Sequence[Any]) -> None:
     """Say so: figures of one method beside another stay comparable, those of ``--model NAME`` are not."""
     for task in other_prompts(wrapped, requests):
         logger.warning(
-            f"{task} has settings of its own for --model {wrapped}, which lmms-eval does not apply under --model asymvlm: "
+            f"{task} has settings of its own for --model {wrapped}, not applied under --model asymvlm: "
             "compare with --model asymvlm --model_args method=full"
         )
 

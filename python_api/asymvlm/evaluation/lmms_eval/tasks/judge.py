@@ -39,7 +39,7 @@ def check(dataset: Any) -> Any:
 
 
 def reply(prompt: str, read: Callable[[str], Any]) -> Any:
-    """What ``read`` makes of the judge's reply; None where the judge failed, or its replies cannot be read, `TRIES` times.
+    """What ``read`` makes of the judge's reply; None where the judge failed or cannot be read `TRIES` times.
 
     ``read`` raises ValueError for a reply that it cannot read.
     """

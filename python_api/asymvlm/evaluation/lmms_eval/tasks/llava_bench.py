@@ -50,7 +50,6 @@ def relative_score(scores: Sequence[tuple[float, float] | None]) -> float:
 @functools.cache
 def _rules() -> dict[str, dict[str, str]]:
     found = importlib.util.find_spec("lmms_eval")
-    assert found is not None and found.origin is not None
-    file = Path(found.origin).parent / "tasks" / "llava-in-the-wild" / "rule.json"
+    file = Path(str(found and found.origin)).parent / "tasks" / "llava-in-the-wild" / "rule.json"
     rules: dict[str, dict[str, str]] = json.loads(file.read_text(encoding="utf-8"))
     return rules
