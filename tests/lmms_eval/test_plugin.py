@@ -136,7 +136,7 @@ def test_settings_that_cannot_be_served_are_told_before_anything_runs():
 
 
 def test_generated_tokens_are_evicted_on_request(runs):
-    model, task = made("method=full,threshold=2,retention=0.5"), first_requests(runs, 1)
+    model, task = made("method=full,threshold=2,retention=0.5"), first_requests(runs, 3)
     model.task_dict["drawn_anls"] = task.dataset
     model.generate_until(task.instances)
     report = model.guard.handle.last

@@ -30,7 +30,7 @@ figcaption { font-size: .875rem; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: .25rem; }
 th, td { padding: .25rem .75rem .25rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
-th:first-child { text-align: left; }
+th:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
 .facts th, .facts td { text-align: left; white-space: normal; vertical-align: top; }
 .side { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 9.5rem), 1fr)); }
 .side img { display: block; width: 100%; height: auto; border: 1px solid #bbb; }
@@ -83,7 +83,11 @@ def _plots(rows: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any
     names = enumerate(figures.methods_of(rows))
     legend = "".join(f"<li>{key(place)}{escape(name)}</li>" for place, name in names)
     shown = [
-        _figure(figures.against_tokens(rows, metric), "Answers against tokens held. Bars are one standard error."),
+        _figure(
+            figures.against_tokens(rows, metric),
+            "Answers against tokens held: of the vision tokens in an average layer, or, dashed, of the prompt in the "
+            "cache. Bars are one standard error.",
+        ),
         _figure(figures.against_time(rows, metric), "Answers against the time to the first token."),
     ]
     if (gaps := figures.of_gaps(answers)) is not None:
@@ -101,7 +105,7 @@ def _lost(lost: Sequence[Lost], number: int, metric: str) -> str:
         return f"<h2>Lost answers</h2><p>{told}.</p>"
     more = f"; here are {len(lost)}" if len(lost) < number else ""
     intro = (
-        f"<p>{told}{more}. An answer is right from a {escape(metric)} of 0.5. Pictures show what the decoder saw: "
+        f"<p>{told}{more}. An answer is right where {escape(metric)} gives it 0.5 or more. Pictures show what the decoder saw: "
         "patches that stay have the colour of their score, light yellow to red, the others are veiled.</p>"
     )
     return "<h2>Lost answers</h2>" + intro + "".join(_sample(one) for one in lost)

@@ -20,7 +20,8 @@ from asymvlm.report.panels import PlotDependencyError, colours_of, page_pixels, 
 from asymvlm.report.placed import placed
 from asymvlm.report.plot import page_grid
 
-SIDE = 360  # pixels of the long side, about that of a phone
+COLOURS = 128  # of a picture, which makes its file a quarter
+SIDE = 300  # pixels of the long side: two beside each other on a phone, at its density
 
 
 def draw(session: Session, arms: Sequence[Arm], samples: Sequence[Question], lost: Sequence[Lost]) -> None:
@@ -78,7 +79,8 @@ def _small(image: Image.Image) -> np.ndarray:
 def png(pixels: np.ndarray) -> bytes:
     """A PNG file of ``(h, w, 3)`` floats in [0, 1]."""
     file = io.BytesIO()
-    Image.fromarray((pixels * 255).round().clip(0, 255).astype(np.uint8)).save(file, "PNG", optimize=True)
+    image = Image.fromarray((pixels * 255).round().clip(0, 255).astype(np.uint8))
+    image.quantize(COLOURS).save(file, "PNG")
     return file.getvalue()
 
 

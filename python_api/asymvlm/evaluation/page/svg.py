@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 360, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 40
+LEFT, RIGHT, TOP, BOTTOM = 46, 18, 10, 40
 # by Okabe and Ito, told apart by colour-blind readers too; the yellow is too light for a line on paper
 COLOURS = ("#0072B2", "#D55E00", "#007A5A", "#B0528A", "#1F1F1F", "#946200", "#3A7CA5", "#7A4FA3")
 SHAPES = ("circle", "square", "triangle", "diamond")

@@ -87,7 +87,7 @@ def _p(value: float | None) -> str:
 
 
 def _pm(number: float, error: float | None, sign: str = "") -> str:
-    return f"{number:{sign}.1f}" + ("" if error is None else f" ± {error:.1f}")
+    return f"{number:{sign}.1f}".replace("-", "−") + ("" if error is None else f" ± {error:.1f}")
 
 
 __all__ = ["of_costs", "of_facts", "of_metric", "of_skipped", "table"]
