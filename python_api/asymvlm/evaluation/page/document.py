@@ -105,8 +105,8 @@ def _lost(lost: Sequence[Lost], number: int, metric: str) -> str:
         return f"<h2>Lost answers</h2><p>{told}.</p>"
     more = f"; here are {len(lost)}" if len(lost) < number else ""
     intro = (
-        f"<p>{told}{more}. An answer is right where {escape(metric)} gives it 0.5 or more. Pictures show what the decoder saw: "
-        "patches that stay have the colour of their score, light yellow to red, the others are veiled.</p>"
+        f"<p>{told}{more}. An answer is right where {escape(metric)} gives it 0.5 or more. Pictures show what the "
+        "decoder saw: patches that stay have the colour of their score, light yellow to red, the others are veiled.</p>"
     )
     return "<h2>Lost answers</h2>" + intro + "".join(_sample(one) for one in lost)
 
