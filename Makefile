@@ -18,9 +18,10 @@ override QUESTION := $(value QUESTION)
 override MODEL := $(value MODEL)
 export IMAGE QUESTION MODEL
 
-# The tests download nothing, and each of the $(JOBS) workers has one thread. Tests that share a build share a worker.
+# The tests download nothing, and each of the $(JOBS) workers has one thread. Tests that share a build share a worker, and
+# start in the order of collection, the slow first, rather than by the size of their group.
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-PYTEST := -m pytest -n $(JOBS) --dist loadgroup --benchmark-disable
+PYTEST := -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder --benchmark-disable
 # what OpenBLAS, oneDNN and ATen choose on a CPU without AVX-512
 AVX2 := OPENBLAS_CORETYPE=Haswell ATEN_CPU_CAPABILITY=avx2 DNNL_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 AVX2_TESTS := $(addprefix tests/kernels/,package/test_interpreter.py score/test_score_tokens.py prune/test_score_select.py)
@@ -29,7 +30,7 @@ AVX2_TESTS += $(addprefix tests/kernels/decode/,test_attend_slots.py test_score_
 AVX2_TESTS += -k "interpreter or reference or batch or masks or padding or accurate"
 
 .DEFAULT_GOAL := help
-.PHONY: demo test $(OLDER:%=test-%) test-floor test-avx2 test-static test-next record record-peers peers bench gate ptx gpu lint format docs clean help
+.PHONY: demo test $(OLDER:%=test-%) test-floor test-avx2 test-static test-next environments record record-peers peers bench gate ptx gpu lint format docs clean help
 
 demo: .venv/.ready  ## answer a question about an image with and without pruning: IMAGE=… QUESTION=… MODEL=…
 	@.venv/bin/python -m bench.demo $${IMAGE:+--image="$$IMAGE"} $${QUESTION:+--question="$$QUESTION"} $${MODEL:+--model="$$MODEL"}
@@ -52,6 +53,8 @@ test-floor: test-$(firstword $(OLDER))  ## the API tests on the oldest transform
 
 test-avx2: .venv/.ready  ## chosen kernel tests with the arithmetic of a CPU without AVX-512
 	$(AVX2) $(TEST_ENV) .venv/bin/python $(PYTEST) $(AVX2_TESTS) $(ARGS)
+
+environments: .venv/.ready $(OLDER:%=.venv-%/.ready)  ## set up what the tests run in, the older transformers too
 
 test-next:  ## the whole suite on the newest of everything, whatever the record says
 	$(PYTHON) tools/setup_env.py .venv-next newest
@@ -102,7 +105,7 @@ clean:  ## remove the environments and everything built or cached
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:
-	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "make %-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "make %-13s %s\n", $$1, $$2 }'
 
 SET_UP := tools/setup_env.py tools/recorded.py
 

@@ -33,7 +33,7 @@ except ImportError as error:
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def constant(value: int) -> Any:
+def constant(value: float) -> Any:
     """A number that kernels may read from their module."""
     return tl.constexpr(value) if HAS_TRITON else value
 

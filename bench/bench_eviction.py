@@ -64,7 +64,7 @@ def main(args: list[str] | None = None) -> int:
     verify(options.device)
     model = vlm.build(size, options.device, dtype)
     inputs = vlm.make_inputs(model, size, options.batch)
-    policy = TextEviction(options.threshold, options.retention)
+    policy = TextEviction.paper(options.threshold, options.retention)
     rows = measure(model, inputs, policy, tokens, options.rounds)
     key = f"{size.name}/{str(dtype).removeprefix('torch.')}/batch {options.batch}/{tokens} tokens/T {policy.threshold}"
     results.add_case(file, f"{key}/r {policy.retention}", {"run": run, "caches": rows})
@@ -110,7 +110,7 @@ def verify(device: str) -> None:
     """A small fp32 model on the device, several evictions: raises SystemExit on a wrong answer."""
     size = SIZES["tiny"]
     model = vlm.build(size, device, torch.float32)
-    measure(model, vlm.make_inputs(model, size, 2), TextEviction(8, 0.5), 40, 0)
+    measure(model, vlm.make_inputs(model, size, 2), TextEviction.paper(8, 0.5), 40, 0)
 
 
 def check(answers: dict[str, torch.Tensor], first: str, second: str) -> None:

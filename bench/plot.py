@@ -18,10 +18,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "python_api")]
 from bench.harness import results, tables  # noqa: E402
 from bench.ops.prefill.floors import OPS  # noqa: E402
 from bench.peers import tables as peers  # noqa: E402
+from bench.public import tables as public  # noqa: E402
+from bench.quality import evaluated_table as evaluated  # noqa: E402
 from bench.quality import tables as quality  # noqa: E402
+from bench.quality import text_scores  # noqa: E402
 from bench.real_lm import tables as real_lm  # noqa: E402
 
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "measurements.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "measurements.md", ROOT / "docs" / "evaluation.md")
 MARKED = re.compile(r"(<!-- bench:([\w-]+) -->\n)(.*?)(<!-- /bench -->)", re.DOTALL)
 KINDS = {"prefill-cpu": "cpu", "prefill-gpu": "gpu"}
 GENERATE = {"generate-cpu": "cpu", "generate-gpu": "gpu"}  # files named <date>-generate.json
@@ -61,14 +64,19 @@ def table(name: str, folder: Path) -> str:
     if name in GENERATE:
         file = results.newest(folder, GENERATE[name], "*-generate.json")
         return "Nothing measured yet." if file is None else tables.generate_blocks(results.load(file))
-    if name in quality.BLOCKS:
-        return quality.block(name, folder / "quality")
-    if name in peers.BLOCKS:
-        return peers.block(name, folder / "peers")
-    if name in real_lm.BLOCKS:
-        return real_lm.block(name, folder / "real_lm")
+    for blocks, place in (
+        (quality, "quality"),
+        (evaluated, "quality"),
+        (text_scores, "quality"),
+        (peers, "peers"),
+        (real_lm, "real_lm"),
+        (public, "public"),
+    ):
+        if name in blocks.BLOCKS:
+            return blocks.block(name, folder / place)
     if name not in KINDS:
-        known = ", ".join((*KINDS, *GENERATE, *quality.BLOCKS, *peers.BLOCKS, *real_lm.BLOCKS))
+        others = (*evaluated.BLOCKS, *text_scores.BLOCKS, *peers.BLOCKS, *real_lm.BLOCKS, *public.BLOCKS)
+        known = ", ".join((*KINDS, *GENERATE, *quality.BLOCKS, *others))
         sys.exit(f"marker bench:{name} is unknown, wanted one of {known}")
     file = results.newest(folder, KINDS[name])
     return "Nothing measured yet." if file is None else tables.blocks(results.load(file))

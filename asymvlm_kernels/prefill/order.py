@@ -124,6 +124,41 @@ def three_keys(keys, k, m, cut, with_cut):
 
 
 @triton.jit
+def four_keys(keys, k, m, p, q):
+    """The ``k``-th, ``m``-th, ``p``-th and ``q``-th largest of fewer than 32768 keys, from one loop."""
+    kth, bit = shared_bits(keys)
+    mth = kth
+    pth = kth
+    qth = kth
+    open_k = k > 0
+    open_m = m > 0
+    open_p = p > 0
+    open_q = q > 0
+    while (open_k | open_m | open_p | open_q) & (bit != 0):
+        trial_k = tl.where(open_k, kth | bit, kth)
+        trial_m = tl.where(open_m, mth | bit, mth)
+        trial_p = tl.where(open_p, pth | bit, pth)
+        trial_q = tl.where(open_q, qth | bit, qth)
+        one, two = sum_both(
+            (keys >= trial_k).to(tl.int32) + ((keys >= trial_m).to(tl.int32) << 16),
+            (keys >= trial_p).to(tl.int32) + ((keys >= trial_q).to(tl.int32) << 16),
+        )
+        kth = tl.where((one & 0xFFFF) >= k, trial_k, kth)
+        mth = tl.where((one >> 16) >= m, trial_m, mth)
+        pth = tl.where((two & 0xFFFF) >= p, trial_p, pth)
+        qth = tl.where((two >> 16) >= q, trial_q, qth)
+        open_k = open_k & ((one & 0xFFFF) != k)
+        open_m = open_m & ((one >> 16) != m)
+        open_p = open_p & ((two & 0xFFFF) != p)
+        open_q = open_q & ((two >> 16) != q)
+        bit = bit >> 1
+    none = tl.full((), 0xFFFFFFFF, tl.uint32)
+    kth, mth = min_both(tl.where(keys >= kth, keys, none), tl.where(keys >= mth, keys, none))
+    pth, qth = min_both(tl.where(keys >= pth, keys, none), tl.where(keys >= qth, keys, none))
+    return kth, mth, pth, qth
+
+
+@triton.jit
 def count_keys(scores_ptr, mask_ptr, first, second, N, BLOCK_N: tl.constexpr):
     """How many keys of a row are at least ``first``, and how many at least ``second``. Reads the row in chunks."""
     at_first = tl.zeros((BLOCK_N,), tl.int32)

@@ -29,6 +29,33 @@ def count_above(keys, threshold):
     return (key_score(keys).to(tl.float64) > threshold).to(tl.int32)
 
 
+@triton.jit
+def quantile_ranks(N, LOW: tl.constexpr, HIGH: tl.constexpr):
+    """Places of the quantiles of ``HIGH`` and ``LOW`` percent among ``N`` tokens, counted from the largest, from 1."""
+    last = tl.maximum(N - 1, 0).to(tl.int64)
+    k = tl.maximum(N - (last * HIGH // 100).to(tl.int32), 1)
+    m = tl.maximum(N - (last * LOW // 100).to(tl.int32), 1)
+    return k, m
+
+
+@triton.jit
+def threshold_of(high, low, beta):
+    """Float64 threshold between the scores of two keys; ``beta``: the bits of a float64, as an integer."""
+    q_low = key_score(low).to(tl.float64)
+    spread = key_score(high).to(tl.float64) - q_low
+    return q_low + multiply_f64(beta.to(tl.int64).to(tl.float64, bitcast=True), spread)
+
+
+@triton.jit
+def limit_relative(above, N, threshold, minimum, maximum):
+    """Number of ``N`` tokens that a threshold keeps, int32, for ``above`` tokens above it; shares in millionths."""
+    least = tl.maximum(N.to(tl.int64) * minimum // 1000000, 1)
+    most = tl.maximum(N.to(tl.int64) * maximum // 1000000, 1)
+    count = tl.minimum(tl.maximum(above.to(tl.int64), least), most)
+    count = tl.where(threshold - threshold == 0.0, count, most)  # not for a NaN, nor for an infinity
+    return tl.minimum(count, N.to(tl.int64)).to(tl.int32)
+
+
 @triton.jit(do_not_specialize=["N", "beta", "minimum", "maximum"])
 def _relative_counts_kernel(
     scores_ptr,
@@ -53,28 +80,20 @@ def _relative_counts_kernel(
     else:
         keys = load_keys(scores_ptr, mask_ptr, tl.arange(0, BLOCK_N), N)
         real = tl.sum((keys != 0).to(tl.int32), 0)
-    last = tl.maximum(real - 1, 0).to(tl.int64)
-    k = tl.maximum(real - (HIGH * last // 100).to(tl.int32), 1)  # the k-th largest
-    m = tl.maximum(real - (LOW * last // 100).to(tl.int32), 1)
+    k, m = quantile_ranks(real, LOW, HIGH)
     if CHUNKED:
         high, low = kth_keys_chunked(scores_ptr, mask_ptr, k, m, N, BLOCK_N)
     else:
         high, low = kth_keys(keys, k, m)
-    q_low = key_score(low).to(tl.float64)
-    spread = key_score(high).to(tl.float64) - q_low
-    threshold = q_low + multiply_f64(beta.to(tl.int64).to(tl.float64, bitcast=True), spread)
+    threshold = threshold_of(high, low, beta)
     if CHUNKED:
         found = tl.zeros((BLOCK_N,), tl.int32)
         for start in range(0, N, BLOCK_N):
             found += count_above(load_keys(scores_ptr, mask_ptr, start + tl.arange(0, BLOCK_N), N), threshold)
-        above = tl.sum(found, 0).to(tl.int64)
+        above = tl.sum(found, 0)
     else:
-        above = tl.sum(count_above(keys, threshold), 0).to(tl.int64)
-    least = tl.maximum(real.to(tl.int64) * minimum // 1000000, 1)
-    most = tl.maximum(real.to(tl.int64) * maximum // 1000000, 1)
-    count = tl.minimum(tl.maximum(above, least), most)
-    count = tl.where(threshold - threshold == 0.0, count, most)  # not for a NaN, nor for an infinity
-    tl.store(counts_ptr + pid_b, tl.minimum(count, real.to(tl.int64)).to(tl.int32))
+        above = tl.sum(count_above(keys, threshold), 0)
+    tl.store(counts_ptr + pid_b, limit_relative(above, real, threshold, minimum, maximum))
 
 
 def _relative_counts_reference(

@@ -5,7 +5,8 @@ that answers it, which stands beside it on the same line and resembles nothing t
 score within ``reach`` tokens of the line on to its neighbours. Ours, not the paper's: exact match of the small VLM of
 ``bench/tinyvlm`` at keep 0.15 rises from 0.18 to 0.55 (cosine similarity); see docs/decisions/quality.md.
 
-Plain PyTorch on every device: 2 * reach shifts of ``(B, S)`` scores, beside which scoring itself is large.
+Plain PyTorch: 2 * reach shifts of ``(B, S)`` scores. On a GPU `prune_sequence` does it in its first launch, bit for bit
+(`prune.spread_item`).
 """
 
 from __future__ import annotations

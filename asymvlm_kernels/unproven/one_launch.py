@@ -18,6 +18,7 @@ from asymvlm_kernels._triton import tl, triton
 from asymvlm_kernels.launch import held, launch, remember
 from asymvlm_kernels.prefill.prune.gather_item import gather_item
 from asymvlm_kernels.prefill.prune.score_item import NOT_SPECIALIZED, score_item
+from asymvlm_kernels.prefill.prune.score_rule import ScoreRule
 from asymvlm_kernels.prefill.prune.scratch import zeroed_counters
 from asymvlm_kernels.prefill.prune.two_launches import (
     GatherSequence,
@@ -78,11 +79,18 @@ def _prune_static_kernel(
     stride_ts,
     stride_pb,
     stride_ps,
+    stride_lb,
+    stride_ls,
     S,
     parts,
     rounds,
     capacity,
-    linear,
+    reach,
+    own_share,
+    share,
+    relevant: tl.int64,
+    usual,
+    kind,
     ratio_0,
     ratio_1,
     ratio_2,
@@ -116,6 +124,7 @@ def _prune_static_kernel(
     BLOCK_S: tl.constexpr,
     THREADS: tl.constexpr,
     LONG: tl.constexpr,
+    BY_SCORES: tl.constexpr,
     WIDTHS: tl.constexpr,
     STACKED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -148,10 +157,13 @@ def _prune_static_kernel(
                 stride_ts,
                 stride_pb,
                 stride_ps,
+                stride_lb,
+                stride_ls,
             ),
             S,
             capacity,
-            (linear, ratio_0, ratio_1, ratio_2, number_0, number_1, number_2, number_3, number_4),
+            (kind, ratio_0, ratio_1, ratio_2, number_0, number_1, number_2, number_3, number_4),
+            (reach, own_share, share, relevant, usual),
             EPSILON,
             D,
             BLOCK_N,
@@ -163,6 +175,7 @@ def _prune_static_kernel(
             BLOCK_S,
             THREADS,
             LONG,
+            BY_SCORES,
         )
         if ranks:
             tl.debug_barrier()  # all threads have written the kept places
@@ -211,16 +224,23 @@ def prune_in_one_launch(
     stacked: Sequence[bool],
     capacity: int,
     left: bool,
+    *told: Any,
 ) -> tuple[ScoreSelect, GatherSequence]:
-    """What `score_select` and `gather_sequence` answer, bit for bit, for B x S x capacity > 0."""
+    """What `score_select` and `gather_sequence` answer, bit for bit, for B x S x capacity > 0.
+
+    ``told``: a `ScoreRule`.
+    """
+    rule = ScoreRule(*told)
     embeds, vision_mask, text_mask, protect, weight = tokens
     B, S, D = embeds.shape
-    selected = _score_select_fake(embeds, vision_mask, text_mask, protect, weight, ratios, numbers, capacity)
-    *_, lengths, order = selected
+    selected = _score_select_fake(
+        embeds, vision_mask, text_mask, protect, weight, ratios, numbers, capacity, None, *told
+    )
+    lengths, order = selected[3:5]
     moved = _gather_sequence_fake(embeds, order, lengths, carry, pads, stacked, capacity, left)
     if B == 0 or S == 0:
         return nothing_selected(selected), moved
-    score_arguments, constants, pieces = score_launch(tokens, selected, ratios, numbers, capacity)
+    score_arguments, constants, pieces = score_launch(tokens, selected, ratios, numbers, capacity, rule)
     config = one_launch_config(D, embeds.itemsize, row_vector(embeds), constants["num_warps"])
     gather_arguments, gather_constants, items = gather_launch(
         embeds, order, lengths, carry, pads, stacked, capacity, left, moved, config

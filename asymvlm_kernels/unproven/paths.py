@@ -66,11 +66,11 @@ def _one_launch_or(two: Callable[..., Any]) -> Callable[..., Any]:
     """One launch where there is something to score and to copy, else ``two``."""
 
     def run(*args: Any) -> Any:
-        tokens, moving, capacity, given = args[:5], args[5:], args[10], args[12:]
+        tokens, moving, capacity, given, told = args[:5], args[5:12], args[10], args[12:13], args[13:]
         if capacity == 0 or (given and given[0] is not None):
             return two(*args)
-        (*results, _), moved = prune_in_one_launch(tokens, *moving[:7])
-        return (*results, *moved)
+        (*results, _, own), moved = prune_in_one_launch(tokens, *moving, *told)
+        return (*results, *moved, own)
 
     return run
 

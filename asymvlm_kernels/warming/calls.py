@@ -23,6 +23,7 @@ from asymvlm_kernels.prefill.gather import gather_rows
 from asymvlm_kernels.prefill.greedy import dpp_map, drop_similar, farthest_points
 from asymvlm_kernels.prefill.prune import prune_sequence
 from asymvlm_kernels.prefill.score import score_tokens
+from asymvlm_kernels.prefill.spread import Spread
 from asymvlm_kernels.tuning.prefill import select_config
 from asymvlm_kernels.tuning.prune import rank_config
 
@@ -52,7 +53,9 @@ class Calls:
         carry: what calls gather along; one entry a kind of call, in the order that they are given.
         sides: where a batch is padded.
         given: scores of the caller's own too (`prune_sequence` with ``scores``).
-        stepwise: calls that go step by step too: several images in a sample, budgets by scores, spread scores.
+        by_scores: calls that look at all scores of a sample too: they spread (`Spread`), or a relative threshold or a
+            floor of relevant tokens counts them.
+        stepwise: calls that go step by step too: several images in a sample.
         gathers: widths of rows that `gather_rows` moves by themselves; 0: one integer a token.
         heads: ``(H, G, head_dim)`` of attention that scores slots (`flash_attn_with_kvcache`), and of the K/V cache
             that `move_slots_` closes up.
@@ -70,6 +73,7 @@ class Calls:
     carry: tuple[tuple[Carried, ...], ...] = ((),)
     sides: tuple[str, ...] = ("left",)
     given: bool = False
+    by_scores: bool = False
     stepwise: bool = False
     gathers: tuple[int, ...] = ()
     heads: tuple[tuple[int, int, int], ...] = ()
@@ -129,7 +133,11 @@ def _prune(
     if calls.stepwise:
         groups = torch.zeros(1, S, dtype=torch.int64)
         prune_sequence(*arguments, 0.5, groups=groups, **options)
+        prune_sequence(*arguments, RelativeThresholdBudget(0.5), groups=groups, **options)
+    if calls.by_scores:
         prune_sequence(*arguments, RelativeThresholdBudget(0.5), **options)
+        lines = torch.zeros(1, S, dtype=torch.int64)
+        prune_sequence(*arguments, 0.5, spread=Spread(), lines=lines, **options)
 
 
 def _carried(carried: Carried, S: int) -> torch.Tensor:

@@ -11,12 +11,19 @@ from asymvlm.methods import CachedMethod
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of a table. ``method`` None: `TextEviction` by the last layer's attention, ``recent`` tokens kept."""
+    """A row of a table. ``method`` None: `TextEviction` by ``recent``, ``score`` and ``scope``; None is its default."""
 
     name: str
     method: CachedMethod | None = None
     protected: bool = True
-    recent: int = 0
+    recent: int | None = None
+    score: str | None = None
+    scope: str | None = None
+
+    @classmethod
+    def paper(cls, name: str, recent: int = 0) -> Entry:
+        """`TextEviction.paper`, with so many recent tokens kept."""
+        return cls(name, recent=recent, score="last", scope="decoder")
 
     @property
     def title(self) -> str:
@@ -30,7 +37,7 @@ class Entry:
                 the prompt alone: its prompt is cut by what they will take.
         """
         if self.method is None:
-            return {"text": TextEviction(held, 1.0, recent=self.recent)}
+            return {"text": TextEviction(held, 1.0, recent=self.recent, score=self.score, scope=self.scope)}
         if "step" not in self.method.moments:
             return {"cache": CacheLimit(self.method, tokens=prompt + held - generated)}
         tokens = held if self.protected else prompt + held

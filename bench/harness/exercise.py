@@ -39,7 +39,8 @@ def exercise(B: int, N: int, D: int, L: int, dtype: torch.dtype, device: str, ba
     weight = (torch.rand(D, generator=generator) + 0.5).to(device)
     mask = (torch.rand(B, N, generator=generator) > 0.2).to(device)
     counts = torch.full((B,), max(N // 2, 1), device=device)
-    scores, gap, index, rows, gradient = [], [], [], [], []
+    lines = torch.arange(N + L, device=device).expand(B, -1) // 7
+    scores, gap, index, rows, gradient, counted = [], [], [], [], [], []
     for name in ("reference", backend):
         with ak.use_backend(name):
             scores.append(ak.score_tokens(vision, text, weight, vision_mask=mask))
@@ -54,6 +55,11 @@ def exercise(B: int, N: int, D: int, L: int, dtype: torch.dtype, device: str, ba
             for path in (PrefillPath(launches=1), PrefillPath(overlap=True)):
                 with use_path(path):
                     pruned.append(ak.prune_sequence(*arguments, static=True))
+            given = torch.nn.functional.pad(scores[0], (0, L))
+            rule: dict[str, Any] = {"spread": ak.Spread(), "lines": lines, "floor": ak.AtLeastRelevant(0.6)}
+            threshold = ak.RelativeThresholdBudget(0.5)
+            found = ak.prune_sequence(*arguments[:3], None, threshold, scores=given, static=True, **rule)
+            counted.append((found.index, found.counts, found.scores))
             trained = weight.clone().requires_grad_()
             ak.score_tokens(vision, text, trained, vision_mask=mask).masked_fill(~mask, 0).sum().backward()
             gradient.append(trained.grad)
@@ -64,6 +70,7 @@ def exercise(B: int, N: int, D: int, L: int, dtype: torch.dtype, device: str, ba
     torch.testing.assert_close(gap[1], gap[0], rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(index[1], index[0], rtol=0, atol=0)
     torch.testing.assert_close(rows[1], rows[0], rtol=0, atol=0)
+    torch.testing.assert_close(counted[1], counted[0], rtol=0, atol=0, equal_nan=True)
 
 
 def exercise_decode(B: int, S: int, D: int, dtype: torch.dtype, device: str, backend: str = "auto") -> None:

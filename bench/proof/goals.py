@@ -17,6 +17,7 @@ from bench.ops.decode.shapes import DecodeShape
 from bench.ops.prefill.cases import CASES, Case, Inputs, Variant, WrongAnswer
 from bench.ops.prefill.shapes import BATCHES, SINGLES, Shape
 from bench.ops.prefill.shapes import SMOKE as SMALL
+from bench.proof.by_scores import BY_SCORES
 
 HALVES = (torch.bfloat16, torch.float16)
 DTYPES = (*HALVES, torch.float32)
@@ -69,6 +70,7 @@ def _goals(device: str) -> Iterator[Goal]:
     for dtype in DTYPES:
         yield from of("prune_sequence", PHI, dtype, SLOW, *(paths if dtype != torch.float16 else paths[:1]))
         yield from of("prune_sequence", GEMMA, dtype, SLOW)
+        yield from of("prune_by_scores", PHI, dtype, "ours")
         yield from of("score_tokens", PHI, dtype, "ours")
         yield from of("gather_rows", PHI, dtype, "ours")
         yield from of("attend", DECODE[2], dtype, "ours")
@@ -84,7 +86,7 @@ def _goals(device: str) -> Iterator[Goal]:
 
 
 def _case(op: str, shape: Any, dtype: torch.dtype, device: str) -> Case:
-    return (CASES | DECODE_CASES | TRAINING)[op](shape, dtype, device)  # type: ignore[operator]
+    return (CASES | BY_SCORES | DECODE_CASES | TRAINING)[op](shape, dtype, device)  # type: ignore[operator]
 
 
 def gradient_case(shape: Shape, dtype: torch.dtype, device: str) -> Case:

@@ -67,6 +67,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = RESULTS,
     part: Annotated[list[str] | None, typer.Option(help="Part to measure, all by default; repeatable.")] = None,
     samples: Annotated[int, typer.Option(min=2, help="Test samples.")] = SAMPLES,
+    runs: Annotated[int, typer.Option(min=0, help="Scorers of each recipe, the first ones; 0 takes all.")] = 0,
     pages: Annotated[int, typer.Option(min=0, help="Seed of the test pages; transcripts take the next.")] = 100,
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps the calibration's measurements.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 leaves its own choice.")] = 0,
@@ -78,7 +79,7 @@ def main(
     for wanted in part or ():
         if wanted not in PARTS:
             raise InputError(f"--part: {wanted!r} found, wanted one of {', '.join(PARTS)}")
-    found = read_scorers(scorers)
+    found = {recipe: many[: runs or None] for recipe, many in read_scorers(scorers).items()}
     network = load_model(model)
     weights = {METHODS[preset]: [one.weight for one in found[preset]] for preset in METHODS if preset in found}
     study = Study(network, make_samples("test", samples, seed=pages), weights)
@@ -113,7 +114,8 @@ def _measure(
             "conversations": conversations(study.model, samples) | {"samples": samples},
         }
     if part == "safety":
-        return safety(study.model, scorers["default"], samples, pages, cache=cache)
+        recipe = "default" if "default" in scorers else next(iter(scorers))
+        return {"recipe": recipe, **safety(study.model, scorers[recipe], samples, pages, cache=cache)}
     variants = {
         RECIPES[name].label if name in RECIPES else name: [one.weight for one in many]
         for name, many in scorers.items()

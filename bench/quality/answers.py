@@ -6,8 +6,9 @@ their tokens carry labels, so that no method scores against them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,19 +72,50 @@ class Answers:
         return torch.cat([_kept(report) for report in self.reports])
 
 
+@contextlib.contextmanager
+def tower_runs_once(model: Any) -> Iterator[None]:
+    """Inside, the tower looks at each tensor of pixels once: nothing that is compared there changes what it sees."""
+    composite, known = model.model, {}
+    look = composite.get_image_features
+
+    def remembered(pixel_values: torch.Tensor, **options: Any) -> Any:
+        place = (pixel_values.data_ptr(), pixel_values.shape)
+        if place not in known:
+            known[place] = pixel_values, look(pixel_values=pixel_values, **options)  # held, so that no other lies there
+        return known[place][1]
+
+    composite.get_image_features = remembered
+    try:
+        yield
+    finally:
+        del composite.get_image_features
+
+
+def prepared(samples: Samples) -> list[dict[str, torch.Tensor]]:
+    """The batches of `answers`, to be asked more than once."""
+    return [model_inputs(samples, rows.tolist()) for rows in torch.arange(len(samples)).split(ROWS)]
+
+
 @torch.inference_mode()
-def answers(model: Any, samples: Samples, vision: VisionPruning, counts: torch.Tensor | None = None) -> Answers:
+def answers(
+    model: Any,
+    samples: Samples,
+    vision: VisionPruning,
+    counts: torch.Tensor | None = None,
+    batches: Sequence[dict[str, Any]] | None = None,
+) -> Answers:
     """Answer all ``samples`` under ``vision``, `ROWS` of them at a time.
 
     Args:
         counts: ``(n,)`` int64 numbers of vision tokens to keep, in place of the budget of ``vision``.
+        batches: of the samples, `prepared`.
     """
     right, reports = [], []
     with asymvlm.patch(model, vision=vision, logits="original") as handle:
-        for rows in torch.arange(len(samples)).split(ROWS):
+        for number, rows in enumerate(torch.arange(len(samples)).split(ROWS)):
             if counts is not None:
                 handle.vision = dataclasses.replace(vision, budget=GivenCounts(counts[rows]))
-            inputs = model_inputs(samples, rows.tolist())
+            inputs = model_inputs(samples, rows.tolist()) if batches is None else batches[number]
             predicted = model(**inputs, use_cache=False).logits[:, :-1].argmax(-1)
             labels = inputs["labels"][:, 1:]
             right.append(((predicted == labels) | (labels < 0)).all(1))
@@ -96,4 +128,4 @@ def _kept(report: PruningReport) -> torch.Tensor:
     return marked_columns(report.index, report.columns_before)[:, IMAGE]
 
 
-__all__ = ["Answers", "GivenCounts", "answers"]
+__all__ = ["Answers", "GivenCounts", "answers", "prepared", "tower_runs_once"]

@@ -1,4 +1,6 @@
-"""Ideas beyond the paper, measured against the paper's scorer where there is most to win: keep 0.25 and 0.15.
+"""Ideas beyond the paper, measured against the paper's scorer where there is most to win, below half of the tokens.
+
+Beside them stand the controls, which see neither page nor question.
 
 Every variant is one change. Learned ones were trained on the same pages with `train_scorer`; the others only treat the
 scores differently: spread hands them on, since a token next to one that matters matters too: the digits of a value do
@@ -16,9 +18,9 @@ import torch
 from asymvlm import VisionPruning
 from asymvlm.methods import AsymVLM, BeforeMethod, VisionPrompt
 from asymvlm_kernels import Spread, UniformBudget, score_tokens
-from bench.quality.study import Study, key
+from bench.quality.study import CONTROLS, Study, key
 
-RATIOS = (0.5, 0.25, 0.15)
+RATIOS = (0.5, 0.33, 0.22, 0.11)
 SPREAD = Spread(reach=4, share=0.7)
 
 
@@ -53,11 +55,14 @@ def beyond(
             budget, how = UniformBudget(ratio), SPREAD if name in spread else None
             runs = [VisionPruning(method=method, budget=budget, spread=how) for method in methods]
             study.measure(key(name, ratio), runs)
+        for name in CONTROLS:
+            study.uniform(name, ratio)
+    rows = (*CONTROLS, *variants)
     return {
         "baseline": baseline,
         "spread": {"reach": SPREAD.reach, "share": SPREAD.share},
-        "rates": {name: {f"{ratio:g}": study.summary(key(name, ratio)) for ratio in ratios} for name in variants},
-        "paired": [study.compare(key(name, ratio), key(baseline, ratio)) for name in variants for ratio in ratios],
+        "rates": {name: {f"{ratio:g}": study.summary(key(name, ratio)) for ratio in ratios} for name in rows},
+        "paired": [study.compare(key(name, ratio), key(baseline, ratio)) for name in rows for ratio in ratios],
     }
 
 

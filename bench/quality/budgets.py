@@ -23,13 +23,14 @@ from asymvlm_kernels import UniformBudget
 from bench.quality.answers import answers
 from bench.quality.scorers import model_inputs
 from bench.quality.statistics import paired, rate, record
-from bench.quality.study import Study
+from bench.quality.study import Study, key
 from bench.tinyvlm.evaluate import ROWS, Samples, make_samples
 from bench.tinyvlm.model import NUM_VISION
 
 METHODS = {"threshold": "Method A", "linear": "Method B", "relative": "relative threshold"}
-AVERAGES = (0.5, 0.4, 0.3, 0.25)
-LADDER = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8)
+AVERAGES = (0.5, 0.33, 0.22)  # at 0.11 nothing is above the lowest ratio
+CONTROLS = ("random", "stride", "downsample")
+LADDER = (0.1, 0.15, 0.22, 0.28, 0.33, 0.4, 0.5, 0.65, 0.8)
 CALIBRATION = 500  # samples, as many as the paper takes
 
 
@@ -71,7 +72,7 @@ def adaptive(
 ) -> dict[str, Any]:
     """Every method at every average, for each scorer; ``cache`` keeps the measurements of the calibration."""
     calibration = batches(make_samples("calibration", samples))
-    result: dict[str, Any] = {"calibration_samples": samples, "averages": {}}
+    result: dict[str, Any] = {"calibration_samples": samples, "averages": {}, "controls": {}}
     for average in averages:
         rows: dict[str, Any] = {}
         for method, name in METHODS.items():
@@ -112,6 +113,9 @@ def adaptive(
                 ],
             }
         result["averages"][f"{average:g}"] = rows
+        for name in CONTROLS:
+            study.uniform(name, average)
+            result["controls"].setdefault(name, {})[f"{average:g}"] = study.summary(key(name, average))
     return result
 
 

@@ -49,8 +49,8 @@ STEPS: tuple[tuple[str, CachedMethod], ...] = (
     ("random", RandomEviction()),
 )
 ENTRIES = (
-    Entry(OURS),
-    Entry(f"asymvlm, {RECENT} recent kept", recent=RECENT),
+    Entry.paper(OURS),
+    Entry.paper(f"asymvlm, {RECENT} recent kept", recent=RECENT),
     *(Entry(name, method, protected) for name, method in STEPS for protected in (True, False)),
     Entry("snapkv", SnapKV(window=WINDOW), protected=False),
     Entry("pyramidkv", PyramidKV(window=WINDOW), protected=False),

@@ -28,7 +28,7 @@ from bench.tinyvlm.evaluate import ROWS, Samples, features
 from bench.tinyvlm.glyphs import BOS, EOS, PAD
 from bench.tinyvlm.losses import decode
 from bench.tinyvlm.model import NUM_VISION
-from bench.tinyvlm.pages import make_pages
+from bench.tinyvlm.pages import Split, make_pages
 from bench.tinyvlm.questions import ask, conversation
 
 EARLIER = 7  # turns before the one that counts: with it about as long as the model was trained on
@@ -51,9 +51,9 @@ class Talks:
     answer: torch.Tensor
 
 
-def make_talks(model: Any, count: int, *, seed: int = 0) -> Talks:
-    """Conversations about test pages. The same seed gives the same ones."""
-    pages = make_pages([seed, 20], count, "test", (6, 12))
+def make_talks(model: Any, count: int, *, seed: int = 0, split: Split = "test") -> Talks:
+    """Conversations about pages of ``split``. The same seed gives the same ones."""
+    pages = make_pages([seed, 20], count, split, (6, 12))
     rng = np.random.default_rng([seed, 21])
     rows = []
     for layout in pages.layouts:

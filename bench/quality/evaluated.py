@@ -32,6 +32,7 @@ from bench.tinyvlm.model import CHECKPOINT, build_processor
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "quality" / "evaluated.json"
 RATIOS = (0.5, 0.25)
+SAMPLES, PAGES = 1000, 100  # of the tables
 LEARNED, LONGEST = "learned (default)", 16
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -105,8 +106,8 @@ def compare(model: Any, samples: Samples, scorer: Scorer, out: Path) -> list[dic
 def main(
     model: Annotated[Path, typer.Option(help="Checkpoint of bench.tinyvlm.train.")] = CHECKPOINT,
     scorer: Annotated[Path, typer.Option(help="Learned scorer.")] = SCORERS / "default-0",
-    samples: Annotated[int, typer.Option(min=2, help="Test samples.")] = 1000,
-    pages: Annotated[int, typer.Option(min=0, help="Seed of the test pages.")] = 100,
+    samples: Annotated[int, typer.Option(min=2, help="Test samples.")] = SAMPLES,
+    pages: Annotated[int, typer.Option(min=0, help="Seed of the test pages.")] = PAGES,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
     out: Annotated[Path, typer.Option(help="Results file.")] = RESULTS,
 ) -> None:
@@ -117,7 +118,9 @@ def main(
         asked = make_samples("test", samples, seed=pages)
         rows = compare(load_model(model), asked, Scorer.from_pretrained(scorer), Path(folder))
     place = {name: environment.describe("cpu")[name] for name in ("device", "time", "commit", "torch", "transformers")}
-    command = f"python -m bench.quality.evaluated {' '.join(sys.argv[1:])}".strip()
+    given = {"samples": (samples, SAMPLES), "pages": (pages, PAGES), "threads": (threads, 1)}
+    more = [f"--{name} {value}" for name, (value, usual) in given.items() if value != usual]
+    command = " ".join(["python -m bench.quality.evaluated", *more])
     results.save(out, {"command": command, **place, "samples": samples, "rows": rows})
     for row in rows:
         console.print_line(f"{row['method']} {row['keep']}: {row['evaluate']}, {row['bench']}, {row['differ']} differ")

@@ -20,10 +20,9 @@ from asymvlm.methods import AsymVLM, BeforeMethod, InsideMethod
 from asymvlm.methods.registry import OURS
 from asymvlm_kernels import UniformBudget
 from bench.quality.scorers import model_inputs
-from bench.quality.study import CONTROLS, FULL, Study, key
+from bench.quality.study import CONTROLS, FULL, RATIOS, Study, key
 from bench.tinyvlm.evaluate import ROWS, Samples
 
-RATIOS = (0.75, 0.65, 0.5, 0.33, 0.22, 0.11)
 CONTROL = "downsample"
 OTHERS: dict[str, type[Any]] = {  # beside the study's own
     kind.name: kind
@@ -47,13 +46,16 @@ def settings(study: Study, name: str, ratio: float) -> list[VisionPruning] | Non
     return [VisionPruning(method=run, budget=UniformBudget(ratio)) for run in runs]
 
 
-def compared(study: Study, ours: str, ratios: Sequence[float] = RATIOS) -> dict[str, Any]:
+def compared(
+    study: Study, ours: str, ratios: Sequence[float] = RATIOS, names: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Tables 2 and 4 in shape: answers of every method at every ratio, by kind of question.
 
     Args:
         ours: the method of the study that the others are compared with, sample by sample.
+        names: the methods, by default all.
     """
-    names = all_names(study)
+    names = all_names(study) if names is None else names
     rates: dict[str, Any] = {name: {} for name in names}
     for name in names:
         for ratio in ratios:

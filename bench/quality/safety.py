@@ -1,9 +1,9 @@
 """The recommended settings on pages like those they were calibrated on, and on two kinds that they were not.
 
-`Spread` with a relative threshold calibrated for an average, against half of the tokens, each with and without the
-floor of tokens that look relevant (``at_least_relevant``). Dense pages hold more entries than any the model was trained
-on; pages full of distractors have symbols that mean nothing in nearly every free slot. Budgets are fitted on
-calibration pages in distribution only.
+`Spread` and a few background tokens with a relative threshold calibrated for an average, against half of the tokens,
+each with and without the floor of tokens that look relevant (``at_least_relevant``), and the same without background.
+Dense pages hold more entries than any the model was trained on; pages full of distractors have symbols that mean
+nothing in nearly every free slot. Budgets are fitted on calibration pages in distribution only.
 """
 
 from __future__ import annotations
@@ -16,26 +16,28 @@ from typing import Any
 import numpy as np
 
 from asymvlm import PruningReport, VisionPruning
-from asymvlm.calibration import calibrate_budget
+from asymvlm.calibration import Calibration, calibrate_budget
 from asymvlm.report.crowded import crowded_rows
 from asymvlm.settings.budget_file import budget_to_dict
 from asymvlm.settings.scorer import Scorer
 from asymvlm.settings.suitable import USUAL
 from asymvlm_kernels import UniformBudget
-from bench.quality.answers import answers
+from bench.quality.answers import answers, prepared, tower_runs_once
 from bench.quality.beyond import SPREAD
 from bench.quality.budgets import CALIBRATION, answered, batches
 from bench.quality.statistics import paired, rate, record
 from bench.tinyvlm.evaluate import Samples, make_samples
 from bench.tinyvlm.model import NUM_VISION
+from bench.tinyvlm.pages import Pages
 
 PAGES: dict[str, dict[str, Any]] = {
     "in distribution": {},
     "dense, 14 to 18 entries": {"entries": (14, 18)},
     "distractors in 0.9 of the free slots": {"distractors": 0.9},
 }
-AVERAGES = (0.35, 0.3, 0.25)
-LADDER = (0.15, 0.25, 0.3, 0.35, 0.6)
+AVERAGES = (0.3, 0.25)
+BACKGROUND, MINIMUM = 4, 0.05  # tokens, and share of the others: chosen on validation pages
+LADDER = (0.15, 0.35, 0.6)
 FULL, FLOOR = "all tokens", ", at least the relevant"
 
 
@@ -48,34 +50,57 @@ def settings(
         FULL: [VisionPruning(budget=UniformBudget(1.0))],
         "cosine, uniform 0.5": [VisionPruning(budget=UniformBudget(0.5))],
         "uniform 0.5": [VisionPruning(scorer, UniformBudget(0.5)) for scorer in scorers],
-        f"uniform 0.5{FLOOR}": [VisionPruning(s, UniformBudget(0.5), at_least_relevant=True) for s in scorers],
     }
     told: dict[str, Any] = {}
     for average in AVERAGES:
-        fitted = [
-            calibrate_budget(
-                model,
-                scorer,
-                calibration,
-                answered,
-                average,
-                "relative",
-                minimum=0.1,
-                maximum=1.0,
-                ratios=LADDER,
-                spread=SPREAD,
-                checkpoint=None if cache is None else cache / f"safety-{number}",
-                progress=False,
-            )
-            for number, scorer in enumerate(scorers)
-        ]
-        for name, floor in ((f"spread, relative {average:g}", False), (f"spread, relative {average:g}{FLOOR}", True)):
-            found[name] = [VisionPruning(one.scorer, spread=SPREAD, at_least_relevant=floor) for one in fitted]
-        told[f"{average:g}"] = [
-            {"budget": budget_to_dict(one.budget), "kept": round(one.average, 4), USUAL: one.scorer.calibration[USUAL]}
-            for one in fitted
-        ]
+        for background in (0, BACKGROUND) if average == AVERAGES[-1] else (BACKGROUND,):
+            fitted = [
+                _fitted(
+                    model, scorer, calibration, average, background, cache and cache / f"safety-{number}-{background}"
+                )
+                for number, scorer in enumerate(scorers)
+            ]
+            name = f"spread, {f'background {background}, ' if background else ''}relative {average:g}"
+            for ending, floor in (("", False), (FLOOR, True))[: 2 if background else 1]:
+                found[name + ending] = [
+                    VisionPruning(one.scorer, spread=SPREAD, at_least_relevant=floor, background=background)
+                    for one in fitted
+                ]
+            told[name] = [
+                {
+                    "budget": budget_to_dict(one.budget),
+                    "kept": round(one.average, 4),
+                    USUAL: one.scorer.calibration[USUAL],
+                }
+                for one in fitted
+            ]
     return found, told
+
+
+def _fitted(
+    model: Any,
+    scorer: Scorer,
+    samples: Sequence[Mapping[str, Any]],
+    average: float,
+    background: int,
+    checkpoint: Path | None,
+) -> Calibration:
+    """The relative threshold for an average; where no background stays, more of the best is the least it may keep."""
+    return calibrate_budget(
+        model,
+        scorer,
+        samples,
+        answered,
+        average,
+        "relative",
+        minimum=MINIMUM if background else 0.1,
+        maximum=1.0,
+        ratios=LADDER,
+        spread=SPREAD,
+        background=background,
+        checkpoint=checkpoint,
+        progress=False,
+    )
 
 
 def measure(
@@ -85,7 +110,11 @@ def measure(
 
     ``cache`` keeps the answers under each setting, so that an interrupted run goes on.
     """
-    found = {name: _asked(model, samples, runs, cache and cache / f"{name}.npz") for name, runs in chosen.items()}
+    samples = by_kind(samples)
+    ready, found = prepared(samples), {}
+    with tower_runs_once(model):
+        for name, runs in chosen.items():
+            found[name] = _asked(model, samples, ready, runs, cache and cache / f"{name}.npz")
     rows = {}
     for name, asked in found.items():
         right, kept = asked["right"], asked["kept"] / NUM_VISION
@@ -108,10 +137,28 @@ def measure(
     return rows
 
 
-def _asked(model: Any, samples: Samples, runs: Sequence[VisionPruning], file: Path | None) -> Mapping[str, np.ndarray]:
+def by_kind(samples: Samples) -> Samples:
+    """The same by kind of question and number of entries: rows that keep about as many tokens share a batch."""
+    keys = [(turn.kind, len(layout.slots)) for turn, layout in zip(samples.turns, samples.pages.layouts, strict=True)]
+    order = sorted(range(len(samples)), key=keys.__getitem__)
+    pages = samples.pages
+    return Samples(
+        Pages([pages.layouts[i] for i in order], pages.pixels[order], pages.glyph[order], pages.owner[order]),
+        [samples.turns[i] for i in order],
+        *(tensor[order] for tensor in (samples.text, samples.labels, samples.question)),
+    )
+
+
+def _asked(
+    model: Any,
+    samples: Samples,
+    ready: Sequence[dict[str, Any]],
+    runs: Sequence[VisionPruning],
+    file: Path | None,
+) -> Mapping[str, np.ndarray]:
     """Of each run and sample: is the answer right, how many tokens stayed, does the report warn of it?"""
     if file is None or not file.is_file():
-        asked = [answers(model, samples, run) for run in runs]
+        asked = [answers(model, samples, run, batches=ready) for run in runs]
         table = {
             "right": np.stack([found.right.numpy() for found in asked]),
             "kept": np.stack([found.counts.numpy() for found in asked]),
@@ -128,9 +175,11 @@ def safety(
     model: Any, scorers: Sequence[Scorer], samples: int, seed: int, *, cache: Path | None = None
 ) -> dict[str, Any]:
     """Every setting on every kind of pages."""
-    chosen, told = settings(model, scorers, cache=cache)
+    with tower_runs_once(model):
+        chosen, told = settings(model, scorers, cache=cache)
     return {
         "spread": asdict(SPREAD),
+        "background": BACKGROUND,
         "calibration_samples": CALIBRATION,
         "calibrated": told,
         "pages": {

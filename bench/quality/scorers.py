@@ -48,6 +48,8 @@ RECIPES = {
         answers=True,
         changes={"temperature": 1.0, "learning_rate": 1e-2, "epochs": 3},
     ),
+    # the pass under the soft mask over text rows alone; and pages of all densities
+    "rows": Recipe("default, text rows", "default", answers=True, changes={"masked_rows": "text"}),
     # one change each from the paper's preset
     "paper_answers": Recipe("paper preset, answers compared", "paper", answers=True),
     "paper_theta": Recipe("paper preset, gradient through theta", "paper", answers=False, changes={"theta_grad": True}),

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 
 from asymvlm import VisionPruning
-from asymvlm.methods import AsymVLM, BeforeMethod, RandomTokens, Spiral, Stride
+from asymvlm.methods import AsymVLM, BeforeMethod, Downsample, RandomTokens, Spiral, Stride
 from asymvlm_kernels import UniformBudget
 from bench.quality.answers import answers
 from bench.quality.statistics import paired, rate, record
 from bench.tinyvlm.evaluate import Samples
 
-RATIOS = (0.75, 0.65, 0.5, 0.35, 0.25, 0.15)
+RATIOS = (0.75, 0.65, 0.5, 0.33, 0.22, 0.11)  # the paper's, and those that the field reports
 FULL = "full"
-CONTROLS = ("random", "stride", "spiral")  # they see neither page nor question
+CONTROLS = ("random", "stride", "downsample", "spiral")  # they see neither page nor question
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Study:
             return [AsymVLM(weight) for weight in self.weights[method]]
         if method == "random":
             return [RandomTokens(seed) for seed in range(self.seeds)]
-        return [{"cosine": AsymVLM, "stride": Stride, "spiral": Spiral}[method]()]
+        return [{"cosine": AsymVLM, "stride": Stride, "downsample": Downsample, "spiral": Spiral}[method]()]
 
     def measure(self, name: str, runs: Sequence[VisionPruning]) -> np.ndarray:
         """Right answers under ``name``, of a model that is patched with the settings of each run."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from bench.harness import results
 from bench.harness.tables import markdown
 
-HEADLINE = ("0.65", "0.5", "0.25", "0.15")
 HALF = "0.5"
+MOST = 0.75  # there a learned scorer is near the whole page
 KINDS = ("value", "exists", "count", "list")
 FIRST = "seed-0"  # the committed checkpoint; the other files are of models trained with other seeds
 Cell = dict[str, Any]
@@ -26,6 +27,9 @@ def block(name: str, folder: Path) -> str:
     if name == "quality-pruning":
         others = {file.stem: results.load(file)["parts"].get("uniform") for file in sorted(folder.glob("seed-*.json"))}
         text += "\n\n" + model_seeds({stem: found for stem, found in others.items() if found})
+    if name == "quality-safety":
+        others = {file.stem: results.load(file)["parts"].get("safety") for file in sorted(folder.glob("seed-*.json"))}
+        text += "\n\n" + safe_seeds({stem: found for stem, found in others.items() if found})
     return f"{caption(content['runs'][measured['run']], measured)}\n\n{text}"
 
 
@@ -56,25 +60,31 @@ def comparisons(pairs: list[Cell]) -> str:
         first, ratio = pair["first"].rsplit("/", 1)
         second = pair["second"].rsplit("/", 1)[0]
         rows.setdefault(f"{first} − {second}", {})[ratio] = difference(pair)
-    ratios = [ratio for ratio in HEADLINE if any(ratio in row for row in rows.values())]
+    ratios = [ratio for ratio in falling(rows.values()) if float(ratio) < MOST]
     head = ("paired difference", *(f"keep {ratio}" for ratio in ratios))
     return markdown(head, [[name, *(row.get(ratio, "-") for ratio in ratios)] for name, row in rows.items()])
 
 
 def model_seeds(found: dict[str, Cell]) -> str:
     """The headline rows of every trained model."""
-    rows = []
+    ratios = falling(rates for measured in found.values() for rates in measured["rates"].values())
+    ratios, rows = [ratio for ratio in ratios if float(ratio) < MOST], []
     for stem, measured in found.items():
         for method, rates in measured["rates"].items():
-            if method in ("spiral", "cosine") or method.startswith("learned"):
-                cells = [cell(rates[ratio]) for ratio in HEADLINE if ratio in rates]
+            if method in ("random", "spiral", "cosine") or method.startswith("learned"):
+                cells = [cell(rates[ratio]) if ratio in rates else "-" for ratio in ratios]
                 rows.append([stem.replace("-", " "), cell(measured["full"]), method, *cells])
-    return markdown(("model", "full", "method", *(f"keep {ratio}" for ratio in HEADLINE)), rows)
+    return markdown(("model", "full", "method", *(f"keep {ratio}" for ratio in ratios)), rows)
+
+
+def falling(rows: Iterable[Cell]) -> list[str]:
+    """The keep ratios of some rows, largest first."""
+    return sorted({ratio for row in rows for ratio in row}, key=float, reverse=True)
 
 
 def methods(measured: Cell) -> str:
     """Every method by share held, its difference to ours, and at half of the tokens by kind of question."""
-    ratios = sorted({ratio for rates in measured["rates"].values() for ratio in rates}, key=float, reverse=True)
+    ratios = falling(measured["rates"].values())
     full, ours = measured["full"], measured["ours"]
     head = ("method", *(f"keep {ratio}" for ratio in ratios))
     rows = [["full", *[cell(full)] * len(ratios)]]
@@ -136,13 +146,15 @@ def caches(measured: Cell) -> str:
 
 def recall(measured: Cell) -> str:
     """Dialogues of eight questions over one page: the last answer, and the vision tokens held by then."""
-    rows = [["the whole page", "", cell(measured["full"]), ""]]
+    rows = [["the whole page", "", cell(measured["full"]), "", ""]]
     for scores, ratios in measured["rates"].items():
         for keep, found in ratios.items():
+            rows.append([f"**{scores}**", keep, "", "", ""])
             for name, one in found.items():
-                held = measured["held"][scores][keep][name]
-                rows.append([f"{scores}, {name}", keep, cell(one), f"{held[0]:.0f} to {held[-1]:.0f}"])
-    head = ("dialogues of eight questions", "keep", "last answer right", "vision tokens, first to last question")
+                held, returned = (measured[table][scores][keep].get(name) for table in ("held", "returned"))
+                share = "" if returned is None else f"{returned:.2f}"
+                rows.append([name, keep, cell(one), share, f"{held[0]:.0f} to {held[-1]:.0f}"])
+    head = ("dialogues of eight questions", "keep", "last answer right", "loss returned", "vision tokens held")
     return markdown(head, rows)
 
 
@@ -156,6 +168,10 @@ def budgets(measured: Cell) -> str:
             rows.append(
                 [average, name, f"{row['kept']:.3f}", cell(row["uniform"]), cell(row), difference(row["paired"]), runs]
             )
+        rows += [
+            [average, f"{name}, uniform", average, cell(found[average]), "", "", ""]
+            for name, found in measured.get("controls", {}).items()
+        ]
     return markdown(head, rows)
 
 
@@ -215,6 +231,23 @@ def safety(measured: Cell) -> str:
         ]
         parts.append(f"Pages {name}; by kind of question, kept shares in brackets:\n\n{markdown(head, lines)}")
     return "\n\n".join(parts)
+
+
+def safe_seeds(found: dict[str, Cell]) -> str:
+    """Every setting on every trained model: what it keeps, and its difference to all tokens, by kind of pages."""
+    settings = list(dict.fromkeys(name for part in found.values() for name in next(iter(part["pages"].values()))))
+    pages = list(next(iter(found.values()))["pages"])
+    rows = []
+    for setting in settings:
+        for stem, part in found.items():
+            measured = [part["pages"][kind].get(setting) for kind in pages]
+            if all(measured):
+                told = [
+                    cell(row) if row["kept"] == 1 else f"{difference(row['full'])}, kept {row['kept']:.3f}"
+                    for row in measured
+                ]
+                rows.append([setting, stem.replace("-", " "), *told])
+    return f"Every trained model, differences to all tokens:\n\n{markdown(('setting', 'model', *pages), rows)}"
 
 
 def cell(value: Cell) -> str:

@@ -21,8 +21,9 @@ def equal_settings(entry: Entry, share: float) -> dict[str, Any]:
 
 
 ENTRIES = (  # the first ones matter most where time is short
-    Entry("asymvlm (last layer)"),
-    Entry("asymvlm, 16 recent kept", recent=16),
+    Entry.paper("asymvlm (last layer)"),
+    Entry.paper("asymvlm, 16 recent kept", recent=16),
+    Entry("asymvlm (default)"),
     Entry("h2o", H2O(), protected=False),
     Entry("oldest first", OldestFirst()),
     Entry("streamingllm, original positions", StreamingLLM(positions="original"), protected=False),
@@ -30,7 +31,8 @@ ENTRIES = (  # the first ones matter most where time is short
     Entry("h2o", H2O()),
     Entry("random", RandomEviction()),
     Entry("last row, 4 first kept", LastRow(sinks=SINKS), protected=False),
-    Entry("asymvlm, 6 recent kept", recent=6),
+    Entry.paper("asymvlm, 6 recent kept", recent=6),
+    Entry("last row, a list for each layer, 16 recent kept", recent=16, score="last"),
     Entry("tova", TOVA()),
     Entry("streamingllm, re-indexed", StreamingLLM(), protected=False),
     Entry("snapkv", SnapKV(window=8), protected=False),

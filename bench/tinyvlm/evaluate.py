@@ -6,6 +6,7 @@ the right tokens before it, and greedy decoding has then put just those before i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,12 @@ def make_samples(
     rng = np.random.default_rng([seed, 11])
     kinds = rng.choice(list(mix), count, p=np.array(list(mix.values())) / sum(mix.values()))
     turns = [ask(rng, layout, str(kind)) for layout, kind in zip(pages.layouts, kinds, strict=True)]
-    rows = [turn_ids(turn) for turn in turns]
+    return padded(pages, turns, [turn_ids(turn) for turn in turns])
+
+
+def padded(pages: Any, turns: list[Turn], rows: Sequence[tuple[list[int], list[int]]]) -> Samples:
+    """Samples of ``rows``, the tokens of every question and of its answer; ``pages`` has ``pixels``, one of each."""
+    count = len(rows)
     length = max(len(question) + len(answer) for question, answer in rows)
     text = torch.full((count, length), PAD)
     labels = torch.full((count, length), IGNORED)
@@ -134,4 +140,4 @@ def _parts(pixels: np.ndarray) -> list[np.ndarray]:
     return [pixels[start : start + ROWS] for start in range(0, len(pixels), ROWS)]
 
 
-__all__ = ["MIX", "Samples", "exact_match", "exact_match_by_kind", "features", "make_samples"]
+__all__ = ["MIX", "Samples", "exact_match", "exact_match_by_kind", "features", "make_samples", "padded"]

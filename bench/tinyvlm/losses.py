@@ -49,12 +49,16 @@ class Losses:
 
 def alignment_loss(model: Any, extra: Supervision, vision: torch.Tensor, meaning: torch.Tensor) -> torch.Tensor:
     """Terms 2 and 3. ``vision`` ``(B, 144, D)``, ``meaning`` as in `Batch`."""
-    embeddings = model.get_input_embeddings().weight
-    logits = F.normalize(vision, dim=-1) @ F.normalize(embeddings, dim=-1).T * extra.scale.exp()
-    likely = logits.log_softmax(-1).gather(-1, meaning[..., :2])
+    likely = likeness(model, extra.scale, vision).gather(-1, meaning[..., :2])
     aligned = -((1 - KEY_SHARE) * likely[..., 0] + KEY_SHARE * likely[..., 1]).mean()
     column = F.cross_entropy(extra.column(vision).flatten(0, 1), meaning[..., 2].flatten())
     return aligned + COLUMN_WEIGHT * column
+
+
+def likeness(model: Any, scale: torch.Tensor, vision: torch.Tensor) -> torch.Tensor:
+    """``(B, N, V)`` log-probabilities of the token that each of ``(B, N, D)`` vision tokens resembles, by cosine."""
+    embeddings = model.get_input_embeddings().weight
+    return (F.normalize(vision, dim=-1) @ F.normalize(embeddings, dim=-1).T * scale.exp()).log_softmax(-1)
 
 
 def all_losses(model: Any, extra: Supervision, batch: Batch) -> Losses:
@@ -113,4 +117,4 @@ def _attention(
     return (query @ key.mT / math.sqrt(width)).masked_fill(~causal, float("-inf")).softmax(-1)
 
 
-__all__ = ["Losses", "Supervision", "alignment_loss", "all_losses", "decode"]
+__all__ = ["Losses", "Supervision", "alignment_loss", "all_losses", "decode", "likeness"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,11 @@ class Size:
     tower_mlp: int = 192
 
 
-def build(size: Size | None = None, *, seed: int = 0) -> Any:
-    """The model with fresh weights. The global random state is left as it was."""
+def build(size: Size | None = None, *, seed: int = 0, vocabulary: Sequence[str] = VOCABULARY) -> Any:
+    """The model with fresh weights, a token for each entry of ``vocabulary``, which begins with `SPECIAL`.
+
+    The global random state is left as it was.
+    """
     from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
     size = size or Size()
@@ -56,7 +60,7 @@ def build(size: Size | None = None, *, seed: int = 0) -> Any:
         vision_use_head=False,
     )
     text = LlamaConfig(
-        vocab_size=len(VOCABULARY),
+        vocab_size=len(vocabulary),
         hidden_size=size.width,
         intermediate_size=size.mlp,
         num_hidden_layers=size.layers,
@@ -116,12 +120,14 @@ def vision_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def to_model_pixels(pixels: np.ndarray) -> torch.Tensor:
-    """``(B, 96, 96)`` uint8 -> ``(B, 3, 96, 96)`` float32 in [-1, 1], as the processor gives it for the same page."""
-    grey = torch.from_numpy(pixels).to(torch.float32) / 255
-    return ((grey - 0.5) / 0.5)[:, None].expand(-1, 3, -1, -1)
+    """``(B, 96, 96)`` uint8, or ``(B, 96, 96, 3)`` in colour -> ``(B, 3, 96, 96)`` float32 in [-1, 1], as the processor
+    gives it for the same page.
+    """
+    levels = (torch.from_numpy(pixels).to(torch.float32) / 255 - 0.5) / 0.5
+    return levels[:, None].expand(-1, 3, -1, -1) if levels.ndim == 3 else levels.permute(0, 3, 1, 2).contiguous()
 
 
-def build_processor() -> Any:
+def build_processor(vocabulary: Sequence[str] = VOCABULARY) -> Any:
     """Image processor (any picture becomes 96 x 96 by the mean of its pixels), tokenizer and chat template."""
     from PIL.Image import Resampling
     from transformers import LlavaProcessor
@@ -130,7 +136,7 @@ def build_processor() -> Any:
     return LlavaProcessor(
         # named by its PIL class: the plain name is the torchvision variant, and torchvision is no requirement
         image_processor=SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE}, resample=Resampling.BOX),
-        tokenizer=_tokenizer(),
+        tokenizer=_tokenizer(vocabulary),
         patch_size=CELL,
         vision_feature_select_strategy="full",
         chat_template=CHAT_TEMPLATE,
@@ -138,12 +144,12 @@ def build_processor() -> Any:
     )
 
 
-def _tokenizer() -> Any:
+def _tokenizer(vocabulary: Sequence[str]) -> Any:
     """Whole words and single glyphs. A question mark is dropped, and a question may start with a capital."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<unk>"))
     first_words = {word.capitalize(): word for word in ("what", "how", "is", "list", "read")}
     tokenizer.normalizer = normalizers.Sequence(
         [

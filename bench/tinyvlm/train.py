@@ -13,10 +13,10 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from asymvlm.app.session import InputError
 from asymvlm.cli import console
 from bench.tinyvlm.batches import FIRST_MIX, MIX, Batch, make_batch
 from bench.tinyvlm.evaluate import exact_match_by_kind, make_samples
+from bench.tinyvlm.glyphs import VOCABULARY
 from bench.tinyvlm.losses import Supervision, alignment_loss, all_losses
 from bench.tinyvlm.model import NUM_VISION, build, build_processor, to_model_pixels, vision_features
 from bench.tinyvlm.pages import make_pages
@@ -75,17 +76,48 @@ STAGES = (
 
 
 class Training:
-    """Model, optimizer and place in the plan; everything that a saved state holds."""
+    """Model, optimizer and place in the plan; everything that a saved state holds.
+
+    A subclass that trains on other data has its own ``vocabulary``, `fresh`, `losses` and `check`.
+    """
+
+    vocabulary: ClassVar[tuple[str, ...]] = VOCABULARY
+    extra: Any  # parameters that only training has
 
     def __init__(self, out: Path, seed: int, stages: tuple[Stage, ...]) -> None:
         self.out, self.seed, self.stages = out, seed, stages
-        self.model = build(seed=seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.extra = Supervision(self.model.config.text_config.hidden_size)
-        _match_norms(self.model)
+        self.model, self.extra = self.fresh()
         self.stage, self.step, self.seconds = 0, 0, 0.0
         self.optimizer = self._new_optimizer()
+
+    def fresh(self) -> tuple[Any, Any]:
+        """Model and parameters of training alone, as they are before the first step."""
+        model = build(seed=self.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            extra = Supervision(model.config.text_config.hidden_size)
+        match_norms(model, make_pages(5, 8, "train").pixels)
+        return model, extra
+
+    def losses(self) -> tuple[torch.Tensor, dict[str, float]]:
+        """What this step lowers, and the figures of its log record."""
+        stage = self.current
+        batch = stage.batch_of(self.seed, self.step)
+        if stage.align_only:
+            loss = alignment_loss(self.model, self.extra, vision_features(self.model, batch.pixels), batch.meaning)
+            return loss, {"alignment": loss.item()}
+        terms = all_losses(self.model, self.extra, batch)
+        record = {
+            "answer": terms.answer.item(),
+            "alignment": terms.alignment.item(),
+            "look": terms.look.item(),
+            "right": share_right(terms.predicted, batch.labels),
+        }
+        return terms.answer + terms.alignment + stage.look_weight * terms.look, record
+
+    def check(self) -> dict[str, float]:
+        """Exact match by kind on validation samples with all vision tokens, the model being in evaluation mode."""
+        return exact_match_by_kind(self.model, make_samples("validation", CHECKED, seed=self.seed))
 
     @property
     def current(self) -> Stage:
@@ -106,22 +138,9 @@ class Training:
     def advance(self) -> dict[str, float]:
         """One step; returns its losses and the share of answer tokens that were right."""
         stage, start = self.current, time.perf_counter()
-        batch = stage.batch_of(self.seed, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = stage.learning_rate(self.step)
-        if stage.align_only:
-            loss = alignment_loss(self.model, self.extra, vision_features(self.model, batch.pixels), batch.meaning)
-            record = {"alignment": loss.item()}
-        else:
-            terms = all_losses(self.model, self.extra, batch)
-            loss = terms.answer + terms.alignment + stage.look_weight * terms.look
-            right = (terms.predicted == batch.labels)[batch.labels >= 0].float().mean()
-            record = {
-                "answer": terms.answer.item(),
-                "alignment": terms.alignment.item(),
-                "look": terms.look.item(),
-                "right": right.item(),
-            }
+        loss, record = self.losses()
         loss.backward()
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         torch.nn.utils.clip_grad_norm_(trained, CLIP)
@@ -140,7 +159,7 @@ class Training:
         """Write the state beside its place and rename it: an interrupted save leaves the last one whole."""
         state = {
             "seed": self.seed,
-            "plan": _plan(self.stages),
+            "plan": [repr(stage) for stage in self.stages],
             "stage": self.stage,
             "step": self.step,
             "seconds": self.seconds,
@@ -162,7 +181,7 @@ class Training:
         if not file.is_file():
             raise InputError(f"--resume: {file} does not exist, wanted the folder of an interrupted run")
         state = torch.load(file, weights_only=True)
-        for name, wanted in (("seed", self.seed), ("plan", _plan(self.stages))):
+        for name, wanted in (("seed", self.seed), ("plan", [repr(stage) for stage in self.stages])):
             if state[name] != wanted:
                 raise InputError(f"--resume: {file} was made with {name} {state[name]}, this run has {wanted}")
         self.stage, self.step, self.seconds = state["stage"], state["step"], state["seconds"]
@@ -189,7 +208,7 @@ def run(training: Training) -> Iterator[tuple[int, dict[str, Any] | None]]:
             record = {"stage": stage.name, "step": training.step, "seconds": round(training.seconds, 1), **means}
             recent = []
         if finished and not stage.align_only:
-            record = {**(record or {}), "exact_match": check(training.model, training.seed)}
+            record = {**(record or {}), "exact_match": _checked(training)}
         if record is not None:
             with (training.out / LOG).open("a") as log:
                 log.write(json.dumps(record) + "\n")
@@ -201,22 +220,22 @@ def run(training: Training) -> Iterator[tuple[int, dict[str, Any] | None]]:
     training.model.eval()
 
 
-def check(model: Any, seed: int, count: int = CHECKED) -> dict[str, float]:
-    """Exact match by kind on validation pages with all vision tokens."""
-    model.eval()
-    rates = exact_match_by_kind(model, make_samples("validation", count, seed=seed))
-    model.train()
+def _checked(training: Training) -> dict[str, float]:
+    training.model.eval()
+    rates = training.check()
+    training.model.train()
     return {kind: round(rate, 3) for kind, rate in rates.items()}
 
 
-def _plan(stages: tuple[Stage, ...]) -> list[str]:
-    return [repr(stage) for stage in stages]
+def share_right(predicted: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of answer tokens that are the most likely ones."""
+    return (predicted == labels)[labels >= 0].float().mean().item()
 
 
 @torch.no_grad()
-def _match_norms(model: Any) -> None:
-    """Scale the projector so that vision tokens start as long as word embeddings."""
-    pixels = to_model_pixels(make_pages(5, 8, "train").pixels)
+def match_norms(model: Any, pages: np.ndarray) -> None:
+    """Scale the projector so that vision tokens of ``pages`` start as long as word embeddings."""
+    pixels = to_model_pixels(pages)
     embeddings = model.get_input_embeddings().weight.norm(dim=-1).mean()
     ratio = embeddings / vision_features(model, pixels).norm(dim=-1).mean()
     last = model.model.multi_modal_projector.linear_2
@@ -224,10 +243,39 @@ def _match_norms(model: Any) -> None:
     last.bias.mul_(ratio)
 
 
-def save_checkpoint(model: Any, folder: Path) -> None:
+def save_checkpoint(model: Any, folder: Path, vocabulary: Sequence[str] = VOCABULARY) -> None:
     """Model, processor, tokenizer and chat template, loadable by the auto classes."""
     model.save_pretrained(folder)
-    build_processor().save_pretrained(folder)
+    build_processor(vocabulary).save_pretrained(folder)
+
+
+def train(kind: type[Training], out: Path, seed: int, stages: tuple[Stage, ...], *, resume: bool) -> None:
+    """A run from its beginning, or from its last save, to the checkpoint in ``out``, with a bar on the terminal.
+
+    Raises:
+        InputError: if ``out`` holds a run already, or ``resume`` finds none to go on with.
+    """
+    if not resume and (out / LOG).exists():
+        raise InputError(f"--out {out} holds a training run already, wanted an empty folder or --resume")
+    out.mkdir(parents=True, exist_ok=True)
+    training = kind(out, seed, stages)
+    if resume:
+        training.restore()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console.err) as progress:
+        bar = progress.add_task("training", total=sum(stage.steps for stage in stages))
+        for done, record in run(training):
+            progress.update(bar, completed=done)
+            if record is not None:
+                progress.console.print(json.dumps(record), markup=False, soft_wrap=True)
+    save_checkpoint(training.model, out, kind.vocabulary)
+    (out / STATE).unlink(missing_ok=True)
+    console.out.print(f"wrote {out}: {training.seconds / 60:.1f} minutes of training", markup=False)
+
+
+def shortened(stages: tuple[Stage, ...], scale: float) -> tuple[Stage, ...]:
+    """The same plan with ``scale`` times as many steps in every stage."""
+    return tuple(replace(stage, steps=max(1, round(stage.steps * scale))) for stage in stages)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -245,23 +293,7 @@ def main(
     console.hush_transformers(progress=False)
     if threads:
         torch.set_num_threads(threads)
-    stages = tuple(replace(stage, steps=max(1, round(stage.steps * scale))) for stage in STAGES)
-    if not resume and (out / LOG).exists():
-        raise InputError(f"--out {out} holds a training run already, wanted an empty folder or --resume")
-    out.mkdir(parents=True, exist_ok=True)
-    training = Training(out, seed, stages)
-    if resume:
-        training.restore()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console.err) as progress:
-        bar = progress.add_task("training", total=sum(stage.steps for stage in stages))
-        for done, record in run(training):
-            progress.update(bar, completed=done)
-            if record is not None:
-                progress.console.print(json.dumps(record), markup=False, soft_wrap=True)
-    save_checkpoint(training.model, out)
-    (out / STATE).unlink(missing_ok=True)
-    console.out.print(f"wrote {out}: {training.seconds / 60:.1f} minutes of training", markup=False)
+    train(Training, out, seed, shortened(STAGES, scale), resume=resume)
 
 
 if __name__ == "__main__":

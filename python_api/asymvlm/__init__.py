@@ -21,7 +21,9 @@ from asymvlm.prompt.shorten import prune_inputs
 from asymvlm.report.pruning import PruningReport
 from asymvlm.report.recall import RecallReport
 from asymvlm.settings.cache_limit import CacheLimit
-from asymvlm.settings.policies import TextEviction, TurnEviction, VisionPruning
+from asymvlm.settings.eviction import TextEviction, TurnEviction
+from asymvlm.settings.policies import VisionPruning
+from asymvlm.settings.recall import Recall
 from asymvlm.settings.scorer import Scorer
 from asymvlm.settings.strategy import AutoStrategy, Choice
 from asymvlm.tokens.user_turns import UserTurns
@@ -53,6 +55,7 @@ __all__ = [
     "LinearBudget",
     "PatchHandle",
     "PruningReport",
+    "Recall",
     "RecallReport",
     "RelativeThresholdBudget",
     "Reply",

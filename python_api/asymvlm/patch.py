@@ -8,7 +8,8 @@ from asymvlm.hf.peft import unwrapped
 from asymvlm.hf.versions import warn_if_untested
 from asymvlm.patched.handle import HANDLE, PatchHandle
 from asymvlm.settings.cache_limit import CacheLimit
-from asymvlm.settings.policies import TextEviction, TurnEviction, VisionPruning, as_vision
+from asymvlm.settings.eviction import TextEviction, TurnEviction
+from asymvlm.settings.policies import VisionPruning, as_vision
 from asymvlm.settings.strategy import AutoStrategy
 from asymvlm_kernels import UniformBudget
 

@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 import typer
 
 from asymvlm_cli import options
-from asymvlm_cli.config import from_file
+from asymvlm_cli.evaluation import evaluate
 from asymvlm_cli.work import do
 
 Preset = Literal["default", "paper"]
+MaskedRows = Literal["text", "all"]
 Method = Literal["threshold", "linear", "relative"]
 Metric = Literal["exact", "anls", "relaxed"]
 
@@ -25,6 +26,8 @@ def run(
     scorer: options.Scorer = None,
     any_model: options.AnyModel = False,
     scored: options.Scored = "all",
+    spread: options.SpreadScores = None,
+    at_least_relevant: options.AtLeastRelevant = False,
     method: options.Method = None,
     text_threshold: options.TextThreshold = None,
     text_retention: options.TextRetention = None,
@@ -52,11 +55,26 @@ def chat(
     scorer: options.Scorer = None,
     any_model: options.AnyModel = False,
     scored: options.Scored = "all",
-    text_threshold: options.TextThreshold = 512,
+    spread: options.SpreadScores = None,
+    at_least_relevant: options.AtLeastRelevant = False,
+    recall: Annotated[
+        options.Store | None,
+        typer.Option(
+            "--recall",
+            help="Let dropped vision tokens, stored on the device or the host, come back; then nothing is evicted.",
+        ),
+    ] = None,
+    text_threshold: Annotated[
+        int | None,
+        typer.Option(
+            "--text-threshold", help="Generated tokens that are held before any is evicted.", show_default="512"
+        ),
+    ] = None,
     text_retention: options.TextRetention = None,
     turn_threshold: Annotated[
-        int, typer.Option(help="Earlier answers leave whole once they hold more tokens than this.")
-    ] = 512,
+        int | None,
+        typer.Option(help="Earlier answers leave whole once they hold more tokens than this.", show_default="512"),
+    ] = None,
     turn_retention: Annotated[
         str | None,
         typer.Option(metavar="RATIO", help="Share of earlier answers' tokens that stays.", show_default="0.5"),
@@ -86,6 +104,8 @@ def heatmap(
     scorer: options.Scorer = None,
     any_model: options.AnyModel = False,
     scored: options.Scored = "all",
+    spread: options.SpreadScores = None,
+    at_least_relevant: options.AtLeastRelevant = False,
     dtype: options.DtypeOption = "auto",
     device: options.Device = "auto",
     device_map: options.DeviceMap = None,
@@ -117,6 +137,10 @@ def train(
     strength: Annotated[float | None, typer.Option("--strength", help="C of the soft mask.")] = None,
     patience: Annotated[int | None, typer.Option("--patience", help="Stop after so many epochs without gain.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the order of samples.")] = 0,
+    masked_rows: Annotated[
+        MaskedRows | None,
+        typer.Option("--masked-rows", help="Rows under the soft mask, text (cheaper) or all; the preset's if none."),
+    ] = None,
     checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, one more forward.")
     ] = False,
@@ -155,6 +179,14 @@ def calibrate(
     metric: Annotated[Metric, typer.Option("--metric", help="What an answer is judged by.")] = "exact",
     max_new_tokens: options.Longest = 32,
     scored: options.Scored = "all",
+    spread: Annotated[
+        bool,
+        typer.Option("--spread", help="Hand scores on to neighbours on a line; stored with the scorer."),
+    ] = False,
+    background: Annotated[
+        int,
+        typer.Option("--background", min=0, help="Tokens least like the question that stay besides; stored likewise."),
+    ] = 0,
     dtype: options.DtypeOption = "auto",
     device: options.Device = "auto",
     device_map: options.DeviceMap = None,
@@ -164,68 +196,6 @@ def calibrate(
 ) -> None:
     """Choose the budget that answers best at an average share. Interrupted, the same command goes on."""
     do("calibrate", locals())
-
-
-def evaluate(
-    model: options.Model,
-    samples: options.Data = None,
-    dataset: options.Dataset = None,
-    split: options.Split = "validation",
-    columns: options.Columns = options.COLUMNS,
-    limit: options.Limit = None,
-    methods: Annotated[
-        str, typer.Option("--method", metavar="NAMES", help="Methods to compare, see asymvlm methods; also cosine.")
-    ] = "asymvlm",
-    keep: Annotated[
-        str,
-        typer.Option(
-            "--keep", "-k", metavar="RATIOS", help="Shares of the vision tokens; own: the budget of a scorer or method."
-        ),
-    ] = "1,0.75,0.5,0.33,0.22,0.11",
-    cache: Annotated[
-        str | None,
-        typer.Option("--cache", metavar="NAMES", help="Methods of the K/V cache, which hold these shares of a prompt."),
-    ] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--metric",
-            help="exact, anls, relaxed, vqa, pope-f1, mme-plus, or module:function; repeatable.",
-            show_default="exact",
-        ),
-    ] = None,
-    baseline: Annotated[
-        str | None, typer.Option("--baseline", help="Compare with this method too, at equal share.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--out", "--output", "-o", help="Folder of the results; goes on with what is there.")
-    ] = None,
-    scorer: options.Scorer = None,
-    any_model: options.AnyModel = False,
-    spread: Annotated[
-        str | None,
-        typer.Option(metavar="REACH,SHARE", help="Hand scores of asymvlm and cosine on along lines: 4,0.7."),
-    ] = None,
-    scored: options.Scored = "all",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts at a time.")] = 1,
-    max_new_tokens: options.Longest = 32,
-    seed: Annotated[int, typer.Option("--seed", help="Of methods that draw, and of p-values.")] = 0,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", callback=from_file, is_eager=True, help="YAML file of these options; flags win."),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, time one batch of each setting, write nothing.")
-    ] = False,
-    dtype: options.DtypeOption = "auto",
-    device: options.Device = "auto",
-    device_map: options.DeviceMap = None,
-    load_in_8bit: options.EightBit = False,
-    load_in_4bit: options.FourBit = False,
-    as_json: options.Json = False,
-) -> None:
-    """Compare methods on your own questions: answers with error bars, times, bytes. Interrupted, it goes on."""
-    do("evaluate", locals())
 
 
 def doctor(as_json: options.Json = False) -> None:
@@ -248,6 +218,8 @@ def verify(
     scorer: options.Scorer = None,
     any_model: options.AnyModel = False,
     scored: options.Scored = "all",
+    spread: options.SpreadScores = None,
+    at_least_relevant: options.AtLeastRelevant = False,
     steps: Annotated[int, typer.Option(min=2, help="Tokens to decode in the checks of pruning.")] = 8,
     dtype: options.DtypeOption = "auto",
     device: options.Device = "auto",

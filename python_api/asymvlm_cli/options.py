@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Store = Literal["device", "host"]
 ScoredText = Literal["all", "user"]
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Folder written by save_pretrained, or a hub id.")]
@@ -43,6 +44,18 @@ Method = Annotated[
     typer.Option(
         "--method", help="What decides which vision tokens stay, by name: see asymvlm methods. Not the scorer's."
     ),
+]
+SpreadScores = Annotated[
+    bool | None,
+    typer.Option(
+        "--spread/--no-spread",
+        help="Hand scores on to neighbours on the same line of an image.",
+        show_default="as the scorer's budget was calibrated, where that is used",
+    ),
+]
+AtLeastRelevant = Annotated[
+    bool,
+    typer.Option("--at-least-relevant", help="Keep all tokens that look relevant where these are unusually many."),
 ]
 TextThreshold = Annotated[
     int | None, typer.Option("--text-threshold", help="Generated tokens that are held before any is evicted.")

@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is first imported
 import copy
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import tiny
@@ -19,6 +20,8 @@ from model_state import changes, snapshot
 from shared_models import build_once
 from transformers import PreTrainedModel
 
+Run = tuple[pytest.Item, str, str]  # of a test: on a family, in a variant, which is the rest of its id
+
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 
@@ -27,8 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--diagonal",
         action="store_true",
-        help="one variant (batch, dtype, ...) of a test of all families for each but the representative ones, "
-        "another for each family",
+        help="of a test of several families as few runs as show each family and each variant (batch, dtype, ...) once",
     )
 
 
@@ -47,19 +49,35 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--diagonal"):
         return
-    families, found = list(tiny.FAMILIES), defaultdict(list)
+    tests: dict[tuple[Path, str], list[Run]] = defaultdict(list)
     for item in items:
-        name = (
-            item.callspec.params.get("family")
-            if isinstance(item, pytest.Function) and hasattr(item, "callspec")
-            else None
-        )
-        if item.get_closest_marker("every_family") and name not in tiny.REPRESENTATIVE:
-            found[item.path, item.originalname, name].append(item)
-    chosen = {id(variants[families.index(name) % len(variants)]) for (_, _, name), variants in found.items()}
-    left_out = {id(item) for variants in found.values() for item in variants} - chosen
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and "family" in item.callspec.params:
+            family, parts = str(item.callspec.params["family"]), item.callspec.id.split("-")
+            variant = "-".join(part for part in parts if part != family)
+            tests[item.path, item.originalname].append((item, family, variant))
+    left_out = {id(item) for runs in tests.values() for item in off_the_diagonal(runs)}
     config.hook.pytest_deselected(items=[item for item in items if id(item) in left_out])
     items[:] = [item for item in items if id(item) not in left_out]
+
+
+def off_the_diagonal(runs: list[Run]) -> list[pytest.Item]:
+    """Of one test's runs, those that show no family and no variant that another does not."""
+    families = list(dict.fromkeys(family for _, family, _ in runs))
+    variants = list(dict.fromkeys(variant for _, _, variant in runs))
+    shortest = min(len(families), len(variants))
+
+    def from_diagonal(run: Run) -> int:
+        family, variant = families.index(run[1]), variants.index(run[2])
+        return (family - variant) % shortest
+
+    met: set[tuple[str, str]] = set()
+    others = []
+    for item, family, variant in sorted(runs, key=from_diagonal):
+        shown = {("family", family), ("variant", variant)}
+        if shown <= met:
+            others.append(item)
+        met |= shown
+    return others
 
 
 @pytest.fixture(autouse=True)

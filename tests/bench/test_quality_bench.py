@@ -86,7 +86,7 @@ def test_controls_keep_what_their_names_say(model: Any, samples: Samples) -> Non
     half = {
         name: [answers(model, samples, VisionPruning(method=run)).kept for run in study.runs(name)] for name in CONTROLS
     }
-    assert [len(half[name]) for name in CONTROLS] == [study.seeds, 1, 1]
+    assert [len(half[name]) for name in CONTROLS] == [study.seeds, 1, 1, 1]
     gaps = half["stride"][0][0].nonzero()[:, 0].diff()
     assert gaps.max() <= 3, "stride leaves no hole"
     centre = half["spiral"][0][0].view(12, 12)

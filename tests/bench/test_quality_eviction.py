@@ -57,7 +57,7 @@ def test_transcripts_evict_as_closed_columns_do(model: Any, layers: str) -> None
     samples = make_samples("validation", 3, seed=3, mix={"read": 1.0}, entries=(5, 5))
     score = "attention" if layers == "last" else "attention of all layers"
     policy = Chooser(score, recent=2).policy(0.5, threshold=12)
-    assert policy == asymvlm.TextEviction(threshold=12, retention=0.5, recent=2, layers=layers)
+    assert policy == asymvlm.TextEviction(threshold=12, retention=0.5, recent=2, layers=layers, method=LastRow())
     ours, evicted = transcribe(model, samples, policy)
     model.set_attn_implementation("eager")  # the one that returns probabilities
     try:

@@ -85,11 +85,11 @@ def test_all_settings_hold_the_same_tokens_at_the_end(small):
     model, ids = small
     losses = set()
     for entry in entries.ENTRIES:
-        if entry.recent <= 6:
+        if (entry.recent or 0) <= 6:
             loss, tokens = forced.loss(model, ids, entries.equal_settings(entry, 0.75))
             assert tokens == 24 + 6, entry.title
             losses.add(round(sum(loss), 5))
-    assert len(losses) >= len(entries.ENTRIES) - 3, "settings that choose alike would be one row"
+    assert len(losses) >= len(entries.ENTRIES) - 4, "settings that choose alike would be one row"
 
 
 def test_blocks_lie_apart_and_a_short_text_is_refused():

@@ -9,18 +9,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from compiled import alone
 
 HERE = Path(__file__).parent
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs builds runs on the worker that builds those of tests/static, or on all where everything is run."""
+    """What runs kernels starts before the rest, in the order of the files: those of tests/static before."""
     for item in items:
-        if HERE not in item.path.parents:
-            continue
-        if item.get_closest_marker("emulates_all"):
+        if HERE in item.path.parents and item.path.stem in ("test_launches", "test_orders", "test_counts"):
             item.add_marker("slow")
-        elif item.path.stem in ("test_launches", "test_orders", "test_counts"):
-            item.add_marker("slow")
-            item.add_marker(pytest.mark.xdist_group("builds"))
+
+
+@pytest.fixture
+def built(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a worker is building for tests/static is there, and found in the cache."""
+    with alone("builds", tmp_path_factory):
+        return

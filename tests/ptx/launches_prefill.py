@@ -111,8 +111,8 @@ def sequence(B: int, N: int, L: int, D: int, dtype: torch.dtype, *, exact: bool 
 
 
 def pruned_in_one_launch(*arguments: Any) -> tuple[Any, ...]:
-    (*selected, _), moved = one_launch.prune_in_one_launch(arguments[:5], *arguments[5:])
-    return *selected, *moved
+    (*selected, _, own), moved = one_launch.prune_in_one_launch(arguments[:5], *arguments[5:])
+    return *selected, *moved, own
 
 
 def compare_pruned(got: tuple[Any, ...], want: tuple[Any, ...], exact: bool = False) -> None:
@@ -166,6 +166,36 @@ def check_given(N: int, emulated: Emulated) -> None:
     compare_pruned(got, known_length._prune_static_reference(*tokens, *arguments[5:], given), exact=True)
 
 
+def spreading(arguments: tuple[Any, ...], beta: float = 0.4) -> tuple[Any, ...]:
+    """Arguments of `prune_static` with lines of 7 places, a relative threshold and a floor of relevant tokens."""
+    lines = (torch.arange(arguments[1].shape[1]) // 7).expand(2, -1)[: len(arguments[1])].contiguous()
+    return *arguments[:5], [50_000, 900_000], [beta], *arguments[7:], None, lines, 3, 0.7, [0.3, 0.1]
+
+
+def check_by_scores(prune: Callable[..., Any], size: tuple[int, int, int, int], emulated: Emulated) -> None:
+    """Exact scores spread and are counted; alone as in a batch with a floor that decides."""
+    arguments = spreading(sequence(*size, BF16, exact=True))
+    scratch._counters.clear()
+    with emulated():
+        got = prune(*arguments)
+    compare_pruned(got, known_length._prune_static_reference(*arguments), exact=True)
+    same(got[7], known_length._prune_static_reference(*arguments)[7], "own")
+
+
+def check_given_by_scores(N: int, emulated: Emulated) -> None:
+    """NaN and ties spread; then a threshold without spread."""
+    given, _ = ties_and_nan(N + 9)
+    arguments = list(spreading(sequence(2, N, 9, 8, BF16)))
+    arguments[4], arguments[12] = None, given
+    for beta, lines in ((0.4, arguments[13]), (1.3, arguments[13]), (0.4, None)):
+        arguments[6], arguments[13] = [beta], lines
+        with emulated():
+            got = known_length._prune_static_triton(*arguments)
+        want = known_length._prune_static_reference(*arguments)
+        compare_pruned(got, want, exact=True)
+        same(got[7], want[7], "own")
+
+
 def launches() -> Iterator[Launch]:
     part = functools.partial
     two, one = known_length._prune_static_triton, pruned_in_one_launch
@@ -189,6 +219,12 @@ def launches() -> Iterator[Launch]:
     yield Launch("best and gradient bfloat16 odd", best, part(check_best_and_gradient, 40, 9, 70, BF16))
     yield Launch("best and gradient bfloat16 wide", best, part(check_best_and_gradient, 20, 9, 3072, BF16), (90,))
     yield Launch("given scores", ("_select_given_kernel", TWO[1]), part(check_given, 300), (90,))
+    given = ("_select_given_kernel", TWO[1])
+    yield Launch("given scores by scores", given, part(check_given_by_scores, 300), (90,))
+    yield Launch("given scores by scores long row", given, part(check_given_by_scores, 9000))
+    yield Launch("two launches by scores", TWO, part(check_by_scores, two, (2, 130, 9, 256)))
+    yield Launch("two launches by scores long row", TWO, part(check_by_scores, two, (1, 8300, 9, 64)))
+    yield Launch("one launch by scores", ONE, part(check_by_scores, one, (2, 130, 9, 256)))
     yield Launch("two launches bfloat16", TWO, part(check_prune, two, (2, 130, 9, 256), BF16), (90,))
     yield Launch("two launches bfloat16 long text", TWO, part(check_prune, two, (2, 130, 40, 256), BF16), (90,))
     yield Launch("two launches bfloat16 200 texts", TWO, part(check_prune, two, (1, 130, 200, 256), BF16))

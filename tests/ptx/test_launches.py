@@ -22,6 +22,7 @@ def check(results: Results, arch: int) -> None:
     assert not missing, f"{missing} never launched on sm_{arch}: give each a case in launches_*.py"
 
 
+@pytest.mark.usefixtures("built")
 def test_every_kernel_gives_what_its_reference_gives():
     results = lines("launches.py", "--quick")
     check(results, 90)

@@ -16,6 +16,7 @@ def check(results: list[dict[str, Any]]) -> None:
     assert not missed, missed
 
 
+@pytest.mark.usefixtures("built")
 def test_weak_memory_gives_right_results_and_a_planted_fault_does_not():
     results = lines("orders.py", "--quick")
     check(results)

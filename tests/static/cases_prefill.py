@@ -76,6 +76,15 @@ def select_given_call(S: int) -> Launch:
     return functools.partial(call.func, *call.args[:4], None, *call.args[5:], torch.empty(1, S))
 
 
+def by_scores(call: Launch, *, spreads: bool = True, reach: int = 4, share: float = 0.7, beta: float = 0.4) -> Launch:
+    """The same with a relative threshold, and where scores spread with a floor of relevant tokens."""
+    tokens, (capacity, *given) = call.args[:5], call.args[7:]
+    rule = (torch.empty(1, capacity, dtype=torch.int64), reach, share, [beta, 0.3]) if spreads else ()
+    return functools.partial(
+        call.func, *tokens, [50_000, 1_000_000], [beta], capacity, *(given or [None]), *rule, **call.keywords
+    )
+
+
 def gather_sequence_call(S: int, D: int, dtype: torch.dtype, *, B: int = 1, K: int = 1655, carries: int = 3) -> Launch:
     order, lengths = torch.empty(B, S, dtype=torch.int32), torch.empty(B, dtype=torch.int32)
     ids, flags = torch.empty(B, S, dtype=torch.int64), torch.empty(B, S, dtype=torch.bool)
@@ -115,8 +124,14 @@ def cases() -> Iterator[Case]:
     yield Case("fused score bare", score_select_call(8000, 3072, bf16, bare=True), bf16, wide=True)
     yield Case("fused score rows of 8", score_select_call(300, 1176, bf16), bf16, wide=True)
     yield Case("fused score long", score_select_call(60000, 3584, bf16), bf16, wide=True)
+    yield Case("fused score spread", by_scores(score_select_call(2530, 3072, bf16)), bf16, wide=True)
+    yield Case("fused score spread long", by_scores(score_select_call(60000, 3584, bf16)), bf16, wide=True)
+    relative = by_scores(score_select_call(2530, 3072, bf16), spreads=False)
+    yield Case("fused score relative", relative, bf16, wide=True)
     yield Case("given scores", select_given_call(2530))
     yield Case("given scores long", select_given_call(60000))
+    yield Case("given scores spread", by_scores(select_given_call(2530)))
+    yield Case("given scores spread long", by_scores(select_given_call(60000)))
     yield Case("fused copy bfloat16 wide", gather_sequence_call(2530, 3072, bf16), wide=True)
     yield Case("fused copy float32 wide", gather_sequence_call(2530, 3072, torch.float32), wide=True)
     yield Case("fused copy bfloat16 odd", gather_sequence_call(2530, 70, bf16, carries=0))

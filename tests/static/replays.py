@@ -160,7 +160,14 @@ class Draw:
         budget = self.one(([300_000] * 3, [0.0, 0.0]), ([], [0.5, 1.0, self.one(0.0, 0.1), 0.1, 0.9]))
         given = self.tensor((B, S), torch.float32) if weight is None and self.one(False, True) else None
         tokens = (self.tensor((B, S, D), dtype), *masks, self.mask((B, S)), weight)
-        return (*tokens, *budget, carry, pads, [False] * 3, self.one(S, 20), self.one(False, True), given)
+        capacity, left = self.one(S, 20), self.one(False, True)
+        rules = {
+            (S, True): (ids, S, 0.7, []),
+            (20, False): (None, 0, 1.0, [0.2, 0.1]),
+            (20, True): (ids, 4, 1.0, [0.0, 0.1]),
+        }
+        rule = rules.get((capacity, left), ())  # of what is drawn already, so that other launchers draw as before
+        return (*tokens, *budget, carry, pads, [False] * 3, capacity, left, given, *rule)
 
     def attend(self) -> tuple[Any, ...]:
         B, S, H, G, D, dtype = 1, self.one(64, 80), 4, 2, self.one(16, 40), self.one(torch.bfloat16, torch.float32)

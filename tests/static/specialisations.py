@@ -51,6 +51,12 @@ print(
             "gap": describe(calls.gap_call(2500)),
             "score_select": describe(calls.score_select_call(2530, 3072, BF16)),
             "gather_sequence": describe(calls.gather_sequence_call(2530, 3072, BF16)),
+            "kinds of score_select by scores": kinds(
+                [
+                    calls.by_scores(calls.score_select_call(S, 3072, BF16), reach=reach, share=share, beta=beta)
+                    for S, reach, share, beta in ((2530, 1, 1.0, 0.0), (2544, 16, 0.5, 0.4), (3001, 7, 0.7, -0.1))
+                ]
+            ),
             "kinds of score_select": kinds(
                 [calls.score_select_call(N + L, 3072, BF16, B=B, ratio=300_000 + N) for B, N, L in lengths[1:]]
             ),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from compiled import run
 
-from asymvlm_kernels.prefill.prune.tokens import Scratch, Tokens
+from asymvlm_kernels.prefill.prune.tokens import Kept, Scratch, Tokens
 from asymvlm_kernels.prefill.reference import EPSILON
 from asymvlm_kernels.tuning import prune
 from asymvlm_kernels.tuning.prefill import fold_config, gather_config, score_config, select_config
@@ -64,6 +64,9 @@ def test_the_two_launches_of_prune_sequence(calls):
     tile = {"BLOCK_N": launch.block_n, "BLOCK_L": launch.block_l, "BLOCK_D": launch.block_d}
     wide = {"EPSILON": EPSILON, "D": 3072, "VECTOR": 8, "HIGH_LOW": True, "LIFT": False}
     rank = {"BLOCK_S": 4096, "THREADS": 32 * launch.num_warps, "LONG": False, "OVERLAP": False}
+    given = {"tokens": Tokens._fields.index("lines"), "kept": Kept._fields.index("own")}
+    given["scratch"] = Scratch._fields.index("spread_keys")
+    rank |= {"BY_SCORES": False, **{f"{name}.{place}": None for name, place in given.items()}}
     strides = dict.fromkeys(("stride_ed", "stride_w", "stride_vs", "stride_ts", "stride_ps"), 1)
     assert score["constants"] == {**tile, **wide, **rank, **strides}
     pointers = {f"tokens.{Tokens._fields.index(name)}" for name in ("embeds", "weight")}
@@ -75,7 +78,7 @@ def test_the_two_launches_of_prune_sequence(calls):
     assert not any(name.startswith("carry_strides_b") for name in gather["divisible"])
 
 
-PREFILL = ("score", "gather", "select", "gap", "score_select", "gather_sequence")
+PREFILL = ("score", "gather", "select", "gap", "score_select", "score_select by scores", "gather_sequence")
 DECODE = ("attend", "score_from_lse", "plan", "move")
 TRAINING = ("key_bias_attention", "key_bias_attention_grad")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import recorded
 import setup_env
+import uv_pip
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,3 +97,33 @@ def test_an_older_transformers_that_is_not_recorded_is_refused():
     assert done.returncode == 1
     assert "transformers-4.0.txt" in done.stderr
     assert not (ROOT / ".venv-4.0").exists()
+
+
+@pytest.mark.parametrize(
+    "listed, options",
+    [
+        ("", []),
+        (
+            "global.find-links='/a'\n:env:.find-links='/b /c'\n:env:.cert='x'",
+            ["--find-links", "/b", "--find-links", "/c"],
+        ),
+        ("user.index-url='https://host/simple'", ["--index-url", "https://host/simple"]),
+        ("global.no-binary=':all:'", None),
+    ],
+    ids=["nothing", "environment first and two of one", "index", "no word of uv"],
+)
+def test_uv_is_told_what_pip_is_configured_with_or_pip_is_used(listed, options):
+    assert uv_pip.options_of(listed) == options
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["works", "fails"])
+def test_pip_does_again_what_uv_fails_at(monkeypatch, tmp_path, fails):
+    started = []
+    monkeypatch.setattr(setup_env, "ROOT", tmp_path)
+    monkeypatch.setattr(setup_env, "run", lambda command, failure: started.append(command[1:4]))
+    monkeypatch.setattr(uv_pip, "command", lambda env: [sys.executable, "-c", f"raise SystemExit({fails:d})"])
+    setup_env.pip(tmp_path / "env", "--constraint", "constraints.txt", "torch")
+    assert started == ([["-m", "pip", "install"]] if fails else [])
+    started.clear()
+    setup_env.pip(tmp_path / "env", "--editable", ".")  # the newest of everything, or over a machine's packages
+    assert started == [["-m", "pip", "install"]]

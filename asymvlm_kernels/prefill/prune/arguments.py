@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 
 from asymvlm_kernels._checks import FLOATS, check_device, check_dtype, check_mask, check_pad, check_shape
+from asymvlm_kernels.budget import AtLeastRelevant
+from asymvlm_kernels.prefill.spread import Spread
 
 PADDING_SIDES = ("left", "right")
 
@@ -62,3 +64,18 @@ def check_arguments(
             )
     if padding_side not in PADDING_SIDES:
         raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
+
+
+def check_rules(
+    embeds: torch.Tensor, spread: Spread | None, lines: torch.Tensor | None, floor: AtLeastRelevant | None
+) -> None:
+    if spread is not None:
+        if not isinstance(spread, Spread):
+            raise ValueError(f"spread must be None or Spread(reach=4, share=0.7), got {spread!r}")
+        if lines is None:
+            raise ValueError("spread needs lines, got None")
+        check_shape("lines", lines, tuple(embeds.shape[:2]))
+        check_dtype("lines", lines, (torch.int64, torch.int32))
+        check_device("lines", lines, embeds)
+    if floor is not None and not isinstance(floor, AtLeastRelevant):
+        raise ValueError(f"floor must be None or AtLeastRelevant(), got {floor!r}")

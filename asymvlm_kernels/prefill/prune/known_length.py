@@ -13,7 +13,14 @@ from asymvlm_kernels.prefill.prune import two_launches
 from asymvlm_kernels.straight import straight
 
 PruneStatic = tuple[
-    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    list[torch.Tensor],
+    list[torch.Tensor],
 ]
 
 
@@ -34,11 +41,12 @@ def in_turn(score_select: Callable[..., Any], gather: Callable[..., Any]) -> Cal
         capacity: int,
         left: bool,
         given: torch.Tensor | None = None,
+        *told: Any,
     ) -> PruneStatic:
         tokens = (embeds, vision_mask, text_mask, protect, weight)
-        *results, order = score_select(*tokens, ratios, numbers, capacity, given)
+        *results, order, own = score_select(*tokens, ratios, numbers, capacity, given, *told)
         moved = gather(embeds, order, results[3], carry, pads, stacked, capacity, left)
-        return (*results, *moved)
+        return (*results, *moved, own)
 
     return run
 
@@ -52,8 +60,9 @@ prune_static = straight(
     define_op(
         "prune_static(Tensor embeds, Tensor vision_mask, Tensor text_mask, Tensor? protect, Tensor? weight, "
         "SymInt[] ratios, float[] numbers, Tensor[] carry, Scalar[] pads, bool[] stacked, SymInt capacity, bool left, "
-        "Tensor? given=None) -> "
-        "(Tensor scores, Tensor gap, Tensor counts, Tensor lengths, Tensor out, Tensor index, Tensor[] carried)",
+        "Tensor? given=None, " + two_launches.TOLD + ") -> "
+        "(Tensor scores, Tensor gap, Tensor counts, Tensor lengths, Tensor out, Tensor index, Tensor[] carried, "
+        "Tensor[] own)",
         reference=_prune_static_reference,
         triton=_prune_static_triton,
         fake=_prune_static_fake,

@@ -2,9 +2,9 @@
 
 `prune_sequence` checks its arguments and picks one of three registered ops. A result of known length is `prune_static`
 (see `known_length`); else `score_select` says which places are kept and `gather_sequence` moves them (`two_launches`).
-Several images with floors of their own, scores that spread, a floor of relevant tokens, budgets that are not this
-package's and rows beyond ``LONGEST`` take the ops that `score_select` is made of, one after the other
-(`specification.select_places`).
+Scores that spread, a relative threshold and a floor of relevant tokens go along (`score_rule`). Several images with
+floors of their own, budgets that are not this package's and rows beyond ``LONGEST`` take the ops that `score_select` is
+made of, one after the other (`specification.select_places`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from asymvlm_kernels.budget import (
     AtLeastRelevant,
     Budget,
     LinearBudget,
+    RelativeThresholdBudget,
     ScoreBudget,
     ThresholdBudget,
     UniformBudget,
@@ -30,8 +31,9 @@ from asymvlm_kernels.budget import (
 )
 from asymvlm_kernels.launch import Remembered, outline
 from asymvlm_kernels.prefill.gather import _gather_rows, gather_rows
-from asymvlm_kernels.prefill.prune.arguments import check_arguments, is_stacked
+from asymvlm_kernels.prefill.prune.arguments import check_arguments, check_rules, is_stacked
 from asymvlm_kernels.prefill.prune.known_length import prune_static
+from asymvlm_kernels.prefill.prune.score_rule import ScoreRule
 from asymvlm_kernels.prefill.prune.specification import Steps, longest, select_places
 from asymvlm_kernels.prefill.prune.two_launches import (
     LONGEST,
@@ -45,7 +47,9 @@ from asymvlm_kernels.prefill.select import _importance_gap, _select_tokens
 from asymvlm_kernels.prefill.spread import Spread
 
 MOST_ROWS = 65535  # of a batch: the second axis of a grid
-BUDGETS = frozenset({float, int, type(None), UniformBudget, ThresholdBudget, LinearBudget})  # equal: the same answer
+# of budgets, spreads and floors: equal ones give the same answer
+RULES = frozenset({float, int, type(None), UniformBudget, ThresholdBudget, LinearBudget, RelativeThresholdBudget})
+RULES |= {Spread, AtLeastRelevant}
 MOST_NUMBERS = 64  # of a token in a tensor that the gather of the embeddings moves along
 
 REGISTERED = Steps(_gather_rows, _score_tokens, _importance_gap, _select_tokens, longest)
@@ -105,8 +109,8 @@ def prune_sequence(
             each keeps at least ``max(8, N_image // 16)`` tokens, or all it has; K grows where these floors exceed it.
         per_image: rank each image of ``groups`` by itself, with the row's ratio, instead of all together.
         spread: hand scores on along the lines of an image before anything is read off them.
-        lines: ``(B, S)`` integer, for ``spread``: the line that each vision token lies on, negative for none.
-        floor: keep at least the tokens that look relevant, counted before scores spread. It takes more launches.
+        lines: ``(B, S)`` int64 or int32, for ``spread``: the line that each vision token lies on, negative for none.
+        floor: keep at least the tokens that look relevant, counted before scores spread.
         carry: per-token tensors gathered along, ``(B, S, ...)`` or ``(R, B, S)`` (M-RoPE positions).
         carry_pad: value for padding in the tensor of that name, of its dtype; 0 where none is given.
         static: True gives S' = ``capacity`` and no synchronisation. False trims S' to the longest row, which takes one
@@ -126,21 +130,21 @@ def prune_sequence(
     of arXiv:2605.29535.
     """
     carry, pads = carry or {}, carry_pad or {}
-    inputs = (embeds, vision_mask, text_mask, protect, weight, scores, groups, per_image, spread, lines, floor)
-    plan = _planned(inputs, budget, carry, pads, static, capacity, padding_side)
+    inputs = (embeds, vision_mask, text_mask, protect, weight, scores, groups, per_image, lines)
+    plan = _planned(inputs, (budget, spread, floor), carry, pads, static, capacity, padding_side)
     check_no_grad("prune_sequence", embeds=embeds, weight=weight, scores=scores, **carry)
     most, left, narrow = plan.capacity, plan.left, plan.narrow
     tokens, moving = inputs[:5], ([carry[name] for name in narrow], plan.pads, plan.stacked)
-    own = None
+    told = ScoreRule.of(spread, lines, floor).told()
     if static and plan.encoded is not None:
-        ranked, gap, counts, lengths, rows, index, moved = prune_static(
-            *tokens, *plan.encoded, *moving, most, left, scores
+        ranked, gap, counts, lengths, rows, index, moved, own = prune_static(
+            *tokens, *plan.encoded, *moving, most, left, scores, *told
         )
     else:
         if plan.encoded is not None:
-            ranked, gap, counts, lengths, order = score_select(*tokens, *plan.encoded, most, scores)
+            ranked, gap, counts, lengths, order, own = score_select(*tokens, *plan.encoded, most, scores, *told)
         else:
-            (ranked, gap, counts, lengths, order), own = select_places(
+            ranked, gap, counts, lengths, order, own = select_places(
                 *(REGISTERED, tokens, scores, plan.budget, most),
                 groups=groups,
                 per_image=per_image,
@@ -158,7 +162,7 @@ def prune_sequence(
             else _gather_carry(tensor, index, pads.get(name, 0), is_stacked(tensor, embeds))
             for name, tensor in carry.items()
         }
-    return PrunedSequence(rows, index, lengths, counts, ranked, gap, ranked if own is None else own, done)
+    return PrunedSequence(rows, index, lengths, counts, ranked, gap, own[0] if own else ranked, done)
 
 
 class _Plan(NamedTuple):
@@ -178,48 +182,47 @@ _plans = Remembered()
 
 def _planned(
     inputs: tuple[Any, ...],
-    budget: float | Budget | ScoreBudget | None,
+    rules: tuple[Any, ...],
     carry: Mapping[str, torch.Tensor],
     pads: Mapping[str, float],
     *options: Any,
 ) -> _Plan:
     """`_plan`, remembered by what it looks at: sizes, strides and types, the numbers and the names."""
-    known = type(budget) in BUDGETS and not torch.compiler.is_compiling()
+    known = RULES.issuperset(map(type, rules)) and not torch.compiler.is_compiling()
     key = outline((*inputs, *carry.values(), *carry, *pads.values(), *pads, *options)) if known else None
     if key is None:
-        return _plan(inputs, budget, carry, pads, *options)
-    key = (key, len(carry), budget)
+        return _plan(inputs, rules, carry, pads, *options)
+    key = (key, len(carry), rules)
     plan = _plans.get(key)
     if plan is None:
-        plan = _plan(inputs, budget, carry, pads, *options)
+        plan = _plan(inputs, rules, carry, pads, *options)
         _plans.put(key, plan)
     return plan
 
 
 def _plan(
     inputs: tuple[Any, ...],
-    budget: float | Budget | ScoreBudget | None,
+    rules: tuple[Any, ...],
     carry: Mapping[str, torch.Tensor],
     pads: Mapping[str, float],
     static: bool,
     capacity: int | None,
     padding_side: str,
 ) -> _Plan:
-    embeds, vision_mask, text_mask, protect, weight, scores, groups, per_image, spread, lines, floor = inputs
+    embeds, vision_mask, text_mask, protect, weight, scores, groups, per_image, lines = inputs
+    budget, spread, floor = rules
     budget = as_budget(0.5 if budget is None else budget)
     masks = {"vision_mask": vision_mask, "text_mask": text_mask, "protect": protect}
     check_arguments(embeds, weight, scores, masks, groups, per_image, carry, pads, padding_side)
     if capacity is not None and (capacity < 0 or not static):
         raise ValueError(f"capacity must be 0 or more and goes with static=True, got {capacity} and static={static}")
-    if spread is not None and lines is None:
-        raise ValueError("spread needs lines, got None")
-    if floor is not None and not isinstance(floor, AtLeastRelevant):
-        raise ValueError(f"floor must be None or AtLeastRelevant(), got {floor!r}")
-    stepwise = groups is not None or spread is not None or floor is not None
+    check_rules(embeds, spread, lines, floor)
     narrow = [name for name, tensor in carry.items() if _is_narrow(tensor, embeds)][:MOST_CARRIES]
     return _Plan(
         budget=budget,
-        encoded=None if stepwise else _encoded(budget, embeds),
+        encoded=None
+        if groups is not None or not RULES.issuperset(map(type, (spread, floor)))
+        else _encoded(budget, embeds),
         narrow=narrow,
         pads=alike([pads.get(name, 0) for name in narrow]),
         stacked=[is_stacked(carry[name], embeds) for name in narrow],

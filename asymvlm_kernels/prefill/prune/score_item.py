@@ -13,10 +13,10 @@ from asymvlm_kernels.prefill.order import order_key
 from asymvlm_kernels.prefill.prune.keys import BINS, bin_of
 from asymvlm_kernels.prefill.prune.parts import add_parts, prefetch_rows, score_part, slot_size
 from asymvlm_kernels.prefill.prune.roles import list_text, roles_of
-from asymvlm_kernels.prefill.prune.select_item import select_sample
+from asymvlm_kernels.prefill.prune.select_by_scores import rank_sample
 
 NOT_SPECIALIZED = ["stride_eb", "stride_vb", "stride_tb", "stride_pb", "S", "parts", "rounds", "capacity"]
-NOT_SPECIALIZED += ["linear"]
+NOT_SPECIALIZED += ["stride_lb", "reach", "relevant", "usual", "kind"]
 NOT_SPECIALIZED += [f"ratio_{number}" for number in range(3)] + [f"number_{number}" for number in range(5)]
 
 
@@ -35,6 +35,7 @@ def score_item(
     S,
     capacity,
     budget,
+    rule,
     EPSILON: tl.constexpr,
     D: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -46,15 +47,27 @@ def score_item(
     BLOCK_S: tl.constexpr,
     THREADS: tl.constexpr,
     LONG: tl.constexpr,
+    BY_SCORES: tl.constexpr,
 ):
     """One part of one tile of one sample; the last part closes the tile, the last tile ranks the sample.
 
     Returns whether the sample was ranked. ``tokens``, ``kept`` and ``scratch`` are named pointers (see `tokens`);
-    ``strides``: of the embeddings, the weight and the three masks.
+    ``strides``: of the embeddings, the weight, the three masks and the lines. ``rule``: see `select_by_scores`.
     """
-    stride_eb, stride_es, stride_ed, stride_w, stride_vb, stride_vs, stride_tb, stride_ts, stride_pb, stride_ps = (
-        strides
-    )
+    (
+        stride_eb,
+        stride_es,
+        stride_ed,
+        stride_w,
+        stride_vb,
+        stride_vs,
+        stride_tb,
+        stride_ts,
+        stride_pb,
+        stride_ps,
+        stride_lb,
+        stride_ls,
+    ) = strides
     slot = slot_size(rounds, BLOCK_N, BLOCK_L)
     COUNTERS: tl.constexpr = BINS if LONG else 0
     embeds_ptr = tokens.embeds + tl.multiple_of(pid_b * stride_eb, VECTOR)
@@ -137,7 +150,11 @@ def score_item(
 
     ranks = tile < 0
     if finishes:
-        tl.store(kept.scores + pid_b * S + offs_n, score, mask=mask_n)
+        scores_ptr = kept.scores + pid_b * S
+        own_ptr = scores_ptr
+        if kept.own is not None:
+            own_ptr = kept.own + pid_b * S
+        tl.store(own_ptr + offs_n, score, mask=mask_n)
         real_n, must_stay, rank = roles_of(
             vision_mask_ptr, text_mask_ptr, protect_ptr, offs_n, stride_vs, stride_ts, stride_ps, S
         )
@@ -149,21 +166,30 @@ def score_item(
         ranks = tl.atomic_add(tiles_ptr + tiles, 1, sem="acq_rel", scope="gpu") == tiles - 1
         if ranks:
             tl.store(tiles_ptr + tiles, 0)
-            select_sample(
+            lines_ptr = None
+            spread_ptr = None
+            if tokens.lines is not None:
+                lines_ptr = tokens.lines + pid_b * stride_lb
+                spread_ptr = scratch.spread_keys + pid_b * tiles * BLOCK_N
+            rank_sample(
                 keys_ptr,
+                spread_ptr,
                 scratch.lists + pid_b * BLOCK_S,
                 counters_ptr,
-                order_ptr,
-                kept.gap + pid_b,
-                kept.counts + pid_b,
-                kept.lengths + pid_b,
+                scores_ptr,
+                kept,
+                pid_b,
                 length > 0,
                 budget,
+                lines_ptr,
+                stride_ls,
+                rule,
                 S,
                 capacity,
                 BLOCK_S,
                 THREADS,
                 LONG,
+                BY_SCORES,
             )
     return ranks
 
@@ -183,11 +209,18 @@ def _score_select_kernel(
     stride_ts,
     stride_pb,
     stride_ps,
+    stride_lb,
+    stride_ls,
     S,
     parts,
     rounds,
     capacity,
-    linear,
+    reach,
+    own_share,
+    share,
+    relevant: tl.int64,
+    usual,
+    kind,
     ratio_0,
     ratio_1,
     ratio_2,
@@ -207,6 +240,7 @@ def _score_select_kernel(
     BLOCK_S: tl.constexpr,
     THREADS: tl.constexpr,
     LONG: tl.constexpr,
+    BY_SCORES: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     if OVERLAP:
@@ -221,10 +255,24 @@ def _score_select_kernel(
         tokens,
         kept,
         scratch,
-        (stride_eb, stride_es, stride_ed, stride_w, stride_vb, stride_vs, stride_tb, stride_ts, stride_pb, stride_ps),
+        (
+            stride_eb,
+            stride_es,
+            stride_ed,
+            stride_w,
+            stride_vb,
+            stride_vs,
+            stride_tb,
+            stride_ts,
+            stride_pb,
+            stride_ps,
+            stride_lb,
+            stride_ls,
+        ),
         S,
         capacity,
-        (linear, ratio_0, ratio_1, ratio_2, number_0, number_1, number_2, number_3, number_4),
+        (kind, ratio_0, ratio_1, ratio_2, number_0, number_1, number_2, number_3, number_4),
+        (reach, own_share, share, relevant, usual),
         EPSILON,
         D,
         BLOCK_N,
@@ -236,4 +284,5 @@ def _score_select_kernel(
         BLOCK_S,
         THREADS,
         LONG,
+        BY_SCORES,
     )

@@ -16,7 +16,14 @@ _counters: dict[tuple[torch.device, int, str], torch.Tensor] = {}
 
 
 def scratch_of(
-    B: int, S: int, config: ScoreSelectConfig, split: Split, rank: RankConfig, device: torch.device
+    B: int,
+    S: int,
+    config: ScoreSelectConfig,
+    split: Split,
+    rank: RankConfig,
+    device: torch.device,
+    *,
+    spreads: bool = False,
 ) -> Scratch:
     tiles = triton.cdiv(S, config.block_n)
     slot = split.rounds * config.block_n * config.block_l + 3 * config.block_n
@@ -24,11 +31,13 @@ def scratch_of(
         B * tiles * split.parts * slot,
         B * split.rounds * split.parts * config.block_l,
         B * tiles * config.block_n,
+        B * tiles * config.block_n * spreads,
         B * rank.block_s if rank.chunked else 0,
     ]
-    parts, squares, keys, lists = empty((sum(sizes),), dtype=torch.float32, device=device).split(sizes)
+    parts, squares, *integers = empty((sum(sizes),), dtype=torch.float32, device=device).split(sizes)
+    keys, spread_keys, lists = (piece.view(torch.int32) for piece in integers)
     counters = held(zeroed_counters, device, B * (tiles + 1 + BINS * rank.chunked))
-    return Scratch(parts, squares, keys.view(torch.int32), lists.view(torch.int32), counters)
+    return Scratch(parts, squares, keys, lists, counters, spread_keys if spreads else None)
 
 
 def zeroed_counters(device: torch.device, size: int, use: str = "tiles") -> torch.Tensor:

@@ -6,9 +6,10 @@ selection of ``kept + K`` serves the whole sequence, and a capacity below the ke
 
 from __future__ import annotations
 
-from asymvlm_kernels._triton import tl, triton
+from asymvlm_kernels._triton import constant, tl, triton
 from asymvlm_kernels.device import multiply_f64, sum_both
 from asymvlm_kernels.prefill.order import keep_best, key_score, kth_key, places_of, three_keys
+from asymvlm_kernels.prefill.prune import budget_numbers
 from asymvlm_kernels.prefill.prune.keys import (
     BINS,
     PROTECTED,
@@ -18,20 +19,23 @@ from asymvlm_kernels.prefill.prune.keys import (
     take_histogram,
 )
 
+RATIOS = constant(budget_numbers.RATIOS)
+LINEAR = constant(budget_numbers.LINEAR)
+
 
 @triton.jit
 def keep_millionths(gap, budget):
     """Keep ratio in millionths, int64: bit for bit what ``budget.millionths(gap)`` answers.
 
-    ``budget``: whether it is linear, three ratios, five float64 numbers as bits. Those of a linear one are target,
-    slope, mean gap, minimum and maximum; else the first two are the gaps between the ratios.
+    ``budget``: its kind (see `budget_numbers`), three ratios, five float64 numbers as bits. Those of a linear one are
+    target, slope, mean gap, minimum and maximum; else the first two are the gaps between the ratios.
     """
-    linear, ratio_0, ratio_1, ratio_2, number_0, number_1, number_2, number_3, number_4 = budget
+    kind, ratio_0, ratio_1, ratio_2, number_0, number_1, number_2, number_3, number_4 = budget
     gap = gap.to(tl.float64)
     first = number_0.to(tl.int64).to(tl.float64, bitcast=True)
     second = number_1.to(tl.int64).to(tl.float64, bitcast=True)
     result = tl.where(gap >= second, ratio_2, tl.where(gap >= first, ratio_1, ratio_0)).to(tl.int64)
-    if linear != 0:
+    if kind == LINEAR:
         mean = number_2.to(tl.int64).to(tl.float64, bitcast=True)
         minimum = number_3.to(tl.int64).to(tl.float64, bitcast=True)
         maximum = number_4.to(tl.int64).to(tl.float64, bitcast=True)
@@ -45,10 +49,27 @@ def keep_millionths(gap, budget):
 
 
 @triton.jit
-def count_of(N, millionths, has_text, most):
-    """How many of ``N`` tokens are kept: at least one, at most ``most``, and all where there is no text."""
-    count = tl.maximum(N.to(tl.int64) * millionths // 1000000, 1).to(tl.int32)
+def ratio_count(N, millionths):
+    """The part of ``N`` tokens that a ratio keeps: at least one."""
+    return tl.maximum(N.to(tl.int64) * millionths // 1000000, 1).to(tl.int32)
+
+
+@triton.jit
+def limit_count(count, N, has_text, most):
+    """How many of ``N`` tokens are kept: at most ``most``, and all where there is no text."""
     return tl.minimum(tl.where(has_text, tl.minimum(count, N), N), most)
+
+
+@triton.jit
+def cut_key(keys, prunable, always, count, capacity):
+    """`kth_key` of all ``keys`` for those that must stay and ``count`` of the ``prunable`` ones."""
+    if always > capacity:  # none of the others
+        kth, above = kth_key(tl.where(keys >= PROTECTED, keys, 0).to(tl.uint32), capacity)
+    else:
+        kth, above = kth_key(prunable, count)
+        kth = tl.where(count > 0, kth, PROTECTED - 1).to(tl.uint32)
+        above += always
+    return kth, above
 
 
 @triton.jit
@@ -86,7 +107,7 @@ def select_sample(
     ``THREADS``: one for each thread, which then holds neighbours in the order.
     """
     WIDTH: tl.constexpr = max(min(BLOCK_S // THREADS, 16), 1)
-    linear, ratio_0, ratio_1, ratio_2, _, _, _, _, _ = budget
+    kind, ratio_0, ratio_1, ratio_2, _, _, _, _, _ = budget
     if LONG:
         counts = take_histogram(histogram_ptr)
         always = tl.sum(tl.where(tl.arange(0, BINS) == BINS - 1, counts, 0), 0)
@@ -94,7 +115,8 @@ def select_sample(
         k = tl.maximum(N // 4, 1)
         high, low = quartile_keys_long(keys_ptr, list_ptr, counts, k, N - k + 1, S, BLOCK_S)
         gap = key_score(high) - key_score(low)  # no token: high is key 0, so NaN
-        count = count_of(N, keep_millionths(gap, budget), has_text, tl.maximum(capacity - always, 0))
+        wanted = ratio_count(N, keep_millionths(gap, budget))
+        count = limit_count(wanted, N, has_text, tl.maximum(capacity - always, 0))
         length = tl.minimum(always + count, capacity)
         kth, above = cut_key_long(keys_ptr, list_ptr, counts, length, S, BLOCK_S)
     else:
@@ -104,19 +126,14 @@ def select_sample(
         k = tl.maximum(N // 4, 1)
         most = tl.maximum(capacity - always, 0)
         # a budget that needs no gap is known beforehand: one search finds the cut along with the quartiles
-        is_known = (linear == 0) & (ratio_0 == ratio_1) & (ratio_1 == ratio_2) & (always <= capacity)
-        count = count_of(N, ratio_0.to(tl.int64), has_text, most)
+        is_known = (kind == RATIOS) & (ratio_0 == ratio_1) & (ratio_1 == ratio_2) & (always <= capacity)
+        count = limit_count(ratio_count(N, ratio_0.to(tl.int64)), N, has_text, most)
         high, low, kth, above = three_keys(prunable, k, N - k + 1, count, is_known)
         above += always
         gap = key_score(high) - key_score(low)
         if is_known == 0:
-            count = count_of(N, keep_millionths(gap, budget), has_text, most)
-            if always > capacity:  # none of the others
-                kth, above = kth_key(tl.where(keys >= PROTECTED, keys, 0).to(tl.uint32), capacity)
-            else:
-                kth, above = kth_key(prunable, count)
-                kth = tl.where(count > 0, kth, PROTECTED - 1).to(tl.uint32)
-                above += always
+            count = limit_count(ratio_count(N, keep_millionths(gap, budget)), N, has_text, most)
+            kth, above = cut_key(keys, prunable, always, count, capacity)
         length = tl.minimum(always + count, capacity)
     tl.store(gap_ptr, gap)
     tl.store(count_ptr, count)

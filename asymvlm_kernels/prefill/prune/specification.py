@@ -7,18 +7,19 @@ registered ones it serves what the two launches do not take on. `gather_sequence
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from asymvlm_kernels.budget import AtLeastRelevant, Budget, ScoreBudget, budget_counts, counts_scores
 from asymvlm_kernels.millionths import MILLION
 from asymvlm_kernels.prefill import reference
-from asymvlm_kernels.prefill.prune.budget_numbers import EncodedBudget
+from asymvlm_kernels.prefill.prune.budget_numbers import decode_budget
 from asymvlm_kernels.prefill.prune.groups import guaranteed_tokens, rank_sure
+from asymvlm_kernels.prefill.prune.score_rule import ScoreRule
 from asymvlm_kernels.prefill.spread import Spread
 
-ScoreSelect = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+ScoreSelect = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]
 GatherSequence = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]
 
 
@@ -53,12 +54,12 @@ def select_places(
     spreading: tuple[Spread, torch.Tensor] | None = None,
     floor: AtLeastRelevant | None = None,
     static: bool = False,
-) -> tuple[ScoreSelect, torch.Tensor]:
+) -> ScoreSelect:
     """Scores, gap, K, length and kept places of each row: arguments as those of `prune_sequence`.
 
     Every token that must stay ranks above every score, so one selection of ``kept + K`` serves the whole sequence. The
-    places ``(B, S)`` int32 are ascending, padded with -1. ``static``: reads no length on the host. Beside them the
-    scores before they spread.
+    places ``(B, S)`` int32 are ascending, padded with -1. ``static``: reads no length on the host. The list at the end
+    holds the scores before they spread, where they do.
     """
     embeds, vision_mask, text_mask, protect, weight = tokens
     prunable, must_stay, text = reference.token_roles(vision_mask, text_mask, protect)
@@ -71,7 +72,7 @@ def select_places(
         scores, scored = reference.given_scores(given, prunable), torch.ones_like(scored)
     own = scores
     if spreading is not None:
-        scores = spreading[0].apply(scores, spreading[1])
+        scores = spreading[0].apply(scores, spreading[1]).clamp_max(reference.SECOND_HIGHEST)  # sums are rounded
     gap = steps.importance_gap(scores, prunable)
     num_tokens = prunable.sum(-1)
     wanted = budget_counts(budget, scores, gap, prunable)
@@ -92,7 +93,7 @@ def select_places(
     counts = counts.minimum((capacity - stay).clamp_min(0))
     lengths = (stay + counts).clamp_max(capacity)
     order = steps.select_tokens(rank, lengths, prunable | must_stay, embeds.shape[1])
-    return (scores, gap, counts, lengths, order.to(torch.int32)), own
+    return scores, gap, counts, lengths, order.to(torch.int32), [] if spreading is None else [own]
 
 
 def longest(lengths: torch.Tensor) -> int:
@@ -114,9 +115,13 @@ def score_select(
     numbers: Sequence[float],
     capacity: int,
     given: torch.Tensor | None = None,
+    *told: Any,
 ) -> ScoreSelect:
-    tokens = (embeds, vision_mask, text_mask, protect, weight)
-    return select_places(PLAIN, tokens, given, EncodedBudget(ratios, numbers), capacity)[0]
+    """``told``: a `ScoreRule`."""
+    tokens, rule = (embeds, vision_mask, text_mask, protect, weight), ScoreRule(*told)
+    budget = decode_budget(ratios, numbers)
+    options: dict[str, Any] = {"spreading": rule.spreading, "floor": rule.plain_floor}
+    return select_places(PLAIN, tokens, given, budget, capacity, **options)
 
 
 def gather_sequence(

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 
 class Tokens(NamedTuple):
-    """A batch of prompts before it is shortened. The last two may be None."""
+    """A batch of prompts before it is shortened. The last three may be None."""
 
     embeds: Any  # (B, S, D)
     vision_mask: Any  # (B, S) bool, as the other masks
     text_mask: Any
     protect: Any
     weight: Any  # (D,) fp32
+    lines: Any = None  # (B, S) int64 or int32, along which scores spread
 
 
 class Kept(NamedTuple):
@@ -27,6 +28,13 @@ class Kept(NamedTuple):
     counts: Any  # (B,) int32, K
     lengths: Any  # (B,) int32
     order: Any  # (B, S) int32, the kept places, ascending, padded with -1
+    own: Any = None  # (B, S) fp32, the scores before they spread; None where they do not
+
+
+def kept_of(outputs: tuple[Any, ...]) -> Kept:
+    """The outputs of `score_select`, of which the last is a list: the scores before they spread, if they do."""
+    *results, own = outputs
+    return Kept(*results, *own)
 
 
 class Scratch(NamedTuple):
@@ -37,3 +45,4 @@ class Scratch(NamedTuple):
     keys: Any  # int32, B x tiles x block_n rank keys
     lists: Any  # int32, B x block_s keys of a bin, for long rows
     counters: Any  # int32, B x (bins of a long row, one a tile, one for the sample)
+    spread_keys: Any = None  # int32, as many as keys: those of the scores after they have spread

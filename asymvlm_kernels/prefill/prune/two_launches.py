@@ -19,18 +19,20 @@ from asymvlm_kernels.launch import empty, launch, remember
 from asymvlm_kernels.prefill import reference
 from asymvlm_kernels.prefill.gather import _bits
 from asymvlm_kernels.prefill.prune import specification
-from asymvlm_kernels.prefill.prune.budget_numbers import encode_budget, number_bits
+from asymvlm_kernels.prefill.prune.budget_numbers import budget_arguments, encode_budget
 from asymvlm_kernels.prefill.prune.gather_item import _gather_sequence_kernel, encoded
 from asymvlm_kernels.prefill.prune.given_scores import select_given
 from asymvlm_kernels.prefill.prune.score_item import _score_select_kernel
+from asymvlm_kernels.prefill.prune.score_rule import ScoreRule
 from asymvlm_kernels.prefill.prune.scratch import scratch_of
 from asymvlm_kernels.prefill.prune.specification import GatherSequence, ScoreSelect
-from asymvlm_kernels.prefill.prune.tokens import Kept, Tokens
+from asymvlm_kernels.prefill.prune.tokens import Tokens, kept_of
 from asymvlm_kernels.tuning.prefill import GatherConfig, architecture, processors, row_vector
 from asymvlm_kernels.tuning.prune import gather_sequence_config, rank_config, score_select_config, split_of
 
 LONGEST = 65536  # places of a sequence
 MOST_CARRIES = 8
+TOLD = "Tensor? lines=None, int reach=0, float share=1.0, float[] floor=[]"  # a `ScoreRule`
 CARRY_ROWS = 512  # rows of a narrow tensor that one program moves
 
 __all__ = [
@@ -58,31 +60,39 @@ def _score_select_triton(
     numbers: Sequence[float],
     capacity: int,
     given: torch.Tensor | None = None,
-    *,
+    *told: Any,
     overlap: bool = False,
 ) -> ScoreSelect:
     B, S, D = embeds.shape
-    outputs = _score_select_fake(embeds, vision_mask, text_mask, protect, weight, ratios, numbers, capacity)
+    outputs = _score_select_fake(
+        embeds, vision_mask, text_mask, protect, weight, ratios, numbers, capacity, given, *told
+    )
     if B == 0 or S == 0:
         return nothing_selected(outputs)
+    rule = ScoreRule(*told)
     if given is not None:
-        select_given(given, (vision_mask, text_mask, protect), outputs, ratios, numbers, capacity)
+        select_given(given, (vision_mask, text_mask, protect), outputs, ratios, numbers, capacity, rule)
         return outputs
     tokens = (embeds, vision_mask, text_mask, protect, weight)
-    arguments, constants, programs = score_launch(tokens, outputs, ratios, numbers, capacity)
+    arguments, constants, programs = score_launch(tokens, outputs, ratios, numbers, capacity, rule)
     launch(_score_select_kernel, (programs, B), *arguments, **constants, OVERLAP=overlap)
     return outputs
 
 
 def nothing_selected(outputs: ScoreSelect) -> ScoreSelect:
     """The answer for samples without a single place."""
-    _, gap, counts, lengths, _ = outputs
+    _, gap, counts, lengths, *_ = outputs
     gap.fill_(float("nan")), counts.zero_(), lengths.zero_()
     return outputs
 
 
 def score_launch(
-    tokens: tuple[Any, ...], outputs: ScoreSelect, ratios: Sequence[int], numbers: Sequence[float], capacity: int
+    tokens: tuple[Any, ...],
+    outputs: ScoreSelect,
+    ratios: Sequence[int],
+    numbers: Sequence[float],
+    capacity: int,
+    rule: ScoreRule,
 ) -> tuple[list[Any], dict[str, Any], int]:
     """Arguments and constants of a kernel that runs `score_item`, and the programs of a sample."""
     embeds, vision_mask, text_mask, protect, weight = tokens
@@ -93,21 +103,21 @@ def score_launch(
     tiles = triton.cdiv(S, config.block_n)
     split = split_of(B * tiles, D, config, processors(embeds.device))
     arguments = [
-        Tokens(*tokens),
-        Kept(*outputs),
-        scratch_of(B, S, config, split, rank, embeds.device),
+        Tokens(*tokens)._replace(lines=rule.lines),
+        kept_of(outputs),
+        scratch_of(B, S, config, split, rank, embeds.device, spreads=rule.lines is not None),
         *embeds.stride(),
         0 if weight is None else weight.stride(0),
         *vision_mask.stride(),
         *text_mask.stride(),
         *((0, 0) if protect is None else protect.stride()),
+        *rule.line_strides,
         S,
         split.parts,
         split.rounds,
         capacity,
-        int(not ratios),
-        *(ratios or (0, 0, 0)),
-        *number_bits(numbers, rounded=bool(ratios)),
+        *rule.numbers,
+        *budget_arguments(ratios, numbers),
     ]
     constants = {
         "EPSILON": reference.EPSILON,
@@ -121,6 +131,7 @@ def score_launch(
         "BLOCK_S": rank.block_s,
         "THREADS": 32 * config.num_warps,
         "LONG": rank.chunked,
+        "BY_SCORES": rule.ranks_by_scores(ratios),
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
         "maxnreg": 65536 // (32 * config.num_warps) - 1,  # where ptxas chooses, it aims lower and spills
@@ -138,12 +149,16 @@ def _score_select_fake(
     numbers: Sequence[float],
     capacity: int,
     given: torch.Tensor | None = None,
+    *told: Any,
 ) -> ScoreSelect:
     B, S, _ = embeds.shape
     scores = empty((B, S), dtype=torch.float32, device=embeds.device)
     gap = empty((B,), dtype=torch.float32, device=embeds.device)
     counts, lengths = (empty((B,), dtype=torch.int32, device=embeds.device) for _ in range(2))
-    return scores, gap, counts, lengths, empty((B, S), dtype=torch.int32, device=embeds.device)
+    order = empty((B, S), dtype=torch.int32, device=embeds.device)
+    spreads = ScoreRule(*told).lines is not None
+    own = [empty((B, S), dtype=torch.float32, device=embeds.device)] if spreads else []
+    return scores, gap, counts, lengths, order, own
 
 
 @remember
@@ -251,8 +266,8 @@ def _gather_sequence_fake(
 
 score_select = define_op(
     "score_select(Tensor embeds, Tensor vision_mask, Tensor text_mask, Tensor? protect, Tensor? weight, "
-    "SymInt[] ratios, float[] numbers, SymInt capacity, Tensor? given=None) -> "
-    "(Tensor scores, Tensor gap, Tensor counts, Tensor lengths, Tensor order)",
+    "SymInt[] ratios, float[] numbers, SymInt capacity, Tensor? given=None, " + TOLD + ") -> "
+    "(Tensor scores, Tensor gap, Tensor counts, Tensor lengths, Tensor order, Tensor[] own)",
     reference=specification.score_select,
     triton=_score_select_triton,
     fake=_score_select_fake,

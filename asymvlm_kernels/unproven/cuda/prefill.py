@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from asymvlm_kernels.prefill.prune.known_length import (
     _prune_static_fake,
     _prune_static_reference,
 )
+from asymvlm_kernels.prefill.prune.score_rule import ScoreRule
 from asymvlm_kernels.prefill.prune.scratch import zeroed_counters
 from asymvlm_kernels.prefill.prune.two_launches import ScoreSelect, _score_select_fake, _score_select_reference
 from asymvlm_kernels.unproven.cuda import library as cuda
@@ -77,10 +79,11 @@ def _score_select_cuda(
     numbers: Sequence[float],
     capacity: int,
     given: torch.Tensor | None = None,
+    *told: Any,
 ) -> ScoreSelect:
-    refuse_given(given)
+    refuse(given, ratios, told)
     outputs = _score_select_fake(embeds, vision_mask, text_mask, protect, weight, ratios, numbers, capacity)
-    *results, order = outputs
+    *results, order, _ = outputs
     tokens = (embeds, vision_mask, text_mask, protect, weight)
     if embeds.numel() == 0:
         return _score_select_reference(*tokens, ratios, numbers, capacity)
@@ -88,10 +91,12 @@ def _score_select_cuda(
     return outputs
 
 
-def refuse_given(given: torch.Tensor | None) -> None:
-    """The library has no kernel for scores of the caller's own."""
+def refuse(given: torch.Tensor | None, ratios: Sequence[int], told: tuple[Any, ...]) -> None:
+    """The library has no kernel for scores of the caller's own, nor for what looks at all scores of a sample."""
     if given is not None:
         raise Unsupported("it scores vision tokens itself, and scores were given")
+    if ScoreRule(*told).ranks_by_scores(ratios):
+        raise Unsupported("it knows no spread, no relative threshold and no floor of relevant tokens")
 
 
 def prune(
@@ -197,13 +202,14 @@ def _prune_static_cuda(
     capacity: int,
     left: bool,
     given: torch.Tensor | None = None,
+    *told: Any,
 ) -> PruneStatic:
     tokens = (embeds, vision_mask, text_mask, protect, weight)
-    refuse_given(given)
+    refuse(given, ratios, told)
     if embeds.numel() == 0:
         return _prune_static_reference(*tokens, ratios, numbers, carry, pads, stacked, capacity, left)
     outputs = _prune_static_fake(*tokens, ratios, numbers, carry, pads, stacked, capacity, left)
-    *results, out, index, outs = outputs
+    *results, out, index, outs, _ = outputs
     words = [carry_words(tensor, is_stacked) for tensor, is_stacked in zip(carry, stacked, strict=True)]
     carries = [
         carry_of(word, result, is_stacked, pad, result.dtype)

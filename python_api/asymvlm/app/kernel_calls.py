@@ -51,6 +51,7 @@ def kernel_calls(
         given=given,
         sums=methods,
         choices=tuple(lengths) if methods else (),
+        by_scores=True,
         stepwise=True,
         gathers=(0, text.hidden_size, *((layers * beside,) if adapter.decoder_rows and beside else ())),
         heads=tuple(sorted(attention_heads(text))),

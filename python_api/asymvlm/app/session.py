@@ -12,7 +12,7 @@ import torch
 
 from asymvlm.files.json_files import first_line
 from asymvlm.files.pictures import PictureError, as_page
-from asymvlm.hf.arguments import IDS, cache_of
+from asymvlm.hf.arguments import IDS, MASK, cache_of
 from asymvlm.models.flops import cache_bytes
 
 if TYPE_CHECKING:
@@ -120,6 +120,11 @@ class Session:
             raise InputError(str(error)) from error
         except (ValueError, TypeError, IndexError, ImportError) as error:
             raise InputError(f"the processor of {self.name} refused the prompt: {first_line(error)}") from error
+        if padded and (MASK not in inputs or not bool(inputs[MASK][:, -1].all())):
+            raise InputError(
+                f"the processor of {self.name} ({type(self.processor).__name__}) does not pad {len(rows)} prompts on "
+                "the left with a mask, wanted one prompt at a time: a batch size of 1"
+            )
         return inputs.to(self.model.device, dtype=self.model.dtype)
 
     def _from_template(self, pages: list[list[Any]], questions: list[str], padded: dict[str, Any]) -> Any:

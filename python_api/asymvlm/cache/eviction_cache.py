@@ -86,7 +86,10 @@ class EvictionCache(Cache):
         if static and capacity is None:
             raise ValueError("a static cache needs its capacity, the slots to allocate, got None")
         if static and scope != "decoder":
-            raise NotImplementedError(f"a static cache holds the same tokens in every layer, got scope {scope!r}")
+            raise NotImplementedError(
+                f"a static cache holds the same tokens in every layer, got scope {scope!r}: "
+                "TextEviction(scope='decoder') and TextEviction.paper make one choice for all layers"
+            )
         if static and limited:
             raise NotImplementedError("a limit of the whole cache needs a cache that grows, got a static one")
         groups = getattr(text_config, "num_key_value_heads", None) or text_config.num_attention_heads

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from asymvlm.cache.choose import lowest
-from asymvlm.cache.table import FREE, Table, scatter_slots
-from asymvlm.settings.policies import TextEviction
+from asymvlm.cache.table import FREE, SUMS, Table, scatter_slots
+from asymvlm.settings.eviction import TextEviction
 
 
 class FixedTable(Table):
@@ -18,6 +18,7 @@ class FixedTable(Table):
     generated: torch.Tensor  # () int64, tokens of a row, evicted ones included
     first_generated: torch.Tensor  # () int64, `prompt_end` as the compiled step sees it
     evicted: torch.Tensor  # (lines,) int64
+    sums: torch.Tensor  # (lines, capacity) fp32, the one row of state
     static = True
 
     def __init__(self, capacity: int, heads: int = 1) -> None:
@@ -30,6 +31,7 @@ class FixedTable(Table):
         super()._make(rows, device)
         self.length, self.generated, self.first_generated = torch.zeros((3,), dtype=torch.int64, device=device).unbind()
         self.evicted = torch.zeros((self.lines,), dtype=torch.int64, device=device)
+        self.sums = torch.zeros((self.lines, self.capacity), device=device)
         if not torch.compiler.is_compiling():
             for tensor in self.tensors():
                 torch._dynamo.mark_static_address(tensor)  # as transformers does: in-place updates, one CUDA graph
@@ -37,7 +39,7 @@ class FixedTable(Table):
     def tensors(self) -> list[torch.Tensor]:
         if not self.rows:
             return []
-        return [*super().tensors(), self.length, self.generated, self.first_generated, self.evicted]
+        return [*super().tensors(), self.length, self.generated, self.first_generated, self.evicted, self.sums]
 
     @property
     def past(self) -> Any:
@@ -78,9 +80,11 @@ class FixedTable(Table):
         may_go = self._may_go(columns, made, real)
         self.slot_pos.scatter_(1, index, self._places(columns, real))
         self.evictable.scatter_(1, index, may_go.expand(self.lines, -1))
+        self.sums.scatter_(1, index, 0.0)
         self.generated.add_(made.sum())
         self.length.add_(queries)
         self._index, self._columns = index, columns
+        self.generating = made[-1]
         self.open = True
 
     def write(self, storage: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
@@ -99,6 +103,13 @@ class FixedTable(Table):
 
     def slots_in_use(self) -> torch.Tensor:
         return self.slot_pos
+
+    def named(self, name: str) -> torch.Tensor:
+        assert name == SUMS
+        return self.sums
+
+    def add_up(self, attention: torch.Tensor) -> torch.Tensor:
+        return self.sums.add_(attention.to(self.sums.device) * self.generating)
 
     def evict(self, scores: torch.Tensor, policy: TextEviction) -> None:
         scores = scores.to(self.slot_pos.device)
@@ -119,14 +130,14 @@ class FixedTable(Table):
     def reset(self) -> None:
         if self.rows:
             self.slot_pos.fill_(FREE)
-            for tensor in (self.evictable, self.length, self.generated, self.evicted):
+            for tensor in (self.evictable, self.length, self.generated, self.evicted, self.sums):
                 tensor.zero_()
         self.prompt_end = self.prompt_mask = None
         self.open = False
 
     def pick_rows(self, rows: torch.Tensor) -> None:
         lines = self.lines_of(rows)
-        for tensor in (self.slot_pos, self.evictable, self.evicted):
+        for tensor in (self.slot_pos, self.evictable, self.evicted, self.sums):
             tensor.copy_(tensor[lines])
 
     def counters(self) -> dict[str, Any]:

@@ -7,15 +7,18 @@ from typing import Any
 import torch
 
 from asymvlm.cache.choose import lowest
-from asymvlm.cache.table import FREE, Table, enlarged, scatter_slots
-from asymvlm.settings.policies import TextEviction
+from asymvlm.cache.table import FREE, SUMS, Table, enlarged, scatter_slots
+from asymvlm.settings.eviction import TextEviction
 from asymvlm_kernels import move_slots_, plan_moves
 
 CHUNK = 128  # slots that a cache of unknown length grows by, at least
 
 
 class GrowingTable(Table):
-    """Counts on the host, so nothing synchronises; freed slots are closed by moving tokens from the tail into them."""
+    """Counts on the host, so nothing synchronises; freed slots are closed by moving tokens from the tail into them.
+
+    ``state`` are named ``(lines, capacity)`` fp32 rows, made when they are first asked for.
+    """
 
     static = False
 
@@ -31,7 +34,9 @@ class GrowingTable(Table):
         self.live: list[int] = []  # slots in use, by line
         self.held: list[int] = []  # generated tokens less those evicted
         self.evicted: list[int] = []
+        self.generating = False
         self.has_padding = False
+        self.state: dict[str, torch.Tensor] = {}
         self._queries = 0
         self._start: int | None = None
         self._index: torch.Tensor | None = None
@@ -87,8 +92,24 @@ class GrowingTable(Table):
         self.live = [live + queries for live in self.live]
         self.held = [held + generated for held in self.held]
         self.generated += generated
+        self.generating = generated > 0
         self.length, self._queries = end, queries
         self.open = True
+        for name in self.state:
+            self.put(name, torch.zeros((rows, queries), device=device))
+
+    def named(self, name: str) -> torch.Tensor:
+        if name not in self.state:
+            self.state[name] = torch.zeros((self.lines, self.capacity), device=self.slot_pos.device)
+        return self.state[name][:, : self.span]
+
+    def put(self, name: str, values: torch.Tensor) -> None:
+        """A row of state for the tokens of the step, ``(B, queries)``."""
+        row, values = self.named(name), self.by_line(values.to(self.slot_pos.device, torch.float32))
+        if self._index is None:
+            row[:, self._start :] = values
+        else:
+            row.scatter_(1, self._index, values)
 
     def _mark(self, columns: torch.Tensor, real: torch.Tensor | None, first_generated: int) -> None:
         places, made = self._places(columns, real), self._may_go(columns, columns >= first_generated, real)
@@ -106,13 +127,21 @@ class GrowingTable(Table):
         if self.rows:
             self._enlarge()
 
+    def add_up(self, attention: torch.Tensor) -> torch.Tensor:
+        sums = self.named(SUMS)
+        return sums.add_(attention.to(sums.device)) if self.generating else sums
+
     def _enlarge(self) -> None:
         self.slot_pos = enlarged(self.slot_pos, 1, self.capacity, FREE)
         self.evictable = enlarged(self.evictable, 1, self.capacity, False)
+        self.state = {name: enlarged(row, 1, self.capacity, 0.0) for name, row in self.state.items()}
 
     def _by_slot(self) -> list[torch.Tensor]:
         """What is known of each slot, ``(lines, capacity)`` each: it moves with the slot's token."""
-        return [self.slot_pos, self.evictable]
+        return [self.slot_pos, self.evictable, *self.state.values()]
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [*super().tensors(), *self.state.values()]
 
     def write(self, storage: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         if self._index is None:
@@ -186,6 +215,7 @@ class GrowingTable(Table):
     def pick_rows(self, rows: torch.Tensor) -> None:
         lines = self.lines_of(rows)
         self.slot_pos, self.evictable = self.slot_pos[lines], self.evictable[lines]
+        self.state = {name: row[lines] for name, row in self.state.items()}
         chosen = [0] * len(lines) if len({*zip(self.live, self.held, self.evicted)}) == 1 else lines.tolist()
         self.live, self.held, self.evicted = (
             [counts[row] for row in chosen] for counts in (self.live, self.held, self.evicted)

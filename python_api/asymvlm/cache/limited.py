@@ -1,4 +1,4 @@
-"""The slot table of a cache with a limit: it counts the tokens of each line, and state travels with its slots."""
+"""The slot table of a cache with a limit: it counts the tokens of each line."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ import torch
 
 from asymvlm.cache.choose import lowest
 from asymvlm.cache.growing import GrowingTable
-from asymvlm.cache.table import PADDING, enlarged
+from asymvlm.cache.table import PADDING
 
 
 class LimitedTable(GrowingTable):
     """A `GrowingTable` for `CacheLimit`: lines hold different numbers of tokens, by limits of their own.
 
-    ``state`` are named ``(lines, capacity)`` fp32 rows, 0 for a new token, that move with their slots. Host counts by
-    line: ``tokens`` held and ``prompt`` tokens seen, both without padding; ``limits`` (None: no limit) and ``recent``,
-    the newest tokens that stay.
+    Host counts by line: ``tokens`` held and ``prompt`` tokens seen, both without padding; ``limits`` (None: no limit)
+    and ``recent``, the newest tokens that stay.
     """
 
     def _begin_anew(self) -> None:
         super()._begin_anew()
-        self.state: dict[str, torch.Tensor] = {}
         self.tokens: list[int] = []
         self.prompt: list[int] = []
         self.limits: list[int | None] = []
@@ -45,8 +43,6 @@ class LimitedTable(GrowingTable):
         if made:
             self._note_made(first + queries - made, first + queries)
         self.prompt = [seen + max(count - made, 0) for seen, count in zip(self.prompt, new)]
-        for name in self.state:
-            self.put(name, torch.zeros((rows, queries), device=device))
 
     def _note_made(self, start: int, stop: int) -> None:
         if self._made and self._made[-1].stop == start:
@@ -60,30 +56,6 @@ class LimitedTable(GrowingTable):
         own = torch.ones_like(columns).expand(self.rows, -1) if real is None else real.long()
         first = seen + self.by_line(own.cumsum(1)) <= self.sinks  # among the prompt's first tokens
         return made | (self.by_line(own > 0) & ~first)
-
-    def named(self, name: str) -> torch.Tensor:
-        """A row of state, as far as slots are in use, ``(lines, slots)``: a view to write to."""
-        if name not in self.state:
-            self.state[name] = torch.zeros((self.lines, self.capacity), device=self.slot_pos.device)
-        return self.state[name][:, : self.span]
-
-    def put(self, name: str, values: torch.Tensor) -> None:
-        """A row of state for the tokens of the step, ``(B, queries)``."""
-        row, values = self.named(name), self.by_line(values.to(self.slot_pos.device, torch.float32))
-        if self._index is None:
-            row[:, self._start :] = values
-        else:
-            row.scatter_(1, self._index, values)
-
-    def _enlarge(self) -> None:
-        super()._enlarge()
-        self.state = {name: enlarged(row, 1, self.capacity, 0.0) for name, row in self.state.items()}
-
-    def _by_slot(self) -> list[torch.Tensor]:
-        return [*super()._by_slot(), *self.state.values()]
-
-    def tensors(self) -> list[torch.Tensor]:
-        return [*super().tensors(), *self.state.values()]
 
     def over(self) -> list[int]:
         """Tokens that each line holds beyond its limit. With the prompt protected only generated ones count."""
@@ -144,7 +116,6 @@ class LimitedTable(GrowingTable):
 
     def pick_rows(self, rows: torch.Tensor) -> None:
         lines = self.lines_of(rows)
-        self.state = {name: row[lines] for name, row in self.state.items()}
         known = list(zip(self.tokens, self.prompt, self.limits, self.recent))
         super().pick_rows(rows)
         chosen = [known[line] for line in ([0] * len(lines) if len({*known}) == 1 else lines.tolist())]

@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from asymvlm.settings.policies import TextEviction
+from asymvlm.settings.eviction import TextEviction
 
 FREE, PADDING = -1, -2  # in `slot_pos`; a padding slot is in use and never seen
+SUMS = "attention"  # the row of state that attention is added up in
 
 
 class Table(ABC):
@@ -36,6 +37,7 @@ class Table(ABC):
     slot_pos: torch.Tensor
     evictable: torch.Tensor
     generated: Any  # tokens of a row, evicted ones included: a number, or a () int64 tensor
+    generating: Any  # whether the step's last token is a generated one: a bool, or a () bool tensor
 
     def __init__(self, capacity: int | None, heads: int = 1) -> None:
         self.capacity = capacity or 0
@@ -114,6 +116,17 @@ class Table(ABC):
         """``slot_pos`` as far as a step reads it, contiguous."""
 
     @abstractmethod
+    def named(self, name: str) -> torch.Tensor:
+        """A row of state as far as a step reads it, ``(lines, slots in use)`` fp32: a view to write to.
+
+        It is 0 for a new token and moves with the token's slot.
+        """
+
+    @abstractmethod
+    def add_up(self, attention: torch.Tensor) -> torch.Tensor:
+        """Add a step's attention ``(lines, slots in use)`` to the sums where its token is a generated one; the sums."""
+
+    @abstractmethod
     def evict(self, scores: torch.Tensor, policy: TextEviction) -> None:
         """Free the slots of the lowest scored tokens that may go. ``scores`` ``(lines, slots in use)`` fp32."""
 
@@ -175,11 +188,15 @@ class Table(ABC):
 
     def alive(self, start: int, width: int) -> torch.Tensor:
         """``(B, width)`` bool: which of the columns from ``start`` on are still held, by a head at least."""
+        alive = self.alive_by_line(start, width)
+        return alive if self.heads == 1 else alive.view(self.rows, self.heads, width).any(1)
+
+    def alive_by_line(self, start: int, width: int) -> torch.Tensor:
+        """``(lines, width)`` bool: as `alive`, of each line."""
         column = self.slot_pos.long() - start
         inside = (self.slot_pos >= 0) & (column >= 0) & (column < width)
         alive = torch.zeros((self.lines, width + 1), dtype=torch.bool, device=column.device)
-        alive = alive.scatter_(1, column.masked_fill(~inside, width), True)[:, :width]
-        return alive if self.heads == 1 else alive.view(self.rows, self.heads, width).any(1)
+        return alive.scatter_(1, column.masked_fill(~inside, width), True)[:, :width]
 
 
 def scatter_slots(storage: torch.Tensor, index: torch.Tensor, new: torch.Tensor) -> None:

@@ -72,6 +72,7 @@ def calibrate_budget(
     text: str | UserTurns = "all",
     processor: Any = None,
     spread: Spread | None = None,
+    background: int = 0,
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> Calibration:
@@ -93,6 +94,8 @@ def calibrate_budget(
         text, processor: what vision is scored against, as in `VisionPruning`.
         spread: as in `VisionPruning`. A budget belongs to the scores it was fitted to: with others it keeps another
             share, so the scorer remembers, and `VisionPruning` warns where it is used otherwise.
+        background: as in `VisionPruning`, and remembered likewise. ``average`` counts these tokens in; ``minimum``,
+            ``maximum`` and ``ratios`` are shares of the others.
         checkpoint: folder that keeps every measurement, so that an interrupted run goes on.
         progress: show a bar on stderr.
     Returns:
@@ -105,15 +108,15 @@ def calibrate_budget(
     if len(samples) == 0:
         raise ValueError("calibrate_budget needs samples, got none")
     lowest, highest, bounds = _bounds(method, average, minimum, maximum)
-    ladder = _ladder(ratios, average, lowest, highest)
+    steps = len(_ladder(ratios, average, lowest, highest))
     learned = _scorer(model, scorer).replace(budget=None, calibration={})  # both are about to be made
-    policy = VisionPruning(scorer=learned, text=text, processor=processor, spread=spread)
+    policy = VisionPruning(learned, text=text, processor=processor, spread=spread, background=background)
     policy.check_model(model)
     assert isinstance(policy.scorer, Scorer)
     turns = policy.text if isinstance(policy.text, UserTurns) else None
     folder = None if checkpoint is None else Path(checkpoint)
-    measurer = Measurer(model, policy.scorer, samples, metric, turns, folder, policy.spread)
-    total = len(samples) * (1 + len(ladder) + finalists)
+    measurer = Measurer(model, policy.scorer, samples, metric, turns, folder, policy.spread, background)
+    total = len(samples) * (1 + steps + finalists)
     with progress_bar("calibrating budget", total, shown=progress) as advance:
         for _ in measurer.look():
             advance("scores")
@@ -122,6 +125,8 @@ def calibrate_budget(
         scores, mask = measurer.rows.padded()
         gaps, num_tokens = importance_gap(scores, mask), measurer.rows.num_tokens
         _check_gaps(method, gaps, average)
+        ruled = _beside(background, num_tokens, average, lowest)
+        ladder = _ladder(ratios, ruled, lowest, highest)
 
         def measure(budget: AnyBudget, name: str) -> torch.Tensor:
             values: list[float] = []
@@ -132,14 +137,15 @@ def calibrate_budget(
 
         columns = [measure(UniformBudget(ratio), f"keep {ratio:.3g}") for ratio in ladder]
         table = fit.Table(torch.tensor(ladder, dtype=torch.float64), torch.stack(columns, 1), gaps, num_tokens)
-        candidates = _candidates(method, table, scores, mask, average, lowest, highest, bounds)
+        candidates = _candidates(method, table, scores, mask, ruled, lowest, highest, bounds)
         chosen = _apart(candidates)[:finalists]
         measured = [measure(candidate.budget, f"finalist {i + 1}") for i, candidate in enumerate(chosen)]
 
     def kept(budget: AnyBudget) -> float:
-        return float((budget_counts(budget, scores, gaps, mask).double() / num_tokens).mean())
+        counts = budget_counts(budget, scores, gaps, mask).double()
+        return float(((counts + background) / (num_tokens + background)).mean())
 
-    uniform = columns[ladder.index(average)]
+    uniform = columns[ladder.index(ruled)]
     order = sorted(range(len(chosen)), key=lambda i: (-float(measured[i].mean()), kept(chosen[i].budget)))
     best = order[0]
     difference = measured[best] - uniform
@@ -176,6 +182,7 @@ def calibrate_budget(
         )
     record = {name: value for name, value in result.to_dict().items() if name != "budget"} | {"wanted": average}
     record["spread"] = None if spread is None else dataclasses.asdict(spread)
+    record["background"] = background
     record[USUAL] = sorted(measurer.rows.relevant)[math.ceil(len(measurer.rows.relevant) * 0.95) - 1]
     owner = policy.scorer.replace(budget=result.budget, gaps=GapStatistics.of(gaps), calibration=record)
     return dataclasses.replace(result, scorer=owner)
@@ -224,6 +231,24 @@ def _bounds(
     lows = [lowest] if minimum is not None else [low for low in (lowest, average / 4, average / 2) if low >= lowest]
     highs = [highest] if maximum is not None else [highest, min(1.0, 2 * average)]
     return lowest, highest, sorted({(low, high) for low in lows for high in highs if low < average < high})
+
+
+def _beside(background: int, num_tokens: torch.Tensor, average: float, lowest: float) -> float:
+    """The average share that a budget may keep of the other tokens, where ``background`` ones of a sample stay anyway.
+
+    Raises:
+        ValueError: if these alone leave it no more than its minimum.
+    """
+    if not background:
+        return average
+    kept = float((background / (num_tokens + background).double()).mean())
+    ruled = (average - kept) / (1 - kept)
+    if ruled <= lowest:
+        raise ValueError(
+            f"{background} background tokens are {kept:.3g} of the tokens: average must exceed "
+            f"{kept + lowest * (1 - kept):.3g}, got {average}"
+        )
+    return ruled
 
 
 def _ladder(ratios: Sequence[float] | None, average: float, lowest: float, highest: float) -> list[float]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from asymvlm.files.json_files import FileError, parse, read_lines
 from asymvlm.patch import PatchHandle, patch
+from asymvlm.prompt.background import background_tokens
 from asymvlm.report.crowded import silence
 from asymvlm.settings.budget_file import AnyBudget, budget_to_dict
 from asymvlm.settings.policies import VisionPruning
@@ -30,7 +31,7 @@ class Rows:
     """Rows of all samples that have something to prune, in order. Everything is on the CPU."""
 
     def __init__(self) -> None:
-        self.scores: list[torch.Tensor] = []  # (N,) fp32, of the prunable tokens
+        self.scores: list[torch.Tensor] = []  # (N,) fp32, of the tokens that the budget rules over
         self.gaps: list[float] = []
         self.relevant: list[float] = []  # share of the tokens that look relevant, before scores spread
         self.usable: list[list[bool]] = []  # by sample and row
@@ -58,9 +59,10 @@ class Measurer:
         text: UserTurns | None,
         folder: Path | None,
         spread: Spread | None = None,
+        background: int = 0,
     ) -> None:
         self.model, self.scorer, self.samples, self.metric = model, scorer, samples, metric
-        self.spread = spread
+        self.spread, self.background = spread, background
         self.frozen = FrozenModel(model, turns=text)
         self.text: UserTurns | str = "all" if text is None else text
         self.file = None if folder is None else folder / FILE
@@ -71,12 +73,17 @@ class Measurer:
     def _header(self) -> dict[str, Any]:
         weight = [float(self.scorer.weight.sum()), float(self.scorer.weight.square().sum())]
         spread = {} if self.spread is None else {"spread": dataclasses.asdict(self.spread)}
-        return spread | {
-            "model": self.scorer.base.fingerprint,
-            "weight": weight,
-            "samples": len(self.samples),
-            "text": "all" if isinstance(self.text, str) else "user",
-        }
+        background = {"background": self.background} if self.background else {}
+        return (
+            spread
+            | background
+            | {
+                "model": self.scorer.base.fingerprint,
+                "weight": weight,
+                "samples": len(self.samples),
+                "text": "all" if isinstance(self.text, str) else "user",
+            }
+        )
 
     def _read(self) -> None:
         if self.file is None:
@@ -108,11 +115,12 @@ class Measurer:
                 relevant = AtLeastRelevant().relevant(own, batch.prunable) / batch.prunable.sum(-1)
                 if self.spread is not None:
                     scores = self.spread.apply(scores, batch.lines)
-            self.rows.usable.append(batch.trainable.tolist())
+            ruled = batch.prunable & ~background_tokens(scores, batch.prunable, self.background)
+            self.rows.usable.append((batch.trainable & ruled.any(-1)).tolist())
             for row, usable in enumerate(self.rows.usable[-1]):
                 if usable:
                     self.rows.relevant.append(float(relevant[row]))
-                    self.rows.scores.append(scores[row, batch.prunable[row]].cpu())
+                    self.rows.scores.append(scores[row, ruled[row]].cpu())
             yield number
 
     def measure(self, budget: AnyBudget) -> Iterator[list[float]]:
@@ -131,7 +139,7 @@ class Measurer:
 
     def _vision(self, budget: AnyBudget, text: UserTurns | str | torch.Tensor) -> VisionPruning:
         bare = self.scorer.replace(budget=None, calibration={})  # what an earlier calibration says is no matter here
-        vision = VisionPruning(scorer=bare, budget=budget, text=text, spread=self.spread)
+        vision = VisionPruning(bare, budget, text, spread=self.spread, background=self.background)
         silence(vision)
         return vision
 

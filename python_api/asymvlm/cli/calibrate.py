@@ -12,8 +12,9 @@ from asymvlm.app.samples import Prompts
 from asymvlm.app.session import InputError
 from asymvlm.calibration import Calibration, calibrate_budget
 from asymvlm.cli import console, data, options
+from asymvlm_kernels import Spread
 
-FLAGS = {"average": "--average", "minimum": "--minimum", "maximum": "--maximum", "method": "--method"}
+FLAGS = {name: f"--{name}" for name in ("average", "minimum", "maximum", "method", "spread", "background")}
 
 
 def calibrate(
@@ -34,6 +35,8 @@ def calibrate(
     metric: str,
     max_new_tokens: int,
     scored: options.ScoredText,
+    spread: bool,
+    background: int,
     as_json: bool,
     **loading: Any,
 ) -> None:
@@ -66,6 +69,8 @@ def calibrate(
                 maximum=maximum,
                 text=scored,
                 processor=session.processor,
+                spread=Spread() if spread else None,
+                background=background,
                 checkpoint=folder / "measurements",
             )
         except InputError:

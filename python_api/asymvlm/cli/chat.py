@@ -17,13 +17,16 @@ from transformers.generation.streamers import BaseStreamer
 
 from asymvlm.app.loading import open_image
 from asymvlm.app.session import InputError, Session
-from asymvlm.cache.eviction_cache import CacheStats
+from asymvlm.cache.eviction_cache import CacheStats, EvictionCache
 from asymvlm.cli import console, options, tables
 from asymvlm.files.json_files import first_line
 from asymvlm.patch import patch
 from asymvlm.patched.conversation import Conversation, Reply
+from asymvlm.patched.handle import HANDLE
 from asymvlm.settings.budget_file import budget_to_dict
+from asymvlm.settings.eviction import TextEviction, TurnEviction
 
+THRESHOLD = 512  # tokens, of both kinds of eviction
 HELP = "/image FILE shows an image with your next question, /stats the cache, /quit ends (so does end of input)"
 
 
@@ -36,9 +39,12 @@ def chat(
     scorer: str | None,
     any_model: bool,
     scored: options.ScoredText,
+    spread: bool | None,
+    at_least_relevant: bool,
+    recall: str | None,
     text_threshold: int | None,
     text_retention: str | None,
-    turn_threshold: int,
+    turn_threshold: int | None,
     turn_retention: str | None,
     max_new_tokens: int,
     temperature: float | None,
@@ -51,15 +57,25 @@ def chat(
     learned = options.load_scorer(scorer)
     chosen = options.parse_budget_of(learned, keep, budget)
     sampling = options.parse_sampling(temperature, top_p)
-    text = options.parse_text_eviction(text_threshold, text_retention)
-    turns = options.parse_turn_eviction(turn_threshold, turn_retention)
+    text, turns = _eviction(
+        recall,
+        text_threshold=text_threshold,
+        text_retention=text_retention,
+        turn_threshold=turn_threshold,
+        turn_retention=turn_retention,
+    )
     first = options.read_images(image or [])
     mistakes: list[str] = []
     with console.stdout_reserved(as_json):
         console.hush_transformers(progress=not as_json)
         session = console.open_session(model, **loading)
         try:
-            vision = options.vision_settings(session, learned, any_model, chosen, scored)
+            vision = options.vision_settings(
+                *(session, learned, any_model, chosen, scored),
+                spread=spread,
+                at_least_relevant=at_least_relevant,
+                recall=recall,
+            )
             handle = patch(session.model, vision=vision, text=text, turns=turns)
             with handle:
                 torch.manual_seed(seed)
@@ -68,10 +84,29 @@ def chat(
                 record = [turn(talk, *asked, as_json) for asked in lines]
         except ValueError as error:
             raise error if isinstance(error, InputError) else InputError(first_line(error)) from error
+        except NotImplementedError as error:  # of recall, for this family or attention
+            raise InputError(f"cannot prune {session.name}: {first_line(error)}") from error
     if as_json:
         console.print_json(to_record(session, text, turns, vision.budget, record))
     # at a terminal they were seen; a script should know that a question went without its image
     return console.EXIT_USAGE if mistakes and not sys.stdin.isatty() else 0
+
+
+def _eviction(recall: str | None, **given: Any) -> tuple[TextEviction | None, TurnEviction | None]:
+    """What leaves the cache; nothing where dropped vision tokens come back to it.
+
+    Raises:
+        InputError: for a value out of range, or one beside ``--recall``.
+    """
+    if recall is not None:
+        if asked := [name for name, value in given.items() if value is not None]:
+            raise InputError(f"--recall {recall} found beside --{asked[0].replace('_', '-')}, wanted one of them")
+        return None, None
+    text, turns = (given[name] for name in ("text_threshold", "turn_threshold"))
+    return (
+        options.parse_text_eviction(THRESHOLD if text is None else text, given["text_retention"]),
+        options.parse_turn_eviction(THRESHOLD if turns is None else turns, given["turn_retention"]),
+    )
 
 
 def questions(
@@ -104,7 +139,7 @@ def questions(
                 mistaken(f"{error}; nothing is shown")
         elif command == "/stats":
             if not quiet and talk.cache is not None:
-                console.print_line(cache_line(talk.cache.stats()))
+                console.print_line(cache_words(talk))
         elif command.startswith("/"):
             mistaken(f"unknown command {command}; {HELP}")
         elif command:
@@ -118,12 +153,14 @@ def turn(talk: Conversation, question: str, images: list[Any], quiet: bool) -> d
         reply = talk.ask(question, images)
         if not quiet:
             console.print_text(reply.text)
-            console.print_line(cache_line(talk.cache.stats()), style="dim")
+            console.print_line(cache_words(talk), style="dim")
     else:
         with Live(console=console.out, refresh_per_second=12) as live:
             writer = _Writer(talk, live)
             reply = talk.ask(question, images, streamer=writer)
-            live.update(view(reply.text, talk.cache.stats()))
+            live.update(view(reply.text, _stats(talk)))
+        if _stats(talk) is None:
+            console.print_line(cache_words(talk), style="dim")
     return _record(question, len(images), reply)
 
 
@@ -136,6 +173,23 @@ def view(text: str, stats: CacheStats | None) -> RenderableType:
         ProgressBar(total=stats.capacity, completed=stats.physical, width=30), Text(cache_line(stats), style="dim")
     )
     return Group(Text(text), row)
+
+
+def _stats(talk: Conversation) -> CacheStats | None:
+    return talk.cache.stats() if isinstance(talk.cache, EvictionCache) else None
+
+
+def cache_words(talk: Conversation) -> str:
+    """What the cache of a dialogue holds, in one line: slots, or vision tokens where these come back."""
+    stats = _stats(talk)
+    if stats is not None:
+        return cache_line(stats)
+    report = talk.model.__dict__[HANDLE].last
+    if report is None or report.recall is None:
+        return "cache: no vision tokens yet"
+    beside = tables.bytes_in_words(report.recall.stored_bytes)
+    held = f"{report.kept[0]:,} of {report.vision_tokens[0]:,} vision tokens"
+    return f"cache: {held}, {report.recall.recalled[0]:,} of them came back, {beside} beside it"
 
 
 def cache_line(stats: CacheStats) -> str:
@@ -162,20 +216,21 @@ class _Writer(BaseStreamer):
             return
         self._ids += value.flatten().tolist()
         text = self._tokenizer.decode(self._ids, skip_special_tokens=True).strip()
-        self._live.update(view(text, self._talk.cache.stats() if self._talk.cache is not None else None))
+        self._live.update(view(text, _stats(self._talk)))
 
     def end(self) -> None:
         pass
 
 
 def _record(question: str, images: int, reply: Reply) -> dict[str, Any]:
-    assert reply.report is not None
+    eviction, recall = (getattr(reply.report, name, None) for name in ("eviction", "recall"))
     return {
         "question": question,
         "images": images,
         "answer": reply.text,
         "new_tokens": reply.new_tokens,
-        "eviction": reply.report.eviction and reply.report.eviction.to_dict(),
+        "eviction": eviction and eviction.to_dict(),
+        "recall": recall and recall.to_dict(),
     }
 
 
@@ -186,7 +241,7 @@ def to_record(session: Session, text: Any, turns: Any, budget: Any, record: list
         "device": str(session.device),
         "dtype": session.dtype,
         "budget": budget_to_dict(budget),
-        "text": {"threshold": text.threshold, "retention": text.retention},
-        "turns_policy": {"threshold": turns.threshold, "retention": turns.retention},
+        "text": text and {"threshold": text.threshold, "retention": text.retention},
+        "turns_policy": turns and {"threshold": turns.threshold, "retention": turns.retention},
         "turns": record,
     }

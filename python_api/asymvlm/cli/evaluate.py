@@ -10,10 +10,9 @@ from typing import Any
 from asymvlm.app.session import InputError
 from asymvlm.cli import console, data, options
 from asymvlm.cli.evaluation_tables import duration, plan_lines, show
-from asymvlm.evaluation.arms import COSINE, Choices, check_choices
+from asymvlm.evaluation.arms import COSINE, Arm, Choices, check_choices
 from asymvlm.evaluation.plan import Limits, Plan, check_samples, make_plan
 from asymvlm.evaluation.run import run, timed
-from asymvlm_kernels import Spread
 
 
 def evaluate(
@@ -32,7 +31,8 @@ def evaluate(
     output: Path | None,
     scorer: str | None,
     any_model: bool,
-    spread: str | None,
+    spread: bool | None,
+    at_least_relevant: bool,
     scored: options.ScoredText,
     batch_size: int,
     max_new_tokens: int,
@@ -49,7 +49,13 @@ def evaluate(
     limits = Limits(tuple(metric or ["exact"]), baseline, batch_size, max_new_tokens, seed)
     learned = options.load_scorer(scorer)
     choices = _choices(_names("--method", methods), _names("--keep", keep), _names("--cache", cache or ""))
-    choices = replace(choices, scorer=learned, spread=_spread(spread), text=scored, seed=seed)
+    scores: dict[str, Any] = {
+        "scorer": learned,
+        "spread": spread,
+        "at_least_relevant": at_least_relevant,
+        "text": scored,
+    }
+    choices = replace(choices, **scores, seed=seed)
     _check(choices)
     questions = data.read_samples(samples, dataset, split, columns, limit)
     check_samples(questions, limits)
@@ -58,20 +64,18 @@ def evaluate(
         session = console.open_session(model, **loading)
         choices = replace(choices, scorer=_vouched(learned, session, any_model))
         plan = make_plan(session, questions, choices, limits)
-        if dry_run:
-            _rehearse(plan, as_json)
-            return
-        assert folder is not None
         try:
-            result = run(plan, folder, progress=True)
+            found = timed(plan, time.perf_counter) if folder is None or dry_run else run(plan, folder, progress=True)
         except KeyboardInterrupt as interrupt:
             raise KeyboardInterrupt(
                 f"interrupted; what was answered is in {folder}, the same command goes on from there"
             ) from interrupt
-    if as_json:
-        console.print_json(result.to_dict())
+    if isinstance(found, dict):
+        _show_plan(plan, found, as_json)
+    elif as_json:
+        console.print_json(found.to_dict())
     else:
-        show(result)
+        show(found)
 
 
 def _choices(methods: list[str], keep: list[str], cache: list[str]) -> Choices:
@@ -87,13 +91,14 @@ def _check(choices: Choices) -> None:
     scoring, named = {"asymvlm"} & {*choices.methods}, f"found beside --method {','.join(choices.methods)}"
     if choices.scorer is not None and not scoring:
         raise InputError(f"--scorer is that of the method 'asymvlm', {named}")
-    if choices.spread is not None and not scoring | ({COSINE} & {*choices.methods}):
-        raise InputError(f"--spread acts on 'asymvlm' and {COSINE!r}, {named}")
+    if not scoring | ({COSINE} & {*choices.methods}):
+        for flag, asked in {"--spread": choices.spread, "--at-least-relevant": choices.at_least_relevant}.items():
+            if asked:
+                raise InputError(f"{flag} acts on 'asymvlm' and {COSINE!r}, {named}")
 
 
-def _rehearse(plan: Plan, as_json: bool) -> None:
+def _show_plan(plan: Plan, seconds: dict[Arm, float], as_json: bool) -> None:
     """Say what a run would do, and how long it would take by one batch of each setting."""
-    seconds = timed(plan, time.perf_counter)
     estimate = sum(seconds.values()) * len(plan.batches)
     if as_json:
         arms = [{"method": arm.method, "keep": arm.keep, "seconds": seconds[arm]} for arm in plan.arms.arms]
@@ -115,16 +120,6 @@ def _names(option: str, text: str) -> list[str]:
     if not names and option != "--cache":
         raise InputError(f"{option}: {text!r} found, wanted one or more, with commas between")
     return names
-
-
-def _spread(text: str | None) -> Spread | None:
-    if text is None:
-        return None
-    try:
-        reach, share = text.split(",")
-        return Spread(int(reach), float(share))
-    except ValueError as error:
-        raise InputError(f"--spread: {text} found, wanted tokens and a share in (0, 1], as in 4,0.7") from error
 
 
 def _vouched(scorer: Any, session: Any, any_model: bool) -> Any:

@@ -25,6 +25,8 @@ def heatmap(
     scorer: str | None,
     any_model: bool,
     scored: options.ScoredText,
+    spread: bool | None,
+    at_least_relevant: bool,
     as_json: bool,
     **loading: Any,
 ) -> None:
@@ -46,6 +48,8 @@ def heatmap(
             scorer=learned,
             any_model=any_model,
             scored=scored,
+            spread=spread,
+            at_least_relevant=at_least_relevant,
             max_new_tokens=1,
             compare=False,
         )

@@ -17,14 +17,16 @@ from asymvlm.cli import console
 from asymvlm.files.json_files import FileError, read_text
 from asymvlm.methods import AsymVLM, BeforeMethod, InsideMethod, find_method
 from asymvlm.settings.budget_file import AnyBudget, load_budget
-from asymvlm.settings.policies import TextEviction, TurnEviction, VisionPruning
+from asymvlm.settings.eviction import TextEviction, TurnEviction
+from asymvlm.settings.policies import VisionPruning
 from asymvlm.settings.scorer import Scorer
-from asymvlm_kernels import UniformBudget
+from asymvlm_kernels import Spread, UniformBudget
 
 DEFAULT_KEEP = 0.5
 DEFAULT_RETENTION = 0.5
 LARGE = 20e6  # bytes of an image file that take a moment to read
 ScoredText = Literal["all", "user"]
+VISION_FLAGS = {"spread": "--spread", "at_least_relevant": "--at-least-relevant", "recall": "--recall"}
 
 
 def parse_budget(keep: str | None, file: Path | None) -> AnyBudget:
@@ -123,14 +125,45 @@ def vision_settings(
     budget: AnyBudget | None,
     scored: ScoredText,
     method: BeforeMethod | InsideMethod | None = None,
+    *,
+    spread: bool | None = None,
+    at_least_relevant: bool = False,
+    recall: str | None = None,
 ) -> VisionPruning:
-    """What ``--scorer --any-model --keep --budget --text --method`` mean for a loaded model; no budget: their own.
+    """What ``--scorer --any-model --keep --budget --text --method ...`` mean for a loaded model; no budget: their own.
 
     Raises:
-        ValueError: as `VisionPruning` and `vouched` do.
+        ValueError: as `VisionPruning` and `vouched` do, with arguments named as they are typed.
     """
     scorer = vouched(scorer, session, any_model)
-    return VisionPruning(scorer, budget, text=scored, processor=session.processor, method=method)  # type: ignore[arg-type]
+    try:
+        return VisionPruning(
+            scorer,
+            budget,  # type: ignore[arg-type]
+            text=scored,
+            processor=session.processor,
+            method=method,
+            spread=_spread(scorer, budget, spread),
+            background=_background(scorer, budget),
+            at_least_relevant=at_least_relevant,
+            recall=recall or False,
+        )
+    except ValueError as error:
+        raise ValueError(in_flags(error, VISION_FLAGS)) from error
+
+
+def _spread(scorer: Scorer | None, budget: AnyBudget | None, asked: bool | None) -> Spread | None:
+    """What ``--spread`` asks for; where it says nothing, that which the scorer's own budget was calibrated with."""
+    fitted = scorer.calibration.get("spread") if scorer is not None and budget is None else None
+    if asked is None or (asked and fitted):
+        return Spread(**fitted) if fitted else None
+    return Spread() if asked else None
+
+
+def _background(scorer: Scorer | None, budget: AnyBudget | None) -> int:
+    """That which the scorer's own budget was calibrated with."""
+    found = scorer.calibration.get("background", 0) if scorer is not None and budget is None else 0
+    return int(found)
 
 
 def parse_question(question: str) -> str:

@@ -12,7 +12,7 @@ from asymvlm.hf.arguments import IDS
 from asymvlm.methods import BeforeMethod, InsideMethod
 from asymvlm.patch import patch
 from asymvlm.settings.budget_file import AnyBudget, budget_to_dict
-from asymvlm.settings.policies import TextEviction
+from asymvlm.settings.eviction import TextEviction
 from asymvlm.settings.scorer import Scorer
 
 
@@ -37,6 +37,8 @@ def run(
     scorer: str | None,
     any_model: bool,
     scored: options.ScoredText,
+    spread: bool | None,
+    at_least_relevant: bool,
     method: str | None,
     text_threshold: int | None,
     text_retention: str | None,
@@ -68,6 +70,8 @@ def run(
             scorer=learned,
             any_model=any_model,
             scored=scored,
+            spread=spread,
+            at_least_relevant=at_least_relevant,
             method=way,
             eviction=eviction,
             max_new_tokens=max_new_tokens,
@@ -92,6 +96,8 @@ def ask(
     scorer: Scorer | None = None,
     any_model: bool = False,
     scored: options.ScoredText = "all",
+    spread: bool | None = None,
+    at_least_relevant: bool = False,
     method: BeforeMethod | InsideMethod | None = None,
     eviction: TextEviction | None = None,
     runs: int = 5,
@@ -109,7 +115,9 @@ def ask(
     """
     inputs = session.prepare(images, question)
     try:
-        vision = options.vision_settings(session, scorer, any_model, budget, scored, method)
+        vision = options.vision_settings(
+            *(session, scorer, any_model, budget, scored, method), spread=spread, at_least_relevant=at_least_relevant
+        )
         handle = patch(session.model, vision=vision, text=eviction)
     except (NotImplementedError, ValueError) as error:
         raise InputError(f"cannot prune {session.name}: {error}") from error

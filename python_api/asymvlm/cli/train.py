@@ -25,6 +25,7 @@ FLAGS = {
     "temperature": "--temperature",
     "strength": "--strength",
     "patience": "--patience",
+    "masked_rows": "--masked-rows",
     "resume=False": "--restart",
 }
 
@@ -48,6 +49,7 @@ def train(
     strength: float | None,
     patience: int | None,
     seed: int,
+    masked_rows: str | None,
     checkpointing: bool,
     save_every: int,
     restart: bool,
@@ -64,6 +66,7 @@ def train(
         "temperature": temperature,
         "strength": strength,
         "patience": patience,
+        "masked_rows": masked_rows,
         "gradient_checkpointing": checkpointing or None,
     }
     try:

@@ -23,6 +23,8 @@ def verify(
     scorer: str | None,
     any_model: bool,
     scored: options.ScoredText,
+    spread: bool | None,
+    at_least_relevant: bool,
     steps: int,
     attention: str | None,
     as_json: bool,
@@ -40,7 +42,9 @@ def verify(
             _set_attention(session, attention)
         inputs = session.prepare(images, text)
         try:
-            vision = options.vision_settings(session, learned, any_model, chosen, scored)
+            vision = options.vision_settings(
+                *(session, learned, any_model, chosen, scored), spread=spread, at_least_relevant=at_least_relevant
+            )
             result = verify_model(session.model, inputs, vision=vision, steps=steps, progress=_tell)
         except ValueError as error:
             raise InputError(f"cannot verify {session.name}: {error}") from error

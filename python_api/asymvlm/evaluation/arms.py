@@ -44,6 +44,12 @@ class Arm:
         whole = self.method == FULL or self.cache is not None
         made_by = self.cache.scored_by if self.cache is not None else self.vision.scored_by
         about, budget = "" if self.method == FULL else _about(made_by), None if whole else _budget(self.vision)
+        if self.vision.spread is not None:
+            about += f", {self.vision.spread}"
+        if self.vision.background:
+            about += f", background={self.vision.background}"
+        if self.vision.at_least_relevant:
+            about += ", at least relevant"
         return {"method": self.method, "keep": self.keep, "budget": budget, "about": about}
 
 
@@ -63,7 +69,10 @@ class Choices:
         methods: names of methods before or inside the decoder, `COSINE`, or objects by a name of their own.
         keep: ratios in (0, 1], or `OWN`.
         cache: names or objects of methods of the cache.
-        scorer, spread: of the method ``asymvlm``; ``spread`` of `COSINE` too.
+        scorer: of the method ``asymvlm``.
+        spread: of it and of `COSINE`: settings, True for the usual ones, False for none. None means what the scorer's
+            own budget was calibrated with, where `OWN` is asked for, and elsewhere none.
+        at_least_relevant: of both too, as in `VisionPruning`.
         text: what vision is scored against, as in `VisionPruning`.
         seed: of methods that draw.
     """
@@ -72,7 +81,8 @@ class Choices:
     keep: Sequence[Keep]
     cache: Mapping[str, Any] = field(default_factory=dict)
     scorer: Scorer | None = None
-    spread: Spread | None = None
+    spread: Spread | bool | None = None
+    at_least_relevant: bool = False
     text: str = "all"
     seed: int = 0
 
@@ -105,7 +115,7 @@ def make_arms(model: Any, processor: Any, choices: Choices) -> Arms:
         InputError: for a method that is unknown or that the model cannot serve at any ratio, and for a wrong ratio.
     """
     model, ratios = unwrapped(model), check_choices(choices)
-    arms, skipped = [Arm(FULL, 1.0, WHOLE)], []
+    arms, skipped = [Arm(FULL, 1.0, WHOLE)], list[dict[str, Any]]()
     smaller = [keep for keep in ratios if keep != 1]
     for name, given in choices.methods.items():
         made, reasons = [], []
@@ -135,7 +145,11 @@ def keep_in_words(keep: Keep) -> str:
 def _vision(name: str, given: Any, keep: Keep, model: Any, processor: Any, choices: Choices) -> VisionPruning:
     method = _found(given, choices)
     scored = isinstance(method, AsymVLM)
-    options = {"text": choices.text, "processor": processor, "spread": choices.spread if scored else None}
+    options: dict[str, Any] = {"text": choices.text, "processor": processor}
+    if isinstance(method, AsymVLM):
+        options |= {"spread": _spread(method.scorer, keep, choices), "at_least_relevant": choices.at_least_relevant}
+        if isinstance(method.scorer, Scorer) and keep == OWN:
+            options["background"] = int(method.scorer.calibration.get("background", 0))
     _check_family(method, model)
     if isinstance(method, InsideMethod):
         if keep != OWN:
@@ -153,6 +167,15 @@ def _vision(name: str, given: Any, keep: Keep, model: Any, processor: Any, choic
     return vision
 
 
+def _spread(scorer: Any, keep: Keep, choices: Choices) -> Spread | None:
+    fitted = scorer.calibration.get("spread") if isinstance(scorer, Scorer) and keep == OWN else None
+    if isinstance(choices.spread, Spread):
+        return choices.spread
+    if fitted and choices.spread is not False:
+        return Spread(**fitted)
+    return Spread() if choices.spread else None
+
+
 def _found(given: Any, choices: Choices) -> BeforeMethod | InsideMethod:
     """The method itself, with the scorer and the seed that were asked for."""
     if given == COSINE:
@@ -160,7 +183,7 @@ def _found(given: Any, choices: Choices) -> BeforeMethod | InsideMethod:
     method: BeforeMethod | InsideMethod = find_method(given, BeforeMethod, InsideMethod)
     if isinstance(method, AsymVLM) and method.scorer is None and isinstance(given, str):
         return AsymVLM(choices.scorer)
-    return _seeded(method, choices.seed) if isinstance(given, str) else method  # type: ignore[no-any-return]
+    return _seeded(method, choices.seed) if isinstance(given, str) else method
 
 
 def _seeded(method: Any, seed: int) -> Any:

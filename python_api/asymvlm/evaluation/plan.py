@@ -84,7 +84,6 @@ class Plan:
             "max_new_tokens": self.limits.max_new_tokens,
             "seed": self.limits.seed,
             "text": self.choices.text,
-            "spread": None if self.choices.spread is None else vars(self.choices.spread),
         }
 
     def sample_lines(self) -> list[dict[str, Any]]:

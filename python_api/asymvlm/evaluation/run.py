@@ -72,7 +72,8 @@ def evaluate(
     out: str | Path | None = None,
     cache: Sequence[str] | Mapping[str, Any] = (),
     scorer: Scorer | str | Path | None = None,
-    spread: Spread | None = None,
+    spread: Spread | bool | None = None,
+    at_least_relevant: bool = False,
     text: str = "all",
     baseline: str | None = None,
     batch_size: int = 1,
@@ -94,7 +95,9 @@ def evaluate(
             ``f(answer, accepted)``, or `asymvlm.evaluation.Metric` objects.
         out: folder of the results. If it holds the beginning of the same run, the run goes on from there.
         cache: methods of the K/V cache, which hold the ratio of a prompt's tokens.
-        scorer, spread, text: of the method ``"asymvlm"``, as in `VisionPruning`.
+        scorer, spread, at_least_relevant: of the method ``"asymvlm"``, the latter two of ``"cosine"`` too, as in
+            `VisionPruning`; ``spread=True`` is ``Spread()``.
+        text: what vision is scored against, as in `VisionPruning`.
         baseline: a method that the others are compared with too.
         batch_size: prompts at a time, padded on the left. Rounding may differ with it, so it is part of the record.
         max_new_tokens: longest answer; all answers are greedy.
@@ -118,6 +121,7 @@ def evaluate(
             cache=_named(cache),
             scorer=Scorer.from_pretrained(scorer) if isinstance(scorer, (str, Path)) else scorer,
             spread=spread,
+            at_least_relevant=at_least_relevant,
             text=text,
             seed=seed,
         ),
@@ -180,7 +184,7 @@ def _measured(
     """Lines of answers, and what a line of costs says."""
     try:
         found = answer(plan.session, arm, inputs, plan.limits.max_new_tokens, clock)
-    except NotImplementedError as error:  # of a method, for this model or these images
+    except (NotImplementedError, ValueError) as error:  # of a method, for this model or these prompts
         raise InputError(f"{_where(plan, unit)}: {arm.label}: {error}") from error
     cost = {
         "first_token_ms": round(found.first_token_ms, 3),

@@ -143,7 +143,8 @@ class Store:
         path = self.folder / name
         if not path.exists():
             return []
-        found, start = [], 0
+        found: list[tuple[Any, int, int]] = []
+        start = 0
         content = path.read_bytes()
         while (end := content.find(b"\n", start)) >= 0:
             where = f"{path}:{len(found) + 1}"

@@ -19,7 +19,7 @@ from asymvlm.hf.errors import MechanismError
 from asymvlm.hf.generation import infer_attention_mask, setting
 from asymvlm.models.adapter import Adapter
 from asymvlm.settings.cache_limit import CacheLimit
-from asymvlm.settings.policies import TextEviction
+from asymvlm.settings.eviction import TextEviction
 
 STATIC = ("static", "hybrid", "sliding_window", "hybrid_chunked")  # names transformers gave its static caches
 MECHANISM = "evicting generated tokens"

@@ -13,6 +13,7 @@ from torch import nn
 from asymvlm.cache.eviction_cache import EvictionCache
 from asymvlm.cache.growing import CHUNK
 from asymvlm.cache.limited import LimitedTable
+from asymvlm.cache.table import SUMS
 from asymvlm.eviction.call import EvictingCall
 from asymvlm.eviction.reindex import Reindexing
 from asymvlm.eviction.text import TextEvictor, seen_by_method
@@ -24,8 +25,6 @@ from asymvlm.methods import CachedMethod
 from asymvlm.methods.cached.base import ALL, BEHIND_VISION, RowLimit
 from asymvlm.settings.cache_limit import CacheLimit
 from asymvlm_kernels.prefill.reference import compact
-
-SUMS = "attention"  # the row of state that attention is added up in
 
 
 @dataclass(eq=False, kw_only=True)

@@ -23,7 +23,7 @@ from asymvlm.hf.generation import setting
 from asymvlm.hf.merge import merging
 from asymvlm.methods import CachedTokens
 from asymvlm.settings.cache_limit import CacheLimit
-from asymvlm.settings.policies import TextEviction
+from asymvlm.settings.eviction import TextEviction
 
 
 class TextEvictor:
@@ -45,6 +45,7 @@ class TextEvictor:
         self.config = config
         self.policy = policy
         self.method = None if policy is None else policy.scored_by
+        self._adds_up = self.method is not None and self.method.adds_up
         cache = EvictionCache(config, **kind_of(policy))  # refuses a decoder it does not know
         self._split, attention = cache.is_split, capture.attention_modules(decoder)
         evicting = {index for index, layer in enumerate(cache.layers) if isinstance(layer, SlotLayer)}
@@ -164,14 +165,14 @@ class TextEvictor:
         ``mask`` is the decoder's as it came, ``real`` as of `real_tokens`.
         """
         capture.wanted.set(None)
-        queries = tokens_of(arguments).shape[1]
-        wanted = cache.evicts and self.owner.enabled and queries == 1
-        policy = cast("TextEviction | None", self.policy) if wanted else None
+        alone = self.owner.enabled and tokens_of(arguments).shape[1] == 1
+        policy = cast("TextEviction | None", self.policy) if alone and cache.evicts else None
         due = policy is not None and cache.table.wants_scores(policy)
-        if not (due or masks):
+        adds = alone and self._adds_up and (cache.is_static or cache.table.generating)
+        if not (due or adds or masks):
             return
         places = {}
-        if due and self.method is not None and self.method.needs_attention:
+        if adds or (due and self.method is not None and self.method.needs_attention):
             places = self._by_layer(cache, capture.Places)
         if due:
             self._count_asked(cache)
@@ -201,7 +202,10 @@ class TextEvictor:
         return running if running is not None and running.cache is cache else None
 
     def after_decoder(self, arguments: dict[str, Any], output: Any) -> None:
-        """Evict by the scores that the step handed out. ``arguments`` and ``output`` as of `Door`."""
+        """Add up what the step handed out, and evict where tokens are due to go.
+
+        ``arguments`` and ``output`` as of `Door`.
+        """
         step = capture.wanted.get()
         if step is None:
             return
@@ -210,15 +214,16 @@ class TextEvictor:
         if output is None or not isinstance(cache, EvictionCache) or self.policy is None or self.method is None:
             return
         step.check()
-        if not step.due:
-            return
         for table in cache.tables:
             attention = None
             if step.places:
                 attention = step.found[table.layer] if cache.is_split else step.mean()
-            tokens = seen_by_method(cache, table, attention, table.column)
-            table.evict(self.method.scores(tokens), cast("TextEviction", self.policy))
-        self._count_taken(cache)
+                attention = table.add_up(attention) if self._adds_up else attention
+            if step.due:
+                tokens = seen_by_method(cache, table, attention, table.column)
+                table.evict(self.method.scores(tokens), cast("TextEviction", self.policy))
+        if step.due:
+            self._count_taken(cache)
 
 
 def seen_by_method(

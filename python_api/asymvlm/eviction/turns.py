@@ -19,7 +19,7 @@ from asymvlm.hf.arguments import EMBEDS, IDS, MASK
 from asymvlm.hf.generation import setting
 from asymvlm.hf.merge import merge_embeddings
 from asymvlm.models.adapter import Adapter
-from asymvlm.settings.policies import TurnEviction
+from asymvlm.settings.eviction import TurnEviction
 from asymvlm.tokens.roles import Tokens
 from asymvlm_kernels import gather_rows, score_tokens
 from asymvlm_kernels.prefill.reference import compact

@@ -55,9 +55,11 @@ def grown_whole(cache: Any) -> Iterator[None]:
 
 
 def move_columns(cache: Any, order: torch.Tensor) -> None:
-    """Put column ``order[:, j]`` of each row to column j, in all layers; ``order`` is ``(B, columns)``."""
+    """Put column ``order[:, j]`` of each row to column j, in all layers; ``order`` ``(B, columns)`` may spare some."""
     for layer in cache.layers:
+        if layer.is_sliding:  # which counts what it has seen
+            layer.cumulative_length = order.shape[1]
         for name in ("keys", "values"):
             held = getattr(layer, name)
             index = order.to(held.device)[:, None, :, None]
-            setattr(layer, name, held.gather(2, index.expand(*held.shape)))
+            setattr(layer, name, held.gather(2, index.expand(*held.shape[:2], -1, held.shape[3])))

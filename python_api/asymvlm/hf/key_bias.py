@@ -21,6 +21,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from asymvlm.hf.arguments import MASK
 from asymvlm.hf.context import Frame, entered, innermost
+from asymvlm.hf.text_rows import Remembering, TextRows
 from asymvlm_kernels.training.attention import WIDEST, key_bias_attention
 
 NAME = "asymvlm_key_bias"
@@ -100,8 +101,13 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """An attention function of transformers: ``(B, H, S, head_dim)`` in, ``(B, S, H, head_dim)`` out.
 
-    ``attention_mask`` is what `make_mask` or `KeyBias.join` made. No dropout: a frozen model is deterministic.
+    ``attention_mask`` is what `make_mask` or `KeyBias.join` made. No dropout: a frozen model is deterministic. In a
+    pass of text rows (`TextRows`) queries are those of the rows, and keys, values and mask of all columns.
     """
+    if (rows := innermost(TextRows)) is not None:
+        key, value, attention_mask = rows.joined(module, key, value)
+    elif (remembering := innermost(Remembering)) is not None:
+        remembering.take(module, key, value, attention_mask)
     if kwargs.get("s_aux") is not None:
         raise NotImplementedError(f"{type(module).__name__} has attention sinks, which scorer training does not know")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -133,6 +139,8 @@ def attend(
 
 def make_mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> torch.Tensor:
     """A mask function of transformers: the model's own mask, with the bias of the pass on top if one is running."""
+    if (rows := innermost(TextRows)) is not None:  # `attend` has the whole pass's masks
+        return torch.zeros(*rows.index.shape, rows.index.shape[1], dtype=dtype, device=rows.index.device)[:, None]
     running, padding = innermost(Pass), kwargs.get(MASK)
     key_bias = None if running is None else running.key_bias
     if key_bias is not None and key_bias.injection == "bias" and kwargs.get("mask_function") is causal_mask_function:

@@ -46,5 +46,5 @@ def attention_form(config: Any, embeds: torch.Tensor, visible: torch.Tensor) -> 
         return visible[:, 0, 0]
     raise NotImplementedError(
         "layers or heads with tokens of their own, and text eviction with a static cache, need attn_implementation "
-        f"'sdpa' or 'eager' here, got {implementation!r}"
+        f"'sdpa' or 'eager' here, got {implementation!r}; TextEviction(scope='decoder') needs none if the cache grows"
     )

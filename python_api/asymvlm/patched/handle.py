@@ -38,7 +38,8 @@ from asymvlm.report.pruning import PruningReport, report_of, reported
 from asymvlm.report.recall import stored_report
 from asymvlm.report.unpruned import later_turn_report, untouched_report
 from asymvlm.settings.cache_limit import CacheLimit
-from asymvlm.settings.policies import TextEviction, TurnEviction, VisionPruning
+from asymvlm.settings.eviction import TextEviction, TurnEviction
+from asymvlm.settings.policies import VisionPruning
 from asymvlm.settings.strategy import AutoStrategy, Choice
 from asymvlm_kernels import UniformBudget
 

@@ -1,7 +1,7 @@
 """Vision tokens that return to a cache: they go through the decoder behind what it holds, and then take their places.
 
-A token that returns attends to what its place and the family's mask let it see among the tokens that are in the cache
-by then, those that return with it included. Nothing that is in the cache changes.
+A token that goes through attends to what its place and the family's mask let it see among the tokens that the cache
+holds from then on, those that go through with it included. Nothing but the K and V that they replace changes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from asymvlm.hf.masks import FULL, SLIDING, attention_form
 from asymvlm.hf.pruned_cache import serve
 from asymvlm.hf.windows import sliding_window
 from asymvlm.prompt.continuing import check_conversation
-from asymvlm.prompt.recalling import Recalled, wanted_back, with_past, with_recalled
+from asymvlm.prompt.recalling import Recalled, replaced_slots, wanted_back, with_past, with_recalled
 from asymvlm.prompt.state import PromptState, remember
 from asymvlm.report.recall import RecallReport, stored_report
 
@@ -52,11 +52,12 @@ def recall_for(
         report.note = f"nothing recalled: a window of the cache no longer holds all of its {cached} columns"
         return state, report
     recalled = wanted_back(handle.model, handle.adapter, handle.vision, state, call, state.original_length + past)
-    if recalled.places.shape[1]:
-        state, order = with_recalled(with_past(state, call, past), recalled)
-        _read(handle.adapter.text_of(handle.model), handle.model, state, recalled, order, cache)
+    report.recalled, report.left, report.computed = recalled.counts.T.tolist()
+    if any(report.recalled) or any(report.left):
+        before = with_past(state, call, past)
+        state, order = with_recalled(before, recalled)
+        _read(handle.adapter.text_of(handle.model), handle.model, before, recalled, order, cache)
         remember(cache, state)
-        report.recalled = (recalled.places >= 0).sum(-1).tolist()
     if state.index.is_cuda:
         torch.cuda.synchronize(state.index.device)
     report.seconds = time.perf_counter() - begun
@@ -67,11 +68,15 @@ def recall_for(
 def _read(
     decoder: nn.Module, model: nn.Module, state: PromptState, recalled: Recalled, order: torch.Tensor, cache: Any
 ) -> None:
-    """Write K and V of recalled tokens into the cache, at their places among the others."""
+    """Write K and V of recalled tokens into the cache, at their places among the others.
+
+    Args:
+        state: of the cache as it is. order: ``(B, columns)``, the slot that each column has before it is moved.
+    """
     text_config = cast("Any", model.config).get_text_config()
     arguments = {
         **recalled.arguments,
-        MASK: _masks(text_config, state, recalled, order),
+        MASK: _masks(text_config, state, recalled),
         POSITIONS: recalled.positions,
         CACHE: cache,
         USE_CACHE: True,
@@ -87,10 +92,12 @@ def _read(
         serve(cache, False)
 
 
-def _masks(text_config: Any, state: PromptState, recalled: Recalled, order: torch.Tensor) -> Any:
+def _masks(text_config: Any, state: PromptState, recalled: Recalled) -> Any:
     """What recalled tokens attend to, ``(B, 1, R, S' + R)`` by slot before sorting, one for each kind of layer."""
-    new, slots = recalled.places.shape[1], torch.argsort(order, dim=1)
-    places, real = state.index.gather(1, slots), state.attention_mask.gather(1, slots).bool()
+    new = recalled.places.shape[1]
+    places = torch.cat([state.index, recalled.places], 1)
+    stays = state.attention_mask.bool() & (state.index >= 0) & ~replaced_slots(state, recalled)
+    real = torch.cat([stays, recalled.places >= 0], 1)
     own = torch.arange(places.shape[1], device=places.device) - (places.shape[1] - new)
     own = own == torch.arange(new, device=places.device)[:, None]  # padding attends to something, too
     embeds, window = recalled.arguments[EMBEDS], sliding_window(text_config)

@@ -11,6 +11,7 @@ from asymvlm.hf.arguments import IDS
 from asymvlm.methods.before.base import BeforeMethod, PositiveScores, SelectingMethod, VisionPrompt
 from asymvlm.methods.before.similarity import AsymVLM
 from asymvlm.models.adapter import Adapter
+from asymvlm.prompt.background import background_tokens
 from asymvlm.prompt.padding import pad_in_place, padding_to_keep
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.tokens.images import has_several
@@ -28,12 +29,14 @@ def choose_and_gather(
     carry: dict[str, torch.Tensor],
     ids_pad: int,
     behind_a_turn: bool,
+    background: int = 0,
 ) -> PrunedSequence:
     """Score, select and gather; padding that has to stay where it is counts as kept.
 
     Args:
         side: where rows are filled up. carry: per-token tensors to gather along.
         behind_a_turn: the prompt goes behind others in a cache.
+        background: how many of the lowest scored tokens stay besides.
     """
     tokens, method = prompt.tokens, policy.scored_by
     assert isinstance(method, BeforeMethod)
@@ -44,7 +47,7 @@ def choose_and_gather(
         protect = protect | padding_to_keep(tokens.real, tokens.prunable)
     choice: dict[str, Any] = {"budget": policy.budget}
     embeds, alone = prompt.embeds, False
-    if isinstance(method, AsymVLM):
+    if isinstance(method, AsymVLM) and not background:
         choice["weight"] = None if method.weight is None else method.weight.detach().to(embeds.device)
     elif isinstance(method, SelectingMethod):
         kept = method.keep(prompt, _counts(policy, method, prompt))
@@ -58,6 +61,13 @@ def choose_and_gather(
     if method.needs_text and "scores" in choice:  # nothing to score against: all of it stays
         silent = tokens.prunable & ~prompt.text.any(-1, keepdim=True)
         protect = protect | silent
+    lines = None if policy.spread is None else prompt.cells.line
+    beside = None
+    if background:
+        own = choice["scores"]
+        spread = own if policy.spread is None or lines is None else policy.spread.apply(own, lines)
+        beside = background_tokens(spread, tokens.prunable if silent is None else tokens.prunable & ~silent, background)
+        protect = protect | beside
     exact = embeds.dtype == torch.float64  # scores are fp32, embeddings stay as they are
     # one image a row needs no floors, and the fused path serves it
     several = policy.per_image or (not alone and has_several(prompt.grids, adapter.views))
@@ -70,14 +80,19 @@ def choose_and_gather(
         groups=prompt.images if several else None,
         per_image=policy.per_image,
         spread=policy.spread,
-        lines=None if policy.spread is None else prompt.cells.line,
+        lines=lines,
         floor=policy.relevance if policy.at_least_relevant else None,
         carry=carry,
         carry_pad=carry_pad,
         padding_side=side,
     )
-    if silent is not None:
-        pruned = dataclasses.replace(pruned, counts=pruned.counts + silent.sum(-1).to(pruned.counts))
+    for stayed in (silent, beside):
+        if stayed is not None:
+            pruned = dataclasses.replace(pruned, counts=pruned.counts + stayed.sum(-1).to(pruned.counts))
+    if beside is not None:
+        pruned = dataclasses.replace(
+            pruned, scores=torch.where(beside, spread, pruned.scores), own=torch.where(beside, own, pruned.own)
+        )
     if behind_a_turn and len(embeds) > 1:
         pruned = pad_in_place(pruned, carry_pad, {name: x for name, x in per_token.items() if name != "labels"})
     return dataclasses.replace(pruned, embeds=gather_rows(embeds, pruned.index)) if exact else pruned

@@ -20,10 +20,9 @@ from asymvlm.methods import VisionPrompt
 from asymvlm.models.adapter import Adapter, Grid
 from asymvlm.prompt.deepstack import DeepStack, decoder_rows, prune_deepstack
 from asymvlm.settings.policies import VisionPruning
+from asymvlm.settings.recall import HOST, Recall
 from asymvlm_kernels import gather_rows
 from asymvlm_kernels.prefill.reference import compact
-
-HOST = "host"  # the setting that keeps embeddings in host memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +66,7 @@ class RecallStore:
         embeds = gather_rows(prompt.embeds, places)
         beside = decoder_rows(adapter, record, places, first)
         deepstack = prune_deepstack(record, places, first)
-        if policy.recall == HOST:
+        if isinstance(policy.recall, Recall) and policy.recall.store == HOST:
             embeds = embeds.cpu()
             beside = {name: rows.cpu() for name, rows in beside.items()}
             deepstack = deepstack and dataclasses.replace(deepstack, rows=[rows.cpu() for rows in deepstack.rows])
@@ -223,4 +222,4 @@ def _open(mask: torch.Tensor) -> torch.Tensor:
     return opened(mask[:, 0])
 
 
-__all__ = ["HOST", "RecallStore", "check_family"]
+__all__ = ["RecallStore", "check_family"]

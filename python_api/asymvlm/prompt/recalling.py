@@ -1,7 +1,7 @@
-"""Which dropped vision tokens the next question wants back, and the prompt of a cache that holds them.
+"""Which vision tokens the next question wants in the cache, and the prompt of a cache that holds them.
 
 The vision tokens of earlier prompts are ranked against the new question's text, by the method and the budget of the
-first ranking. Those that rank into the budget and are not in the cache return; what is in the cache stays.
+first ranking. Those that rank into the budget and are not in the cache return; `Recall` says what becomes of the rest.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from asymvlm.prompt.columns import marked_columns
 from asymvlm.prompt.recall_store import RecallStore
 from asymvlm.prompt.state import PromptState
 from asymvlm.settings.policies import VisionPruning
+from asymvlm.settings.recall import Recall
 from asymvlm.tokens.images import Cells
 from asymvlm.tokens.roles import Tokens, scored_text
 from asymvlm_kernels import gather_rows
@@ -29,13 +30,15 @@ from asymvlm_kernels.prefill.reference import compact
 
 @dataclass(frozen=True, eq=False)
 class Recalled:
-    """Tokens that return, R columns, rows filled up behind."""
+    """Tokens whose K and V are computed, R columns, rows filled up behind, and what they replace."""
 
     arguments: dict[str, Any]  # of the decoder: embeddings (B, R, D) and what goes beside them
     places: torch.Tensor  # (B, R) int64, original column, -1 = none
     positions: torch.Tensor  # (B, R) or (axes, B, R)
     reach: torch.Tensor  # (B, R) int64, last column that each attends to
     sliding_reach: torch.Tensor  # the same in sliding layers
+    replaced: torch.Tensor  # (B, S) bool by original column of the prompt: K and V in the cache that go
+    counts: torch.Tensor  # (B, 3) int64: tokens that return, that leave, whose K and V are computed
 
 
 def wanted_back(
@@ -46,18 +49,23 @@ def wanted_back(
     Args:
         state: of the cache, with a store. call: with ids and mask of the whole conversation.
     """
-    store = state.recall
+    store, settings = state.recall, policy.recall
     assert store is not None
+    assert isinstance(settings, Recall)
     prompt = _ranked_prompt(model, policy, store, call, known)
     carry = {IDS: prompt.tokens.ids}
     chosen = choose_and_gather(adapter, policy, prompt, "left", carry=carry, ids_pad=0, behind_a_turn=False).index
-    is_chosen = marked_columns(chosen, prompt.tokens.ids.shape[1])[:, : store.places.shape[1]]
-    in_cache = marked_columns(state.index, state.original_length).gather(1, store.places.clamp_min(0))
-    # a turn that asks nothing wants nothing
-    wanted = is_chosen & ~in_cache & prompt.tokens.prunable[:, : store.places.shape[1]]
-    wanted &= prompt.text.any(-1, keepdim=True)
-    most = int(wanted.sum(-1).max())
-    slots = compact(wanted, most)
+    there = store.places >= 0
+    is_chosen = marked_columns(chosen, prompt.tokens.ids.shape[1])[:, : there.shape[1]] & there
+    in_cache = marked_columns(state.index, state.original_length).gather(1, store.places.clamp_min(0)) & there
+    is_chosen = torch.where(prompt.text.any(-1, keepdim=True), is_chosen, in_cache)  # asking nothing wants nothing
+    held = is_chosen if settings.leaves else is_chosen | in_cache
+    changed = (held != in_cache).any(-1, keepdim=True)
+    computed = held & changed if settings.recomputes else held & ~in_cache
+    replaced = in_cache & changed & settings.recomputes
+    fresh, gone = held & ~in_cache, in_cache & ~held
+    most = int(computed.sum(-1).max())
+    slots = compact(computed, most)
     order = slots.clamp_min(0)
     return Recalled(
         arguments=store.arguments(slots),
@@ -65,6 +73,8 @@ def wanted_back(
         positions=store.positions.gather(-1, order.expand(*store.positions.shape[:-1], most)),
         reach=store.reach.gather(1, order),
         sliding_reach=store.sliding_reach.gather(1, order),
+        replaced=marked_columns(store.places.where(replaced, -1), state.original_length),
+        counts=torch.stack([mask.sum(-1) for mask in (fresh, gone, computed)], 1),
     )
 
 
@@ -137,28 +147,37 @@ def with_past(state: PromptState, call: Mapping[str, Any], past: int) -> PromptS
 
 
 def with_recalled(state: PromptState, recalled: Recalled) -> tuple[PromptState, torch.Tensor]:
-    """A state with more columns behind it, then all columns in the order of their original places.
+    """A state with more columns behind it, then all that stay in the order of their original places.
 
     Sorted, no two tokens are further apart than they were in the prompt, so windows of the cache hold what they must.
 
     Returns:
-        The state, and ``(B, S' + R)`` int64: the slot that each of its columns has before.
+        The state, and ``(B, columns)`` int64: the slot that each of its columns has before.
     """
-    places = torch.cat([state.index, recalled.places], 1)
-    order = places.argsort(dim=1, stable=True)
-    real = recalled.places >= 0
+    places = torch.cat([state.index.masked_fill(replaced_slots(state, recalled), -1), recalled.places], 1)
+    width = int((places >= 0).sum(-1).max())
+    order = places.argsort(dim=1, stable=True)[:, places.shape[1] - width :]
     ids = state.original_ids.gather(1, recalled.places.clamp_min(0)).to(state.input_ids)
+    new = torch.ones_like(recalled.places).to(state.attention_mask)
+    mask = torch.cat([state.attention_mask, new], 1).masked_fill(places < 0, 0)
     positions = torch.cat([state.position_ids, recalled.positions.to(state.position_ids)], -1)
     return PromptState(
         original_ids=state.original_ids,
         original_lengths=state.original_lengths,
         index=places.gather(1, order),
         input_ids=torch.cat([state.input_ids, ids], 1).gather(1, order),
-        attention_mask=torch.cat([state.attention_mask, real.to(state.attention_mask)], 1).gather(1, order),
-        position_ids=positions.gather(-1, order.expand_as(positions)),
+        attention_mask=mask.gather(1, order),
+        position_ids=positions.gather(-1, order.expand(*positions.shape[:-1], width)),
         next_position=state.next_position,
         recall=state.recall,
     ), order
 
 
-__all__ = ["Recalled", "wanted_back", "with_past", "with_recalled"]
+def replaced_slots(state: PromptState, recalled: Recalled) -> torch.Tensor:
+    """``(B, S')`` bool: slots whose K and V go, of a state that may hold more columns than the prompt had."""
+    columns = recalled.replaced.shape[1]
+    inside = (state.index >= 0) & (state.index < columns)
+    return inside & recalled.replaced.gather(1, state.index.clamp(0, columns - 1))
+
+
+__all__ = ["Recalled", "replaced_slots", "wanted_back", "with_past", "with_recalled"]

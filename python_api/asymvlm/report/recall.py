@@ -1,8 +1,8 @@
-"""What came back to a cache before a question was read, and what is kept for that."""
+"""What came back to a cache before a question was read, what left it, and what is kept for that."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from asymvlm.prompt.state import PromptState
@@ -17,6 +17,12 @@ class RecallReport:
     stored_on: str  # kind of device: "cpu", "cuda"
     seconds: float = 0.0  # scoring, the decoder's work and moving columns
     note: str = ""  # why nothing could come back
+    left: list[int] = field(default_factory=list)  # vision tokens that left because the question did not want them
+    computed: list[int] = field(default_factory=list)  # vision tokens whose K and V were computed
+
+    def __post_init__(self) -> None:
+        self.left = self.left or [0] * len(self.recalled)
+        self.computed = self.computed or [0] * len(self.recalled)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,4 +1,4 @@
-"""What is pruned, and how: plain settings, checked when they are made."""
+"""Which vision tokens are pruned, and how: plain settings, checked when they are made."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from asymvlm.methods import AsymVLM, BeforeMethod, CachedMethod, InsideMethod, LastRow, SelectingMethod, find_method
-from asymvlm.methods.cached.base import SCOPES
-from asymvlm.settings.numbers import check_count, check_retention
-from asymvlm.settings.recall import check_recall
+from asymvlm.methods import AsymVLM, BeforeMethod, InsideMethod, SelectingMethod, find_method
+from asymvlm.settings.eviction import TextEviction as TextEviction  # stood here: older imports go on
+from asymvlm.settings.eviction import TurnEviction as TurnEviction
+from asymvlm.settings.numbers import check_count
+from asymvlm.settings.recall import Recall, as_recall, check_recall
 from asymvlm.settings.scorer import Scorer
-from asymvlm.settings.suitable import check_calibrated, check_inside, check_scored, usual_share
+from asymvlm.settings.suitable import check_background, check_calibrated, check_inside, check_scored, usual_share
 from asymvlm.settings.weights import fp32_weight
 from asymvlm.tokens.user_turns import UserTurns
 from asymvlm_kernels import AtLeastRelevant, Budget, ScoreBudget, Spread, UniformBudget
-from asymvlm_kernels.millionths import part_of
 
 logger = logging.getLogger(__name__)
 POSITIONS = ("keep", "compact")
@@ -47,9 +47,12 @@ class VisionPruning:
             None means `AsymVLM` with the ``scorer``.
         at_least_relevant: where unusually many tokens look relevant, keep all of those, whatever the budget says. True:
             unusual is what the scorer's calibration says, where the budget is the one that it fitted; else any number
-            above the budget's. It takes more kernel launches.
-        recall: keep what is dropped beside the cache, on the ``"device"`` (True) or in ``"host"`` memory: a question of
-            a later ``generate`` brings back what it ranks into the budget. What is in the cache stays there.
+            above the budget's.
+        background: so many tokens that resemble the question least stay beside those of the budget, which rules over
+            the others: a decoder rests attention on tokens that say nothing, and a budget that keeps nothing but what
+            is relevant takes them all away. 4 where few tokens stay. Scoring is then a step of its own.
+        recall: keep what is dropped beside the cache: a question of a later ``generate`` brings back what it ranks into
+            the budget. True means ``Recall()``, ``"host"`` the same from host memory. False becomes None.
     Raises:
         ValueError: naming the value found and the value wanted.
     """
@@ -63,7 +66,8 @@ class VisionPruning:
     processor: InitVar[Any] = None
     method: BeforeMethod | InsideMethod | str | None = None
     at_least_relevant: bool | AtLeastRelevant = False
-    recall: bool | str = False
+    recall: bool | str | Recall | None = False
+    background: int = 0
 
     def __post_init__(self, processor: Any) -> None:
         method = None if self.method is None else find_method(self.method, BeforeMethod, InsideMethod)
@@ -104,14 +108,17 @@ class VisionPruning:
             raise ValueError(f"text must be 'all', 'user', UserTurns or a (B, S) bool mask, got {self.text!r}")
         if self.spread is not None and not isinstance(self.spread, Spread):
             raise ValueError(f"spread must be None or Spread(reach=4, share=0.7), got {self.spread!r}")
+        check_count("background", self.background, 0)
         check_scored(self.scored_by, self.spread, self.per_image, self.at_least_relevant)
+        check_background(self.scored_by, self.background)
         trained = self.scorer.training.get("text") if isinstance(self.scorer, Scorer) else None
         used = None if isinstance(self.text, torch.Tensor) else "user" if isinstance(self.text, UserTurns) else "all"
         if trained is not None and used is not None and trained != used:
             logger.warning("the scorer was trained with text=%r and is used with text=%r: scores differ", trained, used)
-        check_calibrated(self.scorer, self.budget, self.spread)
+        check_calibrated(self.scorer, self.budget, self.spread, self.background)
         if self.positions not in POSITIONS:
             raise ValueError(f"positions must be 'keep' or 'compact', got {self.positions!r}")
+        object.__setattr__(self, "recall", as_recall(self.recall))
         check_recall(self)
 
     @property
@@ -158,117 +165,6 @@ class VisionPruning:
             width = config.get_text_config().hidden_size
             if self.weight.shape != (width,):
                 raise ValueError(f"the scorer must have the model's width ({width},), got {tuple(self.weight.shape)}")
-
-
-@dataclass(frozen=True)
-class TextEviction:
-    """Remove generated tokens from the K/V cache while decoding. The prompt and the newest token always stay.
-
-    Args:
-        threshold: T: nothing happens up to that many generated tokens.
-        retention: r in (0, 1]; 1 evicts one token for each new one, once T are held.
-        mode: ``"hysteresis"``: when more than T are held, the lowest scored go until floor(r * T) remain, and the cache
-            grows back. ``"proportional"``: past T generated tokens, floor(r * generated) are held.
-        recent: newest tokens that are never evicted, the newest one counted.
-        layers: whose attention scores a token: ``"last"``, the last full-attention layer, or the mean over ``"all"``.
-        sliding: what sliding-window layers do about evicted tokens: ``"keep"`` still sees them, ``"mask"`` does not.
-            Neither saves bytes there: such a layer never holds more than its window.
-        method: what scores a token: a `CachedMethod`, or the name of one; ``"attention"`` is the paper's. One whose
-            ``scope`` is a layer or a head keeps other tokens in each, and each is scored by itself.
-    Raises:
-        ValueError: naming the value found and the value wanted.
-    """
-
-    threshold: int
-    retention: float
-    mode: str = "hysteresis"
-    recent: int = 0
-    layers: str = "last"
-    sliding: str = "keep"
-    method: CachedMethod | str = LastRow()  # noqa: RUF009 frozen
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "method", find_method(self.method, CachedMethod))
-        if self.scored_by.needs_limit:
-            raise ValueError(f"method {self.scored_by.name!r} needs CacheLimit(...), got it in TextEviction(...)")
-        if self.scored_by.scope not in SCOPES:
-            raise ValueError(f"the scope of a method must be one of {', '.join(SCOPES)}, got {self.scored_by.scope!r}")
-        if self.scored_by.sinks is not None:
-            check_count("sinks", self.scored_by.sinks, 0)
-        check_count("threshold", self.threshold, 1)
-        check_retention(self.retention)
-        check_count("recent", self.recent, 0)
-        for name, wanted in (
-            ("mode", ("hysteresis", "proportional")),
-            ("layers", ("last", "all")),
-            ("sliding", ("keep", "mask")),
-        ):
-            if getattr(self, name) not in wanted:
-                raise ValueError(f"{name} must be {wanted[0]!r} or {wanted[1]!r}, got {getattr(self, name)!r}")
-        if self.kept(self.threshold) < self.guard:
-            raise ValueError(
-                f"floor(retention * threshold) must be at least {self.guard}, the tokens that always stay, got "
-                f"{self.kept(self.threshold)} for threshold {self.threshold} and retention {self.retention}"
-            )
-
-    @property
-    def scored_by(self) -> CachedMethod:
-        """The method in effect."""
-        assert isinstance(self.method, CachedMethod)
-        return self.method
-
-    @property
-    def sinks(self) -> int | None:
-        """First tokens of a prompt that stay; None: all of it."""
-        return self.scored_by.sinks
-
-    @property
-    def guard(self) -> int:
-        """Newest tokens that are no candidates."""
-        return max(1, self.recent)
-
-    def kept(self, count: Any) -> Any:
-        """``floor(retention * count)``, exactly; of a number or an integer tensor."""
-        return part_of(count, self.retention)
-
-    def excess(self, held: Any, generated: Any) -> Any:
-        """How many tokens go, for ``held`` of ``generated`` tokens. Numbers or integer tensors."""
-        hysteresis = self.mode == "hysteresis"
-        over = (held if hysteresis else generated) > self.threshold
-        count = (held - self.kept(self.threshold if hysteresis else generated)) * over
-        return count.clamp_min(0) if isinstance(count, torch.Tensor) else max(count, 0)
-
-    def most_held(self, generated: int | None) -> int | None:
-        """Most generated tokens in the cache at once, for at most ``generated`` of them; None if there is no bound."""
-        if self.mode == "hysteresis":
-            return self.threshold + 1 if generated is None else min(self.threshold + 1, generated)
-        return None if generated is None else min(generated, max(self.threshold, self.kept(generated)) + 1)
-
-
-@dataclass(frozen=True)
-class TurnEviction:
-    """Remove whole answers of earlier turns from the K/V cache. Images, questions and the last answer always stay.
-
-    At the start of a turn, when earlier answers hold more than ``threshold`` tokens, the answers least like the turn's
-    images go, until floor(retention * held tokens) or fewer remain.
-
-    Args:
-        threshold: answer tokens up to which nothing happens.
-        retention: r in (0, 1].
-    Raises:
-        ValueError: naming the value found and the value wanted.
-    """
-
-    threshold: int = 512
-    retention: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_count("threshold", self.threshold, 0)
-        check_retention(self.retention)
-
-    def kept(self, count: int) -> int:
-        """``floor(retention * count)``, exactly."""
-        return part_of(count, self.retention)
 
 
 def as_vision(vision: VisionPruning | float | None, keep: float | None) -> VisionPruning | None:

@@ -17,7 +17,8 @@ from torch import nn
 from asymvlm.hf.arguments import IDS, MASK
 from asymvlm.hf.generation import setting
 from asymvlm.models.adapter import Adapter
-from asymvlm.settings.policies import TextEviction, TurnEviction, VisionPruning
+from asymvlm.settings.eviction import TextEviction, TurnEviction
+from asymvlm.settings.policies import VisionPruning
 from asymvlm.tokens.roles import Tokens
 
 DEFAULT_NEW_TOKENS = 20  # that `generate` makes where nothing says how many
@@ -62,7 +63,7 @@ class AutoStrategy:
 
     Args:
         vision: pruning where vision dominates.
-        text: eviction where text does; by default the paper's setting for long answers.
+        text: eviction where text does; by default with the paper's threshold and retention for long answers.
         turns: eviction of whole answers in dialogues, by default the paper's setting.
     """
 

@@ -38,7 +38,16 @@ def check_scored(method: BeforeMethod | InsideMethod, spread: object, per_image:
         )
 
 
-def check_calibrated(scorer: object, budget: object, spread: Spread | None) -> None:
+def check_background(method: BeforeMethod | InsideMethod, background: int) -> None:
+    """Refuse to keep the lowest scored tokens beside a method that scores none before the decoder."""
+    if background and (not isinstance(method, BeforeMethod) or isinstance(method, SelectingMethod)):
+        raise ValueError(
+            f"background needs a method that scores tokens before the decoder, got background={background} with method "
+            f"{method.name!r}"
+        )
+
+
+def check_calibrated(scorer: object, budget: object, spread: Spread | None, background: int) -> None:
     """Warn where a budget that a calibration fitted is used on other scores than it was fitted to."""
     calibration = scorer.calibration if isinstance(scorer, Scorer) else {}
     if "spread" not in calibration or budget != scorer.budget:  # type: ignore[attr-defined]
@@ -49,6 +58,14 @@ def check_calibrated(scorer: object, budget: object, spread: Spread | None) -> N
             "the scorer's budget was calibrated with spread=%r and is used with spread=%r: it keeps another share",
             fitted,
             spread,
+        )
+    wanted = calibration.get("background", 0)
+    if wanted != background:
+        logger.warning(
+            "the scorer's budget was calibrated with background=%d and is used with background=%d: it keeps another "
+            "share",
+            wanted,
+            background,
         )
 
 

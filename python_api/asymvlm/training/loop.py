@@ -1,7 +1,8 @@
 """`train_scorer`: learn the weight of Eq. 1 from what pruning does to the model's last hidden states.
 
-Two passes of the frozen model a sample: as it is, and with a soft mask on its vision keys that depends on the weight.
-Only the weight learns. Source: section 3.2, Eq. 4, appendices C and D of arXiv:2605.29535.
+Two passes of the frozen model a sample: as it is, and with a soft mask on its vision keys that depends on the weight;
+with ``masked_rows="text"`` the second one over the text tokens alone. Only the weight learns. Source: section 3.2,
+Eq. 4, appendices C and D of arXiv:2605.29535.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ def train_scorer(
     Returns:
         `Scorer` with the model's identity, gap statistics, and as budget the (mean) ratio it was trained for.
     Raises:
-        ValueError: on an unsupported model, bad settings, no usable samples, or the state of another run.
+        ValueError: on an unsupported model, bad settings, no usable samples, the state of another run, or where text
+            rows cannot run by themselves (recurrent layers, attention in chunks) and ``masked_rows`` is ``"text"``.
         RuntimeError: if the loss is not finite.
         OSError: before the first step, if ``checkpoint`` cannot be written.
         TrainingInterrupted: a KeyboardInterrupt that says how far the run got.
@@ -98,7 +100,7 @@ def train_scorer(
     frozen = FrozenModel(
         model,
         injection=chosen.injection,
-        checkpointing=chosen.gradient_checkpointing,
+        checkpointing=chosen.gradient_checkpointing and chosen.masked_rows == "all",
         turns=turns if isinstance(turns, UserTurns) else None,
     )
     run = Run(frozen, samples, chosen, collate, micro_batch_size, Ranks.current())

@@ -19,6 +19,7 @@ from asymvlm.hf.merge import merge_embeddings
 from asymvlm.models import adapter_for
 from asymvlm.models.adapter import Adapter
 from asymvlm.tokens.images import image_layout, known_cells
+from asymvlm.tokens.positions import original_positions
 from asymvlm.tokens.roles import Tokens, check_prompt, scored_text
 from asymvlm.tokens.user_turns import UserTurns
 
@@ -35,6 +36,7 @@ class MergedBatch:
     text: torch.Tensor  # (B, S) bool: tokens that vision is scored against; no answer token
     compared: torch.Tensor  # (B, S) bool: positions whose last hidden states are compared
     trainable: torch.Tensor  # (B,) bool: rows with vision to prune and text to score it against
+    positions: torch.Tensor  # (B, S), or (R, B, S) for M-RoPE
     decoder: dict[str, Any]  # the decoder's other arguments
     make_lines: Callable[[], torch.Tensor] = field(repr=False)
 
@@ -132,7 +134,8 @@ class FrozenModel:
             return known_cells(layout, self.adapter.model_type).line
 
         trainable = prunable.any(-1) & text.any(-1)
-        return MergedBatch(embeds, prunable, text, compared, trainable, decoder, lines)
+        positions = original_positions(self.adapter, moved, record, mask, generating=False, start=None)
+        return MergedBatch(embeds, prunable, text, compared, trainable, positions, decoder, lines)
 
     def hidden(self, batch: MergedBatch, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Last hidden states, after the final norm, of the compared positions: ``(positions, D)`` fp32.

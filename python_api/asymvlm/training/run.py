@@ -12,6 +12,7 @@ import torch
 
 from asymvlm.training.passes import FrozenModel
 from asymvlm.training.ranks import Ranks
+from asymvlm.training.rows import check_text_rows
 from asymvlm.training.scoring import batch_gaps, row_losses
 from asymvlm.training.settings import HIGHEST, LOWEST, TrainingSettings
 from asymvlm.training.state import TrainingState
@@ -37,6 +38,7 @@ class Run:
     ) -> None:
         self.frozen, self.samples, self.settings, self.ranks = frozen, samples, settings, ranks
         self.collate, self.micro_batch_size = collate, micro_batch_size
+        self.checked = settings.masked_rows == "all"
         self.steps_an_epoch = -(-len(samples) // settings.batch_size)
         self.total_steps = self.steps_an_epoch * settings.epochs
 
@@ -102,6 +104,9 @@ class Run:
             rows = int(batch.trainable.sum())
             if rows == 0:
                 continue
+            if not self.checked:
+                check_text_rows(self.frozen, batch)
+                self.checked = True
             losses = row_losses(self.frozen, batch, weight, ratio, self.settings)
             grad += torch.autograd.grad(losses.sum(), weight)[0]
             totals += torch.stack([losses.detach().sum().double(), totals.new_tensor(rows)])

@@ -6,6 +6,7 @@ import torch
 
 from asymvlm.methods.before.similarity import sequence_scores
 from asymvlm.training.passes import FrozenModel, MergedBatch
+from asymvlm.training.rows import remembered, text_rows
 from asymvlm.training.settings import TrainingSettings
 from asymvlm_kernels import UniformBudget, importance_gap, keep_counts
 from asymvlm_kernels.training.soft_mask import soft_mask
@@ -38,10 +39,14 @@ def row_losses(
 
     Rows that have no vision to prune, or no text to score it against, are 0. Differentiable in ``weight``.
     """
-    with torch.no_grad():
-        wanted = frozen.hidden(batch)
-    bias = penalty(batch, weight, ratio, settings)
-    distance = (frozen.hidden(batch, bias) - wanted).square().sum(-1)  # (positions,)
+    if settings.masked_rows == "text":
+        wanted, layers = remembered(frozen, batch)
+        masked = text_rows(frozen, batch, layers, penalty(batch, weight, ratio, settings))
+    else:
+        with torch.no_grad():
+            wanted = frozen.hidden(batch)
+        masked = frozen.hidden(batch, penalty(batch, weight, ratio, settings))
+    distance = (masked - wanted).square().sum(-1)  # (positions,)
     row = batch.compared.nonzero()[:, 0]
     sums = distance.new_zeros(len(batch.embeds)).index_add(0, row, distance)
     return torch.where(batch.trainable, sums / batch.compared.sum(-1), 0.0)

@@ -9,6 +9,7 @@ from typing import Any
 from asymvlm.hf.key_bias import INJECTIONS
 
 LOWEST, HIGHEST = 0.0, 3.0  # w is clamped to these after every step
+MASKED_ROWS = ("text", "all")
 CLAMPED_SHARE = 0.2  # a larger share of widths on a clamp is worth a warning
 
 
@@ -28,7 +29,11 @@ class TrainingSettings:
         seed: of the order of samples and of drawn ratios. The same seed gives the same weight.
         injection: ``"mask"`` (additive 4-D masks), ``"bias"`` (key-bias attention, where the model's mask allows), or
             ``"auto"``: the kernel on CUDA, masks on a CPU.
-        gradient_checkpointing: keep the inputs of decoder layers only, and run each again in the backward pass.
+        masked_rows: rows of the pass under the soft mask. ``"all"``: the whole sequence, as the paper says. ``"text"``:
+            text tokens alone, beside the keys and values that vision tokens have in the pass without it: cheaper,
+            and an approximation, since vision tokens do not see the soft mask.
+        gradient_checkpointing: keep the inputs of decoder layers only, and run each again in the backward pass. A pass
+            of text rows has little to keep and runs once.
         patience: stop after this many evaluations without improvement; None never stops early. An evaluation is the
             mean loss of the validation samples, or of the epoch's steps where there are none.
     """
@@ -43,6 +48,7 @@ class TrainingSettings:
     regularization: float = 1e-3
     seed: int = 0
     injection: str = "auto"
+    masked_rows: str = "all"
     gradient_checkpointing: bool = False
     patience: int | None = None
 
@@ -63,6 +69,8 @@ class TrainingSettings:
                 raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
         if self.injection not in ("auto", *INJECTIONS):
             raise ValueError(f"injection must be 'auto', {' or '.join(map(repr, INJECTIONS))}, got {self.injection!r}")
+        if self.masked_rows not in MASKED_ROWS:
+            raise ValueError(f"masked_rows must be {' or '.join(map(repr, MASKED_ROWS))}, got {self.masked_rows!r}")
 
     @property
     def ratios(self) -> tuple[float, ...]:

@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from asymvlm.verification.names import decoder_of
 
+Open = torch.Tensor | dict[int, torch.Tensor]
 NAMES = {"sdpa": "asymvlm_verify_sdpa", "eager": "asymvlm_verify_eager"}
 _closing: ContextVar[ClosedColumns | None] = ContextVar("asymvlm_verify_closing", default=None)
 
@@ -30,17 +31,18 @@ class ClosedColumns:
 
     Args:
         open_after: ``(B, columns)`` bool for the first pass, and one for each later one; the last stays in force.
-            Columns beyond are open.
+            Columns beyond are open. In place of a tensor, ``(B, K/V heads or 1, columns)`` by number of layer; other
+            layers close none.
         closes: whether a layer, by its number, closes columns; all do by default.
     """
 
-    def __init__(self, open_after: list[torch.Tensor], closes: Callable[[int], bool] = lambda layer: True) -> None:
+    def __init__(self, open_after: list[Open], closes: Callable[[int], bool] = lambda layer: True) -> None:
         self.open_after = open_after
         self.closes = closes
         self.passes = 0
         self.columns = 0
         self._first: nn.Module | None = None
-        self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # one mask for all layers that share one
+        self._made: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}  # one for all layers that share one
 
     def mask(self, module: Any, query: torch.Tensor, key: torch.Tensor, mask: Any) -> torch.Tensor:
         """The model's ``mask`` ``(B or 1, 1, queries, keys)``, bool or additive, with the closed columns closed."""
@@ -54,17 +56,22 @@ class ClosedColumns:
         if not isinstance(mask, torch.Tensor) or mask.ndim != 4 or mask.shape[-1] != keys:
             found = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
             raise RuntimeError(f"the decoder gave its attention a mask {found}, wanted a dense one of {keys} keys")
-        if not self.closes(getattr(module, "layer_idx", 0)):
+        layer = getattr(module, "layer_idx", 0)
+        chosen = self.open_after[min(self.passes, len(self.open_after)) - 1]
+        if not self.closes(layer) or (isinstance(chosen, dict) and layer not in chosen):
             return mask
-        if id(mask) not in self._made:
-            self._made[id(mask)] = (mask, self._close(mask, keys))
-        return self._made[id(mask)][1]
+        place = (id(mask), layer if isinstance(chosen, dict) else -1)
+        if place not in self._made:
+            wanted = chosen[layer] if isinstance(chosen, dict) else chosen[:, None]
+            heads = query.shape[1] if wanted.shape[1] > 1 else 1
+            wanted = wanted.repeat_interleave(heads // wanted.shape[1], 1)
+            self._made[place] = (mask, self._close(mask, keys, wanted.to(mask.device)))
+        return self._made[place][1]
 
-    def _close(self, mask: torch.Tensor, keys: int) -> torch.Tensor:
-        chosen = self.open_after[min(self.passes, len(self.open_after)) - 1].to(mask.device)
-        rest = self.columns - chosen.shape[1]
+    def _close(self, mask: torch.Tensor, keys: int, chosen: torch.Tensor) -> torch.Tensor:
+        rest = self.columns - chosen.shape[-1]
         columns = nn.functional.pad(chosen, (0, rest), value=True)
-        is_open = columns[:, None, None, self.columns - keys :]  # a windowed cache holds the last columns
+        is_open = columns[:, :, None, self.columns - keys :]  # a windowed cache holds the last columns
         if mask.dtype == torch.bool:
             closed = mask & is_open
             # a query that would see nothing, of padding or of a dropped token, is nobody's key: it must only be finite

@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 
 from asymvlm.patch import patch
-from asymvlm.settings.policies import TextEviction
-from asymvlm.verification.closed import ClosedColumns
+from asymvlm.settings.eviction import TextEviction
+from asymvlm.verification.closed import ClosedColumns, Open
 from asymvlm.verification.measure import judge, logits_apart
 from asymvlm.verification.pruning import greedy_row
 from asymvlm.verification.report import FAIL, UNSUPPORTED, CheckRow
@@ -27,26 +27,27 @@ def check_eviction(subject: Subject) -> list[CheckRow]:
         handle = patch(subject.model, text=_often(subject.text))
     except (NotImplementedError, ValueError) as error:
         return [CheckRow(CHECK, UNSUPPORTED, note=str(error))]
-    held: list[torch.Tensor] = []
+    held: list[dict[int, torch.Tensor]] = []
     sliding: list[bool] = []
 
     def watch(cache: Any) -> None:
         if cache is not None:  # after the step's attention, so for the next step
-            held.append(cache.table.alive(0, subject.real.shape[1] + len(held)))
+            held.append(_held(cache, subject.real.shape[1] + len(held)))
             sliding[:] = cache.is_sliding
 
     with handle:
         evicting = run(subject.model, subject.sample, EVICTION_STEPS, each_step=watch)
     real, prompt = subject.real, subject.real.shape[1]
-    lost = int((real & ~held[-1][:, :prompt]).sum())
+    last = torch.cat([*held[-1].values()], 1)  # (B, lists, columns)
+    lost = int((real & ~last.all(1)[:, :prompt]).sum())
     if lost:
         return [CheckRow(CHECK, FAIL, note=f"{lost} tokens of the prompt were evicted, wanted generated ones alone")]
-    evicted = (~held[-1][:, prompt:]).sum(1).tolist()
+    evicted = (~last[:, 0, prompt:]).sum(1).tolist()
     if not all(evicted):
         return [CheckRow(CHECK, FAIL, note=f"{evicted} tokens of each row were evicted, wanted some")]
     subject.tell("the masked run of the same evictions")
     everything = torch.ones_like(real)
-    columns = ClosedColumns([everything, *(alive | _padding(alive, real) for alive in held)], _closes(subject, sliding))
+    columns = ClosedColumns([everything, *(_opened(alive, real) for alive in held)], _closes(subject, sliding))
     masked = masked_run(subject.model, subject.sample, EVICTION_STEPS, columns, evicting.tokens)
     difference = logits_apart(evicting.logits, masked.logits)
     noise = subject.noise.logits
@@ -57,9 +58,22 @@ def check_eviction(subject: Subject) -> list[CheckRow]:
     ]
 
 
-def _padding(alive: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """``(B, columns)``: padding, which the model's own mask closes."""
-    return torch.nn.functional.pad(~real, (0, alive.shape[1] - real.shape[1]), value=False)
+def _held(cache: Any, columns: int) -> dict[int, torch.Tensor]:
+    """``(B, lists, columns)`` of each layer that keeps its tokens in slots: one list for its heads, or for each one."""
+    tables = {number: layer.table for number, layer in enumerate(cache.layers) if hasattr(layer, "table")}
+    return {
+        number: table.alive_by_line(0, columns).unflatten(0, (table.rows, table.heads))
+        for number, table in tables.items()
+    }
+
+
+def _opened(alive: dict[int, torch.Tensor], real: torch.Tensor) -> Open:
+    """What is held, and padding, which the model's own mask closes; of all layers where they hold the same."""
+    first = next(iter(alive.values()))
+    padding = torch.nn.functional.pad(~real, (0, first.shape[-1] - real.shape[1]), value=False)[:, None]
+    if first.shape[1] == 1 and all(torch.equal(one, first) for one in alive.values()):
+        return (first | padding)[:, 0]
+    return {number: one | padding for number, one in alive.items()}
 
 
 def _often(policy: TextEviction | None) -> TextEviction:
@@ -67,7 +81,7 @@ def _often(policy: TextEviction | None) -> TextEviction:
     if policy is None:
         return TextEviction(THRESHOLD, 0.5)
     threshold = THRESHOLD
-    while policy.kept(threshold) < policy.guard:
+    while policy.kept(threshold) < max(1, policy.recent or 0):
         threshold += 1
     return dataclasses.replace(policy, threshold=threshold)
 

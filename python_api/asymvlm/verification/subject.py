@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from asymvlm.models.adapter import Adapter
-from asymvlm.settings.policies import TextEviction, VisionPruning
+from asymvlm.settings.eviction import TextEviction
+from asymvlm.settings.policies import VisionPruning
 from asymvlm.verification import samples
 from asymvlm.verification.closed import ClosedColumns, reference_kind
 from asymvlm.verification.measure import NOISE_LIMIT, NOISE_MOST, floor, hidden_apart, logits_apart

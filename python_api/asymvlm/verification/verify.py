@@ -12,7 +12,8 @@ from torch import nn
 from asymvlm.files.json_files import first_line
 from asymvlm.hf.peft import unwrapped
 from asymvlm.models import adapter_for
-from asymvlm.settings.policies import TextEviction, VisionPruning
+from asymvlm.settings.eviction import TextEviction
+from asymvlm.settings.policies import VisionPruning
 from asymvlm.verification import samples
 from asymvlm.verification.batch import check_batch
 from asymvlm.verification.evicting import check_eviction

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import tiny
@@ -18,6 +19,7 @@ import asymvlm.hf.attention as capture
 from asymvlm import EvictionCache, TextEviction, TurnEviction
 from asymvlm.cache.choose import lowest
 from asymvlm.hf.arguments import cache_in
+from asymvlm.methods import H2O, LastRow
 
 SCORES = st.sampled_from([0.0, -0.0, 0.25, 0.5, float("nan"), float("inf")])
 
@@ -69,7 +71,7 @@ class Tokens:
 @given(st.data())
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
 def test_prompt_and_newest_token_stay_whatever_the_scores(static, data):
-    policy = TextEviction(
+    policy = TextEviction.paper(
         threshold=data.draw(st.integers(2, 6)), retention=data.draw(st.sampled_from([0.5, 0.75, 1.0])),
         mode=data.draw(st.sampled_from(["hysteresis", "proportional"])),
     )  # fmt: skip
@@ -103,7 +105,7 @@ def test_one_launch_for_all_layers_and_no_allocation(monkeypatch):
     monkeypatch.setattr(
         slots, "move_slots_", lambda tensors, *plan: (launches.append(len(tensors)), move(tensors, *plan))
     )
-    policy, cache = TextEviction(8, 0.5), EvictionCache(windowed("llava").config, capacity=16)
+    policy, cache = TextEviction.paper(8, 0.5), EvictionCache(windowed("llava").config, capacity=16)
     tokens = Tokens(cache, 2)
     tokens.feed(6)
     addresses = [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers]
@@ -119,7 +121,7 @@ def test_one_launch_for_all_layers_and_no_allocation(monkeypatch):
 
 def test_one_token_for_each_new_one_moves_nothing(monkeypatch):
     monkeypatch.setattr(slots, "move_slots_", None)
-    policy, cache = TextEviction(4, 1.0), EvictionCache(windowed("llava").config)
+    policy, cache = TextEviction.paper(4, 1.0), EvictionCache(windowed("llava").config)
     tokens = Tokens(cache, 2)
     tokens.feed(3)
     for _ in range(12):
@@ -136,7 +138,7 @@ def test_scores_are_taken_on_steps_that_evict_only(monkeypatch, layers, scored):
     score = capture.score
     monkeypatch.setattr(capture, "score", lambda *args: (taken.append(1), score(*args))[1])
     model = copy.deepcopy(windowed("llava"))
-    with asymvlm.patch(model, text=TextEviction(6, 0.5, layers=layers)) as handle:
+    with asymvlm.patch(model, text=TextEviction.paper(6, 0.5, layers=layers)) as handle:
         model.generate(**tiny.make_batch("llava", "left_padded"), do_sample=False, max_new_tokens=20)
     evictions = handle.last.eviction.evicted[0] // 4
     assert evictions == 4
@@ -159,7 +161,7 @@ def reachable(item: object, seen: dict[int, torch.Tensor], depth: int = 6) -> di
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
 def test_bytes_are_those_of_the_tensors(family, static):
     model = copy.deepcopy(windowed(family))
-    with asymvlm.patch(model, text=TextEviction(6, 0.5)) as handle:
+    with asymvlm.patch(model, text=TextEviction.paper(6, 0.5)) as handle:
         options = {"cache_implementation": "static"} if static else {}
         result = model.generate(**tiny.make_batch(family, "left_padded"), **GREEDY, **options, max_new_tokens=20)
     cache = result.past_key_values
@@ -180,7 +182,7 @@ def test_bytes_are_those_of_the_tensors(family, static):
 def test_memory_is_flat_over_two_thousand_tokens():
     model = tiny.build("llava", num_hidden_layers=1, max_position_embeddings=4096)
     held = []
-    with asymvlm.patch(model, text=TextEviction(64, 0.5)) as handle:
+    with asymvlm.patch(model, text=TextEviction.paper(64, 0.5)) as handle:
         hook = model.get_decoder().register_forward_hook(
             lambda _, args, kwargs, out: held.append(cache_in(kwargs).stats().nbytes), with_kwargs=True
         )
@@ -211,7 +213,7 @@ def test_a_reset_cache_is_a_new_one(static):
         tokens.feed(5)
         for _ in range(6):
             tokens.feed(1)
-        cache.table.evict(torch.rand(2, 32 if static else 11), TextEviction(4, 0.5))
+        cache.table.evict(torch.rand(2, 32 if static else 11), TextEviction.paper(4, 0.5))
         assert cache.stats().evicted == [4, 4]
         cache.reset()
         assert cache.get_seq_length() == 0
@@ -243,10 +245,31 @@ def test_rows_are_repeated_and_selected():
     dict(threshold=8, retention=0.5, recent=-1), dict(threshold=8, retention=0.5, layers="first"),
     dict(threshold=8, retention=0.5, sliding="drop"), dict(threshold=8, retention=0.5, recent=5),
     dict(threshold=3, retention=0.2), dict(threshold=True, retention=0.5), dict(threshold=8, retention="half"),
+    dict(threshold=8, retention=0.5, score="mean"), dict(threshold=8, retention=0.5, scope="heads"),
 ], ids=str)  # fmt: skip
 def test_settings_are_checked(settings_):
     with pytest.raises(ValueError, match=r"(must be .* got|must be at least)"):
         TextEviction(**settings_)
+
+
+def test_settings_that_exclude_each_other():
+    for settings_, told in (
+        (
+            dict(method=LastRow(), score="last"),
+            "pass it or them, got method=LastRow.* beside score='last' and scope=None",
+        ),
+        (dict(method=H2O(sinks=4)), "sinks must be None, got 4; CacheLimit"),
+        (dict(layers="all"), "layers='all' is for one choice for all layers, scope='decoder', got scope='layer'"),
+        (dict(sliding="mask"), "sliding='mask' is for one choice .* got scope='layer'"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            TextEviction(8, 0.5, **settings_)
+    usual = TextEviction(9, 0.5)
+    assert (usual.recent, usual.guard, usual.scored_by) == (None, 2, H2O(2 / 3, scope="layer"))
+    assert dataclasses.replace(usual, threshold=36).guard == 12
+    paper = TextEviction.paper(8, 0.5, layers="all")
+    assert (paper.guard, paper.scored_by, paper.layers) == (1, LastRow(), "all")
+    assert TextEviction(8, 0.5, score="last", scope="head").scored_by == LastRow(scope="head")
 
 
 def test_turn_settings_are_checked():
@@ -258,5 +281,5 @@ def test_turn_settings_are_checked():
 def test_a_decoder_without_full_attention_is_refused():
     model = tiny.build("mistral3", sliding_window=12)
     with pytest.raises(ValueError, match="needs a full-attention layer"):
-        asymvlm.patch(model, text=TextEviction(8, 0.5))
+        asymvlm.patch(model, text=TextEviction.paper(8, 0.5))
     assert "_asymvlm_handle" not in vars(model)

@@ -39,7 +39,9 @@ def test_a_manual_loop_infers_positions_from_the_logical_length(family, with_mas
     keep = None if vision is None else select(model, inputs, vision).keep
     _, logits = Masked(model, inputs, keep, **POLICY).generate(16)
     patched = copy.deepcopy(model)
-    with asymvlm.patch(patched, text=TextEviction(**POLICY), **({} if vision is None else {"vision": uniform(vision)})):
+    with asymvlm.patch(
+        patched, text=TextEviction.paper(**POLICY), **({} if vision is None else {"vision": uniform(vision)})
+    ):
         positions = positions_of(family, model, inputs) if with_positions else None
         found = steps(decode(patched, inputs, with_mask, positions), 16)
     assert_close(found, logits, atol=ATOL)
@@ -50,7 +52,7 @@ def test_a_manual_loop_over_a_padded_batch(family):
     model, inputs = windowed(family), tiny.make_batch(family, "left_padded")
     _, logits = Masked(model, inputs, **POLICY).generate(14)
     patched = copy.deepcopy(model)
-    with asymvlm.patch(patched, text=TextEviction(**POLICY)):
+    with asymvlm.patch(patched, text=TextEviction.paper(**POLICY)):
         found = steps(decode(patched, inputs, True, positions_of(family, model, inputs)), 14)
     assert_close(found, logits, atol=ATOL)
 
@@ -65,7 +67,7 @@ def test_flash_attention_masks_tell_slots_not_columns():
             seen.append((mask, cache.table.span, cache.table.slot_pos[:, : cache.table.span] >= 0))
 
     model = copy.deepcopy(windowed("llava"))
-    with asymvlm.patch(model, text=TextEviction(**POLICY)) as handle:
+    with asymvlm.patch(model, text=TextEviction.paper(**POLICY)) as handle:
         hook = model.get_decoder().register_forward_pre_hook(record, with_kwargs=True)
         model.generate(**tiny.make_batch("llava", "left_padded"), do_sample=False, max_new_tokens=14)
         hook.remove()
@@ -92,7 +94,7 @@ def test_the_scored_layer_keeps_its_mask(implementation):
     AttentionMaskInterface.register("custom", eager_mask)
     model, inputs = copy.deepcopy(windowed("llava")), tiny.make_batch("llava", "left_padded")
     model.get_decoder().config._attn_implementation = implementation
-    with asymvlm.patch(model, text=TextEviction(**POLICY)):
+    with asymvlm.patch(model, text=TextEviction.paper(**POLICY)):
         if implementation == "custom":  # changed after the patch: the copy of the configuration must not hide it
             model.get_decoder().config._attn_implementation = "eager"
             model.get_decoder().config._attn_implementation = "custom"
@@ -107,7 +109,7 @@ def test_scores_of_the_captured_layer_are_eager_attention(monkeypatch):
     model, inputs, taken = windowed("gemma3"), tiny.make_batch("gemma3", "left_padded"), []
     score = capture.score
     monkeypatch.setattr(capture, "score", lambda *args: (taken.append(score(*args)), taken[-1])[1])
-    with asymvlm.patch(copy.deepcopy(model), text=TextEviction(6, 1.0)) as handle:
+    with asymvlm.patch(copy.deepcopy(model), text=TextEviction.paper(6, 1.0)) as handle:
         found = handle.model.generate(**inputs, **GREEDY, max_new_tokens=8)
     eager = copy.deepcopy(model)
     eager.set_attn_implementation("eager")
@@ -136,7 +138,7 @@ def test_a_row_that_sees_nothing_scores_zero():
 ], ids=lambda options: next(iter(options)))  # fmt: skip
 def test_what_needs_another_cache_is_refused(options):
     model = copy.deepcopy(windowed("llava"))
-    with asymvlm.patch(model, text=TextEviction(**POLICY)):
+    with asymvlm.patch(model, text=TextEviction.paper(**POLICY)):
         with pytest.raises((NotImplementedError, ValueError), match="text eviction"):
             model.generate(**tiny.make_batch("llava", "single"), max_new_tokens=4, **options)
         model.generate(**tiny.make_batch("llava", "single"), max_new_tokens=4)
@@ -155,7 +157,7 @@ def test_a_crop_is_refused():
 def test_beams_carry_their_slots(family, cache):
     """Beams swap rows after each step: the table of slots has to go along. The best beam is scored again, alone."""
     model, inputs = windowed(family), tiny.make_batch(family, "single")
-    with asymvlm.patch(copy.deepcopy(model), text=TextEviction(**POLICY)) as handle:
+    with asymvlm.patch(copy.deepcopy(model), text=TextEviction.paper(**POLICY)) as handle:
         found = handle.model.generate(
             **inputs, **cache, do_sample=False, num_beams=3, max_new_tokens=16, return_dict_in_generate=True,
             output_logits=True, output_scores=True,
@@ -172,7 +174,7 @@ def test_sampling_and_several_sequences():
     options = dict(
         do_sample=True, num_return_sequences=2, max_new_tokens=14, temperature=2.0, suppress_tokens=tiny.SPECIAL
     )
-    with asymvlm.patch(copy.deepcopy(model), text=TextEviction(**POLICY)) as handle:
+    with asymvlm.patch(copy.deepcopy(model), text=TextEviction.paper(**POLICY)) as handle:
         torch.manual_seed(0)
         found = handle.model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
     repeated = {name: value.repeat_interleave(2, 0) for name, value in inputs.items()}
@@ -186,7 +188,7 @@ def test_sampling_and_several_sequences():
 def test_all_full_layers_have_one_length_and_masks_fit_it(family):
     """Masks are made once, from the first layer of a kind."""
     model = copy.deepcopy(windowed(family))
-    with asymvlm.patch(model, text=TextEviction(**POLICY)):
+    with asymvlm.patch(model, text=TextEviction.paper(**POLICY)):
         found = model.generate(**tiny.make_batch(family, "left_padded"), **GREEDY, max_new_tokens=15)
     cache = found.past_key_values
     sizes = {cache.get_mask_sizes(1, index) for index, layer in enumerate(cache.layers) if layer in cache.slot_layers}
@@ -198,7 +200,7 @@ def test_all_full_layers_have_one_length_and_masks_fit_it(family):
 def test_sliding_layers_count_for_themselves():
     """Their mask is as long as what they saw, whatever was evicted elsewhere."""
     model = copy.deepcopy(windowed("gemma3"))
-    with asymvlm.patch(model, text=TextEviction(**POLICY)):
+    with asymvlm.patch(model, text=TextEviction.paper(**POLICY)):
         found = model.generate(**tiny.make_batch("gemma3", "left_padded"), **GREEDY, max_new_tokens=15)
     cache = found.past_key_values
     sliding = [layer for layer in cache.layers if layer.is_sliding]
@@ -218,7 +220,7 @@ def test_a_failed_step_leaves_no_request_behind(how):
     model, inputs = copy.deepcopy(windowed("llava")), tiny.make_batch("llava", "left_padded")
     expected = Masked(windowed("llava"), inputs, **POLICY).generate(12)[0]
     decoder = model.get_decoder()
-    with asymvlm.patch(model, text=TextEviction(**POLICY)):
+    with asymvlm.patch(model, text=TextEviction.paper(**POLICY)):
         place = decoder.layers[2] if how == "decoder" else decoder.layers[2].self_attn
         calls = []
 
@@ -241,7 +243,7 @@ def test_a_cache_that_starts_over_evicts_again():
     inputs = tiny.make_batch("phi3_v", "single")
     columns = inputs["input_ids"].shape[1]
     model.config.original_max_position_embeddings = columns + 12
-    with asymvlm.patch(model, text=TextEviction(**POLICY)) as handle:
+    with asymvlm.patch(model, text=TextEviction.paper(**POLICY)) as handle:
         found = model.generate(**inputs, **GREEDY, max_new_tokens=30)
     stats = found.past_key_values.stats()
     assert handle.last.eviction.cache == stats
@@ -260,7 +262,7 @@ def test_a_prompt_in_chunks_is_a_prompt(size):
     columns = inputs["input_ids"].shape[1]
     assert columns % 3 == 1
     ids, logits = Masked(windowed("llava"), inputs, **POLICY).generate(14)
-    with asymvlm.patch(model, text=TextEviction(**POLICY)) as handle:
+    with asymvlm.patch(model, text=TextEviction.paper(**POLICY)) as handle:
         found = model.generate(**inputs, **GREEDY, max_new_tokens=14, prefill_chunk_size=size)
     assert torch.equal(found.sequences[:, -14:], ids)
     assert_close(torch.stack(found.logits, 1), logits, atol=ATOL)
@@ -270,7 +272,7 @@ def test_a_prompt_in_chunks_is_a_prompt(size):
 @pytest.mark.parametrize("family", ["llava", "gemma3", "phi3_v", "phi4_multimodal", "idefics3"], indirect=True)
 def test_text_alone_is_evicted_and_reported(family, model):
     inputs = tiny.make_batch(family, "text_only")
-    with asymvlm.patch(model, text=TextEviction(4, 0.5)) as handle:
+    with asymvlm.patch(model, text=TextEviction.paper(4, 0.5)) as handle:
         model.generate(**inputs, do_sample=False, max_new_tokens=8)
         assert handle.last.eviction.evicted == [3, 3]
         assert handle.last.vision_tokens == [0, 0]
@@ -281,7 +283,7 @@ def test_a_static_cache_named_by_a_generation_config():
     model, inputs = copy.deepcopy(windowed("llava")), tiny.make_batch("llava", "left_padded")
     config = copy.deepcopy(model.generation_config)
     config.cache_implementation, config.max_new_tokens, config.do_sample = "static", 14, False
-    with asymvlm.patch(model, text=TextEviction(**POLICY)):
+    with asymvlm.patch(model, text=TextEviction.paper(**POLICY)):
         found = model.generate(**inputs, generation_config=config, return_dict_in_generate=True)
     assert found.past_key_values.is_static
     assert config.cache_implementation == "static"
@@ -292,7 +294,7 @@ def test_a_checkpoint_of_the_hybrid_days_gets_a_growing_cache():
     model = copy.deepcopy(windowed("gemma3"))
     model.generation_config.cache_implementation = "hybrid"
     inputs = tiny.make_batch("gemma3", "single")
-    with asymvlm.patch(model, text=TextEviction(**POLICY)):
+    with asymvlm.patch(model, text=TextEviction.paper(**POLICY)):
         found = model.generate(**inputs, **GREEDY, max_new_tokens=9)
         named = model.generate(**inputs, **GREEDY, max_new_tokens=9, cache_implementation="static")
     assert not found.past_key_values.is_static

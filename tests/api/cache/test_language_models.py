@@ -23,7 +23,7 @@ from asymvlm.methods import H2O, TOVA
 from asymvlm_kernels import UniformBudget
 
 LIMIT, STEPS = 12, 8
-EVICTION = TextEviction(threshold=4, retention=0.5, recent=1)
+EVICTION = TextEviction.paper(4, 0.5, recent=1)
 
 
 @pytest.mark.parametrize("name", tiny.LANGUAGE)
@@ -32,7 +32,7 @@ def test_evicting_text_equals_masking_and_removal_restores(name):
     policy = dict(threshold=5, retention=0.6, recent=2, sliding="mask" if name == "gemma3_text" else "keep")
     before, untouched = snapshot(model), model.generate(**inputs, **GREEDY, max_new_tokens=3)
     ids, logits = Masked(model, inputs, **policy).generate(16)
-    with asymvlm.patch(model, text=TextEviction(**policy)) as handle:
+    with asymvlm.patch(model, text=TextEviction.paper(**policy)) as handle:
         found = model.generate(**inputs, **GREEDY, max_new_tokens=16)
     assert torch.equal(found.sequences[:, -16:], ids)
     assert_close(torch.stack(found.logits, 1), logits, atol=1e-4)
@@ -116,7 +116,7 @@ def test_weights_packed_as_gguf_blocks(monkeypatch):
     assert 0 < (logits - before)[inputs["attention_mask"] > 0].abs().max() < 0.2, "eight bits are near the weights"
     policy = dict(threshold=5, retention=0.6, recent=2)
     ids, logits = Masked(model, inputs, **policy).generate(10)
-    with asymvlm.patch(model, text=TextEviction(**policy)) as handle:
+    with asymvlm.patch(model, text=TextEviction.paper(**policy)) as handle:
         found = model.generate(**inputs, **GREEDY, max_new_tokens=10)
     assert torch.equal(found.sequences[:, -10:], ids)
     assert_close(torch.stack(found.logits, 1), logits, atol=1e-4)

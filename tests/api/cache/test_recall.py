@@ -1,4 +1,4 @@
-"""Vision tokens that come back before a later question: equal to the whole conversation with columns closed by turn."""
+"""Vision tokens that come back before a later question: equal to a run over the whole conversation, by two oracles."""
 
 from __future__ import annotations
 
@@ -8,33 +8,19 @@ import pytest
 import tiny
 import torch
 from checks import GREEDY, assert_close, set_tolerance, uniform
-from masked_reference import masked_greedy, select
+from masked_reference import select
+from recalling import ANSWER, KEEP, LEAVE, NEVER, STAY, Talk
 from test_later_images import two_turns
 from test_multi_turn import longer, without_images
 from tiny import FAMILIES, make_batch
-from torch import Tensor
 from transformers import StaticCache
 
 import asymvlm
-from asymvlm import RelativeThresholdBudget, Spread, VisionPruning
+from asymvlm import Recall, RelativeThresholdBudget, Spread, VisionPruning
 from asymvlm.methods import BeforeMethod
 
-ANSWER = 3
-NEVER = 99
 SERVED = ["llava", "gemma3", "qwen2_5_vl", "phi3_v"]
 REFUSING = {"qwen3_5": "recurrent", "qwen3_5_moe": "recurrent", "lfm2_vl": "recurrent", "llama4": "chunks"}
-
-
-def recalled_turns(
-    plain, conversation: dict[str, Tensor], when: Tensor, known: int, turn: int, ratio: float, forgotten: bool
-) -> Tensor:
-    """Turn of every column (B, S): of those that the new question ranks into the budget and that never came, this."""
-    new = torch.arange(conversation["input_ids"].shape[1]) >= known
-    wanted = select(plain, conversation, ratio, text_mask=new.expand_as(conversation["input_ids"])).keep
-    later = wanted.shape[1] - when.shape[1]
-    when = torch.nn.functional.pad(when, (0, later), value=turn - 1)
-    when[:, known:] = turn
-    return when if forgotten else torch.where(wanted & (when == NEVER), turn, when)
 
 
 class ByTower(BeforeMethod):
@@ -44,55 +30,33 @@ class ByTower(BeforeMethod):
         raise AssertionError
 
 
-class Talk:
-    """A conversation on one cache, and when each of its columns was there to be seen, (B, S)."""
-
-    def __init__(self, family: str, plain, handle, inputs: dict[str, Tensor], ratio: float = 0.25):
-        self.family, self.plain, self.handle, self.ratio = family, plain, handle, ratio
-        self.inputs, self.turn = inputs, 0
-        keep = select(plain, inputs, ratio).keep
-        self.when = torch.where(keep | ~inputs["attention_mask"].bool(), 0, NEVER)
-        self.result = self.generate(inputs)
-        assert handle.last.recall.recalled == [0] * len(keep)
-
-    def generate(self, sent: dict[str, Tensor], **given):
-        self.result = self.handle.model.generate(**sent, **given, **GREEDY, max_new_tokens=ANSWER)
-        return self.result
-
-    def ask(self, *, forgotten: bool = False) -> list[int]:
-        """Another question; how many tokens came back before it. ``forgotten``: none can."""
-        self.turn += 1
-        conversation = longer(self.family, self.inputs, self.result.sequences, seed=self.turn)
-        known, cache = self.result.sequences.shape[1] - 1, self.result.past_key_values
-        before = self.when
-        self.when = recalled_turns(self.plain, conversation, before, known, self.turn, self.ratio, forgotten)
-        self.generate(without_images(conversation), past_key_values=cache)
-        came = ((self.when[:, : before.shape[1]] == self.turn) & (before == NEVER)).sum(-1).tolist()
-        report = self.handle.last
-        assert report.recall.recalled == came
-        assert bool(report.recall.note) == forgotten
-        ids, logits = masked_greedy(self.plain, conversation, self.when, steps=ANSWER)
-        assert torch.equal(self.result.sequences, torch.cat([conversation["input_ids"], ids], 1))
-        assert_close(torch.stack(self.result.logits, 1), logits)
-        real = conversation["attention_mask"].bool()
-        there = (self.when != NEVER) & real
-        assert [sorted(i for i in row if i >= 0 and real[b, i]) for b, row in enumerate(report.index.tolist())] == [
-            row.nonzero()[:, 0].tolist() for row in there
-        ]
-        return came
-
-
 @pytest.mark.parametrize("family", FAMILIES, indirect=True)
 def test_every_family(family, plain, model):
-    """Rows of different lengths recall different numbers, twice."""
+    """Rows of different lengths recall different numbers: first beside K/V that are kept, then all are computed."""
     inputs = make_batch(family, "left_padded")
     if family in REFUSING:
         with pytest.raises(NotImplementedError, match=f"recall does not serve {family}.*{REFUSING[family]}"):
             asymvlm.patch(model, vision=uniform(0.25, recall=True))
         return
-    with asymvlm.patch(model, vision=uniform(0.25, recall=True)) as handle:
+    with asymvlm.patch(model, vision=uniform(0.25, recall=KEEP)) as handle:
         talk = Talk(family, plain, handle, inputs)
-        assert sum(talk.ask() + talk.ask()) > 0
+        came = talk.ask()
+        handle.vision = uniform(0.25, recall=True)
+        assert sum(came + talk.ask(STAY)) > 0
+        assert sum(handle.last.recall.computed) > sum(handle.last.recall.recalled)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen3_vl", "phi3_v"], indirect=True)
+def test_tokens_that_are_not_wanted_leave(family, plain, model):
+    """The budget holds for every question: as many leave as come back. From host memory, too."""
+    with asymvlm.patch(model, vision=uniform(0.25, recall=Recall("host", unwanted="leave"))) as handle:
+        talk = Talk(family, plain, handle, make_batch(family, "left_padded"))
+        kept = []
+        for _ in range(2):
+            assert sum(talk.ask(handle.vision.recall)) > 0
+            assert handle.last.recall.left == handle.last.recall.recalled
+            kept.append(handle.last.kept)
+        assert kept[0] == kept[1]
 
 
 @pytest.mark.parametrize("family", SERVED, indirect=True)
@@ -100,27 +64,29 @@ def test_every_family(family, plain, model):
 def test_several_images(family, plain, model, attention):
     """From host memory, too."""
     model.set_attn_implementation({"text_config": attention} if attention != "sdpa" else "sdpa")
-    with asymvlm.patch(model, vision=uniform(0.25, recall="host", per_image=True)) as handle:
+    recall = Recall("host") if attention == "sdpa" else LEAVE
+    with asymvlm.patch(model, vision=uniform(0.25, recall=recall, per_image=True)) as handle:
         talk = Talk(family, plain, handle, make_batch(family, "two_images"))
         assert handle.last.recall.stored_on == "cpu"
         assert handle.last.recall.stored_bytes > 0
-        assert sum(talk.ask()) > 0
+        assert sum(talk.ask(recall)) > 0
 
 
 @pytest.mark.parametrize("family, window", [("gemma3", 33), ("mistral3", 41)], ids=str)
-def test_windows_reach_as_far_as_in_the_unpruned_conversation(family, window):
+@pytest.mark.parametrize("recall", [KEEP, STAY], ids=["keep", "recompute"])
+def test_windows_reach_as_far_as_in_the_unpruned_conversation(family, window, recall):
     """Also where columns leave the window as tokens come back; once they are gone, nothing more can come."""
     set_tolerance(FAMILIES[family].atol)
     plain = tiny.build(family, sliding_window=window)
-    with asymvlm.patch(copy.deepcopy(plain), vision=uniform(0.25, recall=True)) as handle:
+    with asymvlm.patch(copy.deepcopy(plain), vision=uniform(0.25, recall=recall)) as handle:
         talk = Talk(family, plain, handle, make_batch(family, "left_padded"))
-        assert sum(talk.ask()) > 0
-        assert talk.ask(forgotten=True) == [0, 0, 0]
+        assert sum(talk.ask(recall)) > 0
+        assert talk.ask(recall, forgotten=True) == [0, 0, 0]
 
 
 @pytest.mark.parametrize("family", ["llava", "gemma3", "qwen2_5_vl", "qwen3_vl"], indirect=True)
 def test_images_of_a_later_turn_come_back_beside_those_of_the_first(family, plain, model):
-    with asymvlm.patch(model, vision=uniform(0.25, recall=True)) as handle:
+    with asymvlm.patch(model, vision=uniform(0.25, recall=KEEP)) as handle:
         talk = Talk(family, plain, handle, make_batch(family, "left_padded"))
         turns = two_turns(family, "left_padded", talk.result.sequences[:, -ANSWER:])
         kept = select(plain, turns.whole, 0.25, first=turns.known - 1).keep
@@ -131,13 +97,15 @@ def test_images_of_a_later_turn_come_back_beside_those_of_the_first(family, plai
         talk.when[:, : first.shape[1]] = first
         talk.when[:, first.shape[1] : turns.known - 1] = 0
         assert sum(talk.ask()) > 0
-        assert len(talk.ask()) == 3
+        handle.vision = uniform(0.25, recall=LEAVE)
+        assert len(talk.ask(LEAVE)) == 3
+        assert sum(handle.last.recall.left) > 0
 
 
 @pytest.mark.parametrize("family", ["llava"], indirect=True)
 def test_a_row_does_not_depend_on_others(family, plain, model):
     inputs = make_batch(family, "left_padded")
-    with asymvlm.patch(model, vision=uniform(0.25, recall=True)) as handle:
+    with asymvlm.patch(model, vision=uniform(0.25, recall=LEAVE)) as handle:
         result = model.generate(**inputs, **GREEDY, max_new_tokens=ANSWER)
         conversation = without_images(longer(family, inputs, result.sequences))
         kwargs = dict(past_key_values=result.past_key_values, **GREEDY, max_new_tokens=ANSWER)
@@ -158,7 +126,7 @@ def test_a_row_does_not_depend_on_others(family, plain, model):
 def test_what_recall_cannot_serve_is_refused(family, plain, model):
     inputs = make_batch(family, "single")
     for settings, told in (
-        ({"recall": 1.5}, "recall must be True, False, 'device' or 'host', got 1.5"),
+        ({"recall": 1.5}, "recall must be True, False, 'device', 'host' or Recall"),
         ({"method": "random"}, "scores tokens against a question before layer 0, got 'random'"),
         ({"method": "cdpruner"}, "got 'cdpruner'"),
         ({"method": ByTower()}, "asks for more .needs_tower"),
@@ -167,6 +135,10 @@ def test_what_recall_cannot_serve_is_refused(family, plain, model):
     ):
         with pytest.raises(ValueError, match=told):
             uniform(0.25, **{"recall": True, **settings})
+    with pytest.raises(ValueError, match="vision_kv must be 'recompute' or 'keep', got 'drop'"):
+        Recall(vision_kv="drop")
+    with pytest.raises(ValueError, match="'leave' needs vision_kv='recompute'"):
+        Recall(vision_kv="keep", unwanted="leave")
     vision = uniform(0.25, recall=True)
     for beside in ({"text": asymvlm.TextEviction(8, 0.5)}, {"turns": asymvlm.TurnEviction()}):
         with pytest.raises(NotImplementedError, match="eviction has tables of them"):
@@ -186,14 +158,14 @@ def test_what_recall_cannot_serve_is_refused(family, plain, model):
 
 @pytest.mark.parametrize("family", ["gemma3"], indirect=True)
 def test_a_cache_is_as_it_was_where_the_decoder_fails(family, plain, model, monkeypatch):
-    with asymvlm.patch(model, vision=uniform(0.25, recall=True)) as handle:
+    with asymvlm.patch(model, vision=uniform(0.25, recall=LEAVE)) as handle:
         talk = Talk(family, plain, handle, make_batch(family, "left_padded"))
         conversation = longer(family, talk.inputs, talk.result.sequences)
         with monkeypatch.context() as patched:
             patched.setattr(model.model.language_model.norm, "forward", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 talk.generate(without_images(conversation), past_key_values=talk.result.past_key_values)
-        assert sum(talk.ask()) > 0
+        assert sum(talk.ask(LEAVE)) > 0
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl"], indirect=True)

@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from checks import GREEDY, assert_close, uniform
+from evicted_by_line import MaskedByLine
 from evicted_reference import Masked
 from masked_reference import select
 from windowed import ATOL, windowed
@@ -27,7 +28,7 @@ def check(family, policy: dict, steps: int, batch="left_padded", vision=None, **
     reference = Masked(model, inputs, keep, **policy)
     ids, logits = reference.generate(steps)
     pruning = {} if vision is None else {"vision": uniform(vision)}
-    with asymvlm.patch(copy.deepcopy(model), text=TextEviction(**policy), **pruning) as handle:
+    with asymvlm.patch(copy.deepcopy(model), text=TextEviction.paper(**policy), **pruning) as handle:
         found = handle.model.generate(**inputs, **GREEDY, **options, max_new_tokens=steps)
     assert torch.equal(found.sequences[:, -steps:], ids)
     assert_close(torch.stack(found.logits, 1), logits, atol=ATOL)
@@ -87,7 +88,7 @@ def test_eager_attention(family, attention, cache):
     ids, logits = Masked(model, inputs, **policy).generate(16)
     eager = copy.deepcopy(model)
     eager.set_attn_implementation(attention)
-    with asymvlm.patch(eager, text=TextEviction(**policy)):
+    with asymvlm.patch(eager, text=TextEviction.paper(**policy)):
         found = eager.generate(**inputs, **GREEDY, **cache, max_new_tokens=16)
     assert torch.equal(found.sequences[:, -16:], ids)
     assert_close(torch.stack(found.logits, 1), logits, atol=ATOL)
@@ -105,7 +106,8 @@ def test_every_family_beside_pruning(family, plain, model):
     keep = select(plain, inputs, 0.5).keep
     # a recurrent layer's state keeps what an evicted token wrote to it, and never saw a pruned one
     pruned = not tiny.FAMILIES[family].recurrent
-    ids, logits = Masked(plain, inputs, keep if pruned else None, **policy).generate(10)
+    oracle = MaskedByLine(plain, inputs, keep if pruned else None, scope="layer", adds_up=True, **policy)
+    ids, logits = oracle.generate(10)
     vision = {"vision": uniform(0.5)} if pruned else {}
     with asymvlm.patch(model, text=TextEviction(**policy), **vision) as handle:
         found = model.generate(**inputs, **GREEDY, max_new_tokens=10)
@@ -122,7 +124,7 @@ def turns(family, inputs, policy, options, vision=None, answer=9):
     patched, fed = copy.deepcopy(model), []
     pruning = {} if vision is None else {"vision": uniform(vision)}
     names = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-    with asymvlm.patch(patched, text=TextEviction(**policy), **pruning) as handle:
+    with asymvlm.patch(patched, text=TextEviction.paper(**policy), **pruning) as handle:
         patched.get_decoder().layers[0].register_forward_pre_hook(
             lambda _, args, kwargs: fed.append((args[0] if args else kwargs["hidden_states"]).shape[1]),
             with_kwargs=True,
@@ -171,7 +173,7 @@ def test_tokens_that_a_later_turn_masks(family, static):
     inputs = tiny.make_batch(family, "left_padded")
     cache = {"past_key_values": asymvlm.EvictionCache(model.config, capacity=90, static=True)} if static else {}
     reference = Masked(model, inputs, **policy)
-    with asymvlm.patch(copy.deepcopy(model), text=TextEviction(**policy)) as handle:
+    with asymvlm.patch(copy.deepcopy(model), text=TextEviction.paper(**policy)) as handle:
         first = handle.model.generate(**inputs, **cache, **GREEDY, max_new_tokens=5)
         reference.generate(5)
         question = torch.tensor([[21, 22, 23]] * 3)
@@ -195,7 +197,7 @@ def test_a_sliding_last_layer_does_not_score(layers):
     model = tiny.build("gemma3", sliding_window=12, layer_types=kinds[::-1])
     inputs, policy = tiny.make_batch("gemma3", "one_image_each"), dict(threshold=8, retention=0.5, layers=layers)
     ids, logits = Masked(model, inputs, **policy).generate(20)
-    with asymvlm.patch(model, text=TextEviction(**policy)):
+    with asymvlm.patch(model, text=TextEviction.paper(**policy)):
         found = model.generate(**inputs, **GREEDY, max_new_tokens=20)
     assert torch.equal(found.sequences[:, -20:], ids)
     assert_close(torch.stack(found.logits, 1), logits, atol=ATOL)
@@ -208,7 +210,7 @@ def test_half_precision_on_the_same_tokens(dtype, atol, cache):
     model = copy.deepcopy(windowed("gemma3")).to(dtype)
     inputs = tiny.make_batch("gemma3", "one_image_each")
     inputs = {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
-    with asymvlm.patch(model, text=TextEviction(5, 0.5)) as handle:
+    with asymvlm.patch(model, text=TextEviction.paper(5, 0.5)) as handle:
         found = model.generate(**inputs, **GREEDY, **cache, max_new_tokens=14)
     assert handle.last.eviction.evicted == [8, 8, 8]
     reference = Masked(model, inputs, threshold=5, retention=0.5)

@@ -51,7 +51,7 @@ def test_eviction_is_part_of_the_compiled_step(family, on_cpu):
     on_cpu.fullgraph = True
     model, inputs = copy.deepcopy(windowed(family)), make_batch(family, "one_image_each")
     ids, logits = Masked(model, inputs, threshold=5, retention=0.5).generate(14)
-    with asymvlm.patch(model, text=asymvlm.TextEviction(5, 0.5)) as handle:
+    with asymvlm.patch(model, text=asymvlm.TextEviction.paper(5, 0.5)) as handle:
         for _ in range(2):
             found = model.generate(
                 **inputs, **GREEDY, max_new_tokens=14, cache_implementation="static", compile_config=on_cpu

@@ -51,7 +51,7 @@ def test_removal_restores_the_model_bit_for_bit(family, plain, model, how):
 @pytest.mark.parametrize("layers", ["last", "all"])
 def test_removal_of_eviction_restores_the_model_bit_for_bit(family, plain, model, layers):
     outputs, before = use(family, model), snapshot(model)
-    text, turns = asymvlm.TextEviction(3, 0.7, layers=layers), asymvlm.TurnEviction(4, 0.5)
+    text, turns = asymvlm.TextEviction.paper(3, 0.7, layers=layers), asymvlm.TurnEviction(4, 0.5)
     with asymvlm.patch(model, vision=uniform(0.5), text=text, turns=turns):
         assert "config" in {name.rpartition(".")[2] for name in changes(before, snapshot(model))}
         use(family, model)

@@ -75,7 +75,7 @@ def test_a_terminal_shows_the_cache_while_the_answer_grows(checkpoint, page, mon
 @pytest.mark.parametrize("arguments,words", [
     (["--text-threshold", "0"], "--text-threshold"), (["--text-retention", "2"], "--text-retention: 2 found"),
     (["--turn-retention", "none"], "--turn-retention: none found"), (["--turn-threshold", "-1"], "--turn-threshold"),
-    (["--keep", "0"], "--keep"),
+    (["--keep", "0"], "--keep"), (["--recall", "host", "--turn-threshold", "9"], "beside --turn-threshold"),
 ], ids=lambda value: value[0] if isinstance(value, list) else "")  # fmt: skip
 def test_mistakes_are_one_line(arguments, words, checkpoint, capsys):
     assert main(["chat", "--model", str(checkpoint), *arguments]) == 2
@@ -111,3 +111,25 @@ def test_run_evicts(checkpoint, page, capsys):
     assert json.loads(capsys.readouterr().out)["report"]["eviction"] is None
     assert main([*asked, "--text-retention", "0.5"]) == 2
     assert "without --text-threshold" in capsys.readouterr().err
+
+
+def test_dropped_tokens_come_back_to_a_dialogue(checkpoint, page, monkeypatch, capsys):
+    vision = VisionPruning(spread=asymvlm.Spread(), at_least_relevant=True, recall="host")
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    asymvlm.patch(model, vision=vision)
+    talk = Conversation(model, AutoProcessor.from_pretrained(checkpoint), max_new_tokens=4, do_sample=False)
+    expected = [talk.ask(QUESTION, [Image.open(page).convert("RGB")]), talk.ask("alpha beta"), talk.ask("due?")]
+    asked = ["chat", "--model", str(checkpoint), "--image", str(page), "--max-new-tokens", "4"]
+    asked += ["--spread", "--at-least-relevant", "--recall", "host"]
+    say(monkeypatch, QUESTION, "alpha beta", "due?")
+    assert main([*asked, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["text"], record["turns_policy"]) == (None, None)
+    assert [turn["answer"] for turn in record["turns"]] == [reply.text for reply in expected]
+    recalled = [turn["recall"]["recalled"] for turn in record["turns"]]
+    assert recalled == [reply.report.recall.recalled for reply in expected]
+    assert sum(map(sum, recalled)) > 0
+    say(monkeypatch, "Who?", "/stats")
+    assert main(["chat", "--model", str(checkpoint), "--max-new-tokens", "2", "--recall", "device"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "cache: no vision tokens yet" in shown

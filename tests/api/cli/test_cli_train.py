@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -15,8 +16,8 @@ import torch
 from checkpoint import checkpoint, own_checkpoint, page
 from safetensors.torch import save_file
 
-from asymvlm import Scorer, UniformBudget, train_scorer
-from asymvlm.cli import console
+from asymvlm import Scorer, Spread, UniformBudget, train_scorer
+from asymvlm.cli import console, options
 from asymvlm.settings.identity import ModelIdentity
 from asymvlm.training.passes import FrozenModel
 from asymvlm.training.progress import progress_bar
@@ -66,13 +67,27 @@ def test_train_calibrate_run(checkpoint, page, questions, tmp_path, capsys):
     assert not scorer.weight.eq(1).all()
     again = call(capsys, "train", *source, "-o", learned, "--epochs", 2, "--batch-size", 2, "--keep", "0.4,0.6")
     assert again == record  # the finished run is taken up and has nothing left to do
-    options = ("--average", 0.5, "--method", "linear", "--metric", "anls", "--max-new-tokens", 2)
-    result = call(capsys, "calibrate", *source, "--scorer", learned, "-o", fitted, *options)
+    chosen = (
+        "--average",
+        0.5,
+        "--method",
+        "linear",
+        "--metric",
+        "anls",
+        "--max-new-tokens",
+        2,
+        "--spread",
+        "--background",
+        1,
+    )
+    result = call(capsys, "calibrate", *source, "--scorer", learned, "-o", fitted, *chosen)
     assert result["average"] == pytest.approx(0.5, abs=0.1)
     assert result["samples"] == 3
     assert (fitted / "measurements" / "measurements.jsonl").is_file()
     calibrated = Scorer.from_pretrained(fitted)
     assert calibrated.weight.equal(scorer.weight)
+    assert calibrated.calibration["spread"] == {"reach": 4, "share": 0.7}
+    assert calibrated.calibration["background"] == 1
     assert calibrated.budget.mean_gap == pytest.approx(calibrated.gaps.mean)
     asked = ("run", "--model", checkpoint, "--image", page, "--question", "What is due?", "--scorer", fitted)
     answer = call(capsys, *asked, "--device", "cpu", "--max-new-tokens", 2)
@@ -92,6 +107,43 @@ def test_a_scorer_of_another_model_is_refused_until_vouched_for(own_checkpoint, 
     asked = ("run", "-m", own_checkpoint, "-i", page, "-q", "What is due?", "-s", tmp_path / "other", "--device", "cpu")
     assert "trained for another model" in fails(capsys, *asked)
     assert call(capsys, *asked, "--any-model", "--max-new-tokens", 1)["report"]["kept"] == [4]
+
+
+def test_spread_is_that_of_the_calibration_where_its_budget_is_used(caplog):
+    fitted, budget = {"reach": 2, "share": 0.5}, UniformBudget(0.25)
+    scorer = Scorer(
+        torch.ones(8), ModelIdentity(8, "llava", "a/b", "f"), budget, calibration={"spread": fitted, "background": 4}
+    )
+    session = SimpleNamespace(processor=None)
+
+    def settings(budget=None, **given):
+        return options.vision_settings(session, scorer, False, budget, "all", **given)
+
+    assert settings().spread == settings(spread=True).spread == Spread(**fitted)
+    assert settings().background == 4
+    assert settings(UniformBudget(0.5)).background == 0
+    assert settings(UniformBudget(0.5)).spread is None
+    assert settings(UniformBudget(0.5), spread=True).spread == Spread()
+    assert settings(at_least_relevant=True).at_least_relevant is True
+    assert not caplog.records
+    assert settings(spread=False).spread is None
+    assert "it keeps another share" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "given, method, words",
+    [
+        ({"spread": True}, "divprune", "--spread"),
+        ({"spread": True}, "fastv", "--spread"),
+        ({"at_least_relevant": True}, "vispruner", "--at-least-relevant"),
+        ({"recall": "host"}, "random", "--recall needs a method that scores"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_settings_that_do_not_go_together_are_told_as_they_are_typed(given, method, words):
+    way = options.parse_method(method, None)
+    with pytest.raises(ValueError, match=words):
+        options.vision_settings(SimpleNamespace(processor=None), None, False, None, "all", way, **given)
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(checkpoint, questions, tmp_path, capsys, monkeypatch):

@@ -51,7 +51,7 @@ def test_left_padded_rows_with_their_own_eviction_in_eager_attention() -> None:
     """Windows that prompts and answers leave, and an eviction that sliding layers take part in."""
     model = tiny.build("gemma3", "eager", sliding_window=20)
     vision = VisionPruning(budget=UniformBudget(0.5))
-    text = TextEviction(threshold=512, retention=0.5, sliding="mask", recent=4)
+    text = TextEviction.paper(512, 0.5, sliding="mask", recent=4)
     result = asymvlm.verify(model, tiny.make_batch("gemma3", "left_padded"), vision=vision, text=text, steps=4)
     assert result.passed, str(result)
     assert verdicts(result)["batch rows = single runs"] == SKIPPED

@@ -21,7 +21,7 @@ FAMILIES = ("llava", "gemma3", "qwen2_5_vl", "phi3_v", "qwen3_vl")
 BOTH = ("cache", "past_key_values")
 NATIVE = next(name for name in BOTH if name in inspect.signature(LlavaForConditionalGeneration.forward).parameters)
 FOREIGN = next(name for name in BOTH if name != NATIVE)
-PRUNED, EVICTED = {"vision": uniform(0.5)}, {"text": TextEviction(3, 0.5)}
+PRUNED, EVICTED = {"vision": uniform(0.5)}, {"text": TextEviction.paper(3, 0.5)}
 STATIC = {"cache_implementation": "static"}
 Answer = list[Tensor]
 Drift = Callable[[PreTrainedModel], None]

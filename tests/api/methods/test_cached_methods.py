@@ -6,17 +6,14 @@ The oracle removes nothing: every step runs over the whole sequence, and each la
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
 import tiny
 import torch
-from attending import attending_by
 from checks import GREEDY, assert_close
+from evicted_by_line import MaskedByLine, held_by_line
 from evicted_reference import NEVER, Masked
-from tiny import text_layers
-from torch import Tensor
 from windowed import windowed
 
 import asymvlm
@@ -28,79 +25,12 @@ POLICY = dict(threshold=6, retention=0.5)
 STEPS = 14
 
 
-class MaskedByHead(Masked):
-    """As `Masked`, with ``deaths`` of each layer: (B, K/V heads, columns). ``scope`` is a layer or a head."""
-
-    def __init__(self, model, inputs, keep=None, scope="head", sinks=None, score=None, **policy) -> None:
-        super().__init__(model, inputs, keep, **policy)
-        config = model.config.get_text_config()
-        self.groups, self.scope, self.sinks, self.score = config.num_key_value_heads, scope, sinks, score
-        shape = (len(inputs["input_ids"]), self.groups, self.columns)
-        self.deaths = {layer: torch.full(shape, NEVER) for layer in range(len(text_layers(model)))}
-        self.prompt = self.columns
-
-    def append(self, tokens: Tensor, mask: Tensor | None = None) -> None:
-        super().append(tokens, mask)
-        grow = (0, tokens.shape[1])
-        self.deaths = {layer: torch.nn.functional.pad(death, grow, value=NEVER) for layer, death in self.deaths.items()}
-
-    def evict(self) -> None:
-        last = self.columns - 1
-        for layer, death in self.deaths.items():
-            if self.kinds[layer] != "full_attention":
-                continue
-            heads = self.probabilities[layer][:, :, -1].unflatten(1, (self.groups, -1)).mean(2)  # (B, G, columns)
-            if self.scope == "layer":
-                heads = heads.mean(1, keepdim=True).expand_as(heads)
-            for row in range(len(death)):
-                for head in range(self.groups):
-                    self._evict_line(death, heads, layer, row, head, last)
-
-    def _evict_line(self, death: Tensor, scores: Tensor, layer: int, row: int, head: int, last: int) -> None:
-        gone = int((death[row, head] != NEVER).sum())
-        excess = TextEviction(**{key: self.policy[key] for key in ("threshold", "retention", "mode")}).excess(
-            len(self.generated) - gone, len(self.generated)
-        )
-        may_go = list(self.generated)
-        if self.sinks is not None:
-            real = (self.inputs["attention_mask"][row, : self.prompt].bool() & self.keep[row, : self.prompt]).nonzero()
-            may_go += real[self.sinks :, 0].tolist()
-        candidates = [
-            column
-            for column in may_go
-            if death[row, head, column] == NEVER and column <= last - max(1, self.policy["recent"])
-        ]
-        score = scores[row, head] if self.score is None else self.score(scores[row, head], last)
-        candidates.sort(key=lambda column: (score[column].item(), column))
-        death[row, head, candidates[:excess]] = last
-
-    @contextmanager
-    def _attention(self):
-        def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-            shared = query.shape[1] // key.shape[1]
-            key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
-            queries = torch.arange(key.shape[2])[:, None]
-            alive = queries <= self.deaths[module.layer_idx].repeat_interleave(shared, 1)[:, :, None]
-            logits = query @ key.mT * scaling + attention_mask
-            logits = logits.masked_fill(~(alive & self.keep[:, None, None]), torch.finfo(logits.dtype).min)
-            self.probabilities[module.layer_idx] = logits.softmax(-1)
-            return (logits.softmax(-1) @ value).transpose(1, 2).contiguous(), None
-
-        with attending_by(self.model, attend):
-            yield
-
-
-def held_by_line(cache: EvictionCache) -> list[list[list[int]]]:
-    """Columns that each group's lines hold."""
-    return [[sorted(line[line >= 0].tolist()) for line in table.slot_pos] for table in cache.tables]
-
-
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("scope", ["layer", "head"])
 @pytest.mark.parametrize("family", ["llava", "gemma3", "qwen2_5_vl", "phi3_v"])
 def test_other_tokens_in_each_layer_and_head_equal_masking(family, scope, implementation):
     plain, inputs = windowed(family), tiny.make_batch(family, "left_padded")
-    oracle = MaskedByHead(plain, inputs, scope=scope, **POLICY)
+    oracle = MaskedByLine(plain, inputs, scope=scope, **POLICY)
     ids, logits = oracle.generate(STEPS)
     model = copy.deepcopy(plain)
     model.set_attn_implementation(implementation)
@@ -131,7 +61,7 @@ def test_vision_is_pruned_beside_it(scope):
     if scope == "decoder":
         oracle = Masked(plain, inputs, keep, **POLICY)
     else:
-        oracle = MaskedByHead(plain, inputs, keep, scope=scope, **POLICY)
+        oracle = MaskedByLine(plain, inputs, keep, scope=scope, **POLICY)
     ids, logits = oracle.generate(STEPS)
     assert torch.equal(found.sequences[:, -STEPS:], ids)
     assert_close(torch.stack(found.logits, 1), logits)
@@ -142,8 +72,7 @@ def test_vision_is_pruned_beside_it(scope):
 def test_the_prompt_may_go_too(sinks, static):
     plain, inputs = windowed("llava"), tiny.make_batch("llava", "left_padded")
     model = copy.deepcopy(plain)
-    oracle = MaskedByHead(plain, inputs, scope="layer", sinks=sinks, **POLICY)
-    oracle.evict = lambda: _evict_by_the_last_layer(oracle)
+    oracle = MaskedByLine(plain, inputs, scope="decoder", sinks=sinks, **POLICY)
     ids, logits = oracle.generate(STEPS)
     options = {"cache_implementation": "static", "disable_compile": True} if static else {}
     with asymvlm.patch(model, text=TextEviction(**POLICY, method=LastRow(sinks=sinks))):
@@ -152,16 +81,6 @@ def test_the_prompt_may_go_too(sinks, static):
     assert_close(torch.stack(found.logits, 1), logits)
     lost = [sum(death[column] != NEVER for column in range(oracle.prompt)) for death in oracle.deaths[0][:, 0]]
     assert all(lost), "tokens of each prompt must have gone"
-
-
-def _evict_by_the_last_layer(oracle: MaskedByHead) -> None:
-    """One choice for all layers, by the last one's mean over heads."""
-    last = len(oracle.deaths) - 1
-    heads = oracle.probabilities[last][:, :, -1].mean(1, keepdim=True).expand(-1, oracle.groups, -1)
-    for row in range(len(heads)):
-        oracle._evict_line(oracle.deaths[last], heads, last, row, 0, oracle.columns - 1)
-        for death in oracle.deaths.values():
-            death[row] = oracle.deaths[last][row, 0]
 
 
 @pytest.mark.parametrize("scope", ["decoder", "head"])
@@ -214,7 +133,7 @@ def test_beams_carry_their_heads_along():
 
 def test_a_later_turn_goes_on_with_other_tokens_in_each_head():
     plain, inputs = windowed("llava"), tiny.make_batch("llava", "left_padded")
-    oracle = MaskedByHead(plain, inputs, scope="head", **POLICY)
+    oracle = MaskedByLine(plain, inputs, scope="head", **POLICY)
     first, _ = oracle.generate(STEPS)
     question = torch.full((3, 5), 7)
     oracle.append(question)
@@ -247,7 +166,7 @@ class Odd(CachedMethod):
 
 def test_a_method_of_somebody_elses():
     plain, inputs = windowed("llava"), tiny.make_batch("llava", "left_padded")
-    oracle = MaskedByHead(plain, inputs, scope="layer", score=lambda scores, last: -scores, **POLICY)
+    oracle = MaskedByLine(plain, inputs, scope="layer", score=lambda scores, last: -scores, **POLICY)
     ids, logits = oracle.generate(STEPS)
     with asymvlm.patch(copy.deepcopy(plain), text=TextEviction(**POLICY, method=Odd())) as handle:
         found = handle.model.generate(**inputs, **GREEDY, max_new_tokens=STEPS)

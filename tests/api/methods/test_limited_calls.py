@@ -212,7 +212,10 @@ def test_what_is_refused_before_a_call():
         (lambda: PyramidKV(scope="decoder"), "limits of their own, got scope 'decoder'"),
         (lambda: VLCache(scope="decoder"), "limits of their own, got scope 'decoder'"),
         (lambda: StreamingLLM(positions="new"), "positions must be 'reindexed' or 'original', got 'new'"),
-        (lambda: TextEviction(8, 0.5, method="h2o"), r"method 'h2o' needs CacheLimit\(...\), got it in TextEviction"),
+        (
+            lambda: TextEviction(8, 0.5, method="snapkv"),
+            r"method 'snapkv' needs CacheLimit\(...\), got it in TextEviction",
+        ),
     ):
         with pytest.raises(ValueError, match=told):
             make()

@@ -39,7 +39,7 @@ def auto(model, **settings):
 def test_short_answers_are_pruned_and_long_ones_evicted(family):
     model, inputs = windowed(family), tiny.make_inputs(family, (tiny.ONE,))
     short, long, text = 4, 24, dict(threshold=6, retention=0.5)
-    with auto(model, vision=uniform(0.5), text=TextEviction(**text)) as handle:
+    with auto(model, vision=uniform(0.5), text=TextEviction.paper(**text)) as handle:
         found = handle.model.generate(**inputs, **GREEDY, max_new_tokens=short)
         ids, logits = masked_greedy(model, inputs, select(model, inputs, 0.5).keep, steps=short)
         assert_close(torch.stack(found.logits, 1), logits, atol=ATOL)
@@ -95,7 +95,7 @@ def test_a_dialogue_may_change_sides(first, second):
     text = dict(threshold=6, retention=0.5)
     keep = select(model, inputs, 0.5).keep if first < second else None
     reference = Masked(model, inputs, keep)
-    with auto(model, vision=uniform(0.5), text=TextEviction(**text)) as handle:
+    with auto(model, vision=uniform(0.5), text=TextEviction.paper(**text)) as handle:
         sent, cache = dict(inputs), {}
         for turn, new in enumerate((first, second)):
             reference.policy |= text if turn or new > 10 else {}

@@ -82,9 +82,9 @@ def _skip_dropped(mixer: nn.Module, keep: Tensor, hidden_states: Tensor, **kwarg
 
 @torch.no_grad()
 def masked_forward(model: PreTrainedModel, inputs: Inputs, keep: Tensor, **kwargs: object) -> Tensor:
-    """Logits (B, S, vocabulary) of one forward pass, without a cache."""
+    """Logits (B, S, vocabulary) of one forward pass, without a cache unless ``kwargs`` have one."""
     with closed_columns(model, keep):
-        return model(**inputs, use_cache=False, **kwargs).logits
+        return model(**inputs, **{"use_cache": False, **kwargs}).logits
 
 
 @torch.no_grad()
@@ -96,18 +96,26 @@ def masked_generate(model: PreTrainedModel, inputs: Inputs, keep: Tensor, **kwar
 
 @torch.no_grad()
 def masked_greedy(
-    model: PreTrainedModel, inputs: Inputs, keep: Tensor, steps: int, position_ids: Tensor | None = None
+    model: PreTrainedModel,
+    inputs: Inputs,
+    keep: Tensor,
+    steps: int,
+    position_ids: Tensor | None = None,
+    cache: Callable[[], object] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Greedy ids (B, steps) and the logits behind each (B, steps, vocabulary), every step over the whole sequence.
 
     ``position_ids`` of the prompt, 1-D or M-RoPE, are continued by one a step; by default they are the model's own.
+    ``cache`` makes one for each step, which reads the whole sequence all the same: it may watch or change K and V.
     """
     inputs, family = dict(inputs), family_of(model)
     if position_ids is None and not family.mrope:
         position_ids = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0) + family.first_position  # as in generate
     logits = []
     for _ in range(steps):
-        extra = {} if position_ids is None else {"position_ids": position_ids}
+        extra: dict[str, object] = {} if position_ids is None else {"position_ids": position_ids}
+        if cache is not None:
+            extra |= {"past_key_values": cache(), "use_cache": True}
         logits.append(masked_forward(model, inputs, keep, **extra)[:, -1])
         token = logits[-1].argmax(-1, keepdim=True)
         assert not (token == EOS).any(), "generate would stop here: draw other weights"

@@ -55,6 +55,13 @@ def needed(family: str) -> Seen:
     dispatch._registered.update({name: shadowed(run, seen, call) for name, run in OPS.items()})
     with asymvlm.patch(model, vision=asymvlm.VisionPruning(method="spiral")):
         model.generate(**tiny.make_batch(family, "single"), max_new_tokens=1)
+    call = f"{family}, by scores"
+    dispatch._registered.update({name: shadowed(run, seen, call) for name, run in OPS.items()})
+    for spread, batch in ((None, "single"), (asymvlm.Spread(), "single"), (asymvlm.Spread(), "left_padded")):
+        options = {"spread": spread, "at_least_relevant": True}
+        vision = asymvlm.VisionPruning(budget=asymvlm.RelativeThresholdBudget(0.5), **options)
+        with asymvlm.patch(model, vision=vision):
+            model.generate(**tiny.make_batch(family, batch), max_new_tokens=1)
     dispatch._registered.update(OPS)
     return seen
 
@@ -76,7 +83,14 @@ def thinned(calls: Calls) -> Iterator[Calls]:
     """The plan with one thing less, for each thing."""
     for less in ({"weight": (False,)}, {"weight": (True,)}, {"protect": (False,)}, {"carry": calls.carry[1:]}):
         yield dataclasses.replace(calls, **less)
-    for less in ({"stepwise": False}, {"heads": ()}, {"given": False}, {"dtype": torch.bfloat16}, {"width": 64}):
+    for less in (
+        {"by_scores": False},
+        {"stepwise": False},
+        {"heads": ()},
+        {"given": False},
+        {"dtype": torch.bfloat16},
+        {"width": 64},
+    ):
         yield dataclasses.replace(calls, **less)
 
 

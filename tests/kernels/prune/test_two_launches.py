@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -9,8 +10,17 @@ import torch
 from sequences import BUDGETS, sequence
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from asymvlm_kernels import PrunedSequence, UniformBudget, prune_sequence, use_backend
-from asymvlm_kernels.prefill.prune import known_length, two_launches
+from asymvlm_kernels import (
+    AtLeastRelevant,
+    PrunedSequence,
+    RelativeThresholdBudget,
+    Spread,
+    UniformBudget,
+    prune_sequence,
+    use_backend,
+)
+from asymvlm_kernels.prefill.prune import given_scores, known_length, two_launches
+from asymvlm_kernels.prefill.prune.tokens import Kept
 from asymvlm_kernels.testing import DTYPES
 
 LAUNCHERS = {
@@ -148,6 +158,48 @@ def test_two_launches_and_no_synchronisation(static, monkeypatch, device):
     assert copies == ([] if static else [(2,)])
 
 
+class Idle(Counted):
+    """Counts launches that do nothing, but for lengths that a host may read."""
+
+    def __getitem__(self, grid: Any) -> Any:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            self.launches += 1
+            for kept in (arg for arg in args if isinstance(arg, Kept)):
+                with _disable_current_modes():
+                    kept.lengths.zero_()
+
+        return launch
+
+
+RULES: dict[str, dict[str, Any]] = {
+    "spread": {"spread": Spread()},
+    "threshold": {"budget": RelativeThresholdBudget(0.4)},
+    "both": {"budget": RelativeThresholdBudget(0.4), "spread": Spread()},
+    "both with a floor": {"budget": RelativeThresholdBudget(0.4), "spread": Spread(), "floor": AtLeastRelevant()},
+}
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["scored", "given"])
+@pytest.mark.parametrize("static", [True, False], ids=["static", "trimmed"])
+@pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
+def test_what_looks_at_all_scores_takes_the_same_two_launches(rule, static, given, monkeypatch, device):
+    monkeypatch.undo()
+    case = sequence(2, 40, 16, device=device)
+    lines = torch.arange(40, device=device).expand(2, 40) // 7
+    options = {"static": static, "lines": lines, "scores": torch.zeros(2, 40, device=device) if given else None, **rule}
+    kernels = [Idle(two_launches._gather_sequence_kernel), Idle(two_launches._score_select_kernel)]
+    kernels.append(Idle(given_scores._select_given_kernel))
+    for module, kernel in zip((two_launches, two_launches, given_scores), kernels, strict=True):
+        monkeypatch.setattr(module, kernel.kernel.fn.__name__, kernel)
+    with use_backend("triton"):
+        for mode in (contextlib.nullcontext(), OnlyOurs()):  # the first allocates the counters, which stay
+            with mode:
+                prune_sequence(case.embeds, case.vision_mask, case.text_mask, **options)
+    found = [kernel.launches for kernel in kernels]
+    assert found[1:] == ([0, 2] if given else [2, 0])
+    assert found[0] == (2 if static else 0)  # none, where every row has no length
+
+
 @pytest.mark.parametrize("backend", ["triton", "reference"])
 def test_ops_are_registered_well(backend, monkeypatch, device):
     monkeypatch.undo()  # opcheck compares the storage of a result with that of its fake
@@ -155,7 +207,7 @@ def test_ops_are_registered_well(backend, monkeypatch, device):
     ratios, numbers = two_launches.encode_budget(BUDGETS[2])  # type: ignore[misc]
     ids = torch.arange(40, device=device).view(2, 20)
     with use_backend(backend):
-        *_, lengths, order = two_launches.score_select(*vars(case).values(), ratios, numbers, 20)
+        *_, lengths, order, _ = two_launches.score_select(*vars(case).values(), ratios, numbers, 20)
         carry = ([ids, ids.expand(3, 2, 20)], [-1, 2.5], [False, True], 13, True)
         torch.library.opcheck(torch.ops.asymvlm.score_select, (*vars(case).values(), ratios, numbers, 20))
         torch.library.opcheck(torch.ops.asymvlm.gather_sequence, (case.embeds, order, lengths, *carry))

@@ -23,7 +23,8 @@ class CachedTokens:
     columns: torch.Tensor  # (lines, slots) int32: column of the token in each slot, negative for none and for padding
     newest: torch.Tensor  # (lines,) int64: column of the step's token
     # (lines, slots) fp32: attention of the step's token; behind a prompt the sum over the method's ``queries``; the sum
-    # over all queries so far where it ``adds_up``. Mean of the line's heads. None where ``needs_attention`` is False.
+    # over all queries so far where it ``adds_up``, of generated tokens alone under `TextEviction`. Mean of the line's
+    # heads. None where ``needs_attention`` is False.
     attention: torch.Tensor | None
     generated: int | torch.Tensor  # tokens of each row so far, evicted ones included
     samples: torch.Tensor | None  # (lines,) int64: a number made from the row's prompt and images, if ``needs_samples``
@@ -45,7 +46,7 @@ class CachedMethod(ABC):
     """Scores the tokens of a cache at a step that has to evict.
 
     How many go, and which may, is said by `TextEviction`, for generated tokens, or by `CacheLimit`, for the whole
-    cache. What is below ``needs_limit`` speaks to `CacheLimit` alone.
+    cache, to which ``moments``, ``queries``, ``reindexes``, ``limits`` and the density speak alone.
     """
 
     name: ClassVar[str] = ""
@@ -81,7 +82,7 @@ class CachedMethod(ABC):
         return False
 
     def recent(self, limit: int) -> int:
-        """Newest tokens that always stay, of the ``limit`` of one layer or head."""
+        """Newest tokens that always stay, of the ``limit`` of one layer or head, or of what `TextEviction` leaves."""
         return 1
 
     def limits(self, row: RowLimit) -> list[list[int | None]]:

@@ -16,6 +16,7 @@ class H2O(CachedMethod):
 
     The sum goes over the queries of the prompt and of every step, row by row (the released code adds up the batch).
     ``CacheLimit(H2O(), share=0.2)`` is the published setting: a tenth of the prompt heavy, a tenth recent.
+    ``TextEviction(score="accumulated")`` takes the rule to generated tokens alone, whose attention alone is added up.
 
     Args:
         recent_share: of the limit, for the newest tokens, in [0, 1]: ``floor(recent_share * limit)``, at least 1.
@@ -23,7 +24,6 @@ class H2O(CachedMethod):
 
     name: ClassVar[str] = "h2o"
     paper: ClassVar[str] = "arXiv:2306.14048"
-    needs_limit: ClassVar[bool] = True
     adds_up: ClassVar[bool] = True
 
     recent_share: float = 0.5

@@ -1,0 +1,1 @@
+"""The small VLM on public images and questions that nobody here made: ``python -m bench.public``."""
