@@ -26,7 +26,6 @@ from asymvlm.evaluation.page.figures import of_gaps
 from asymvlm.evaluation.page.lost import Lost, View, find_lost
 from asymvlm.evaluation.page.pictures import draw
 from asymvlm.evaluation.page.svg import Axis
-from asymvlm.report.panels import VEIL, VEIL_ALPHA
 
 ROOT = Path(__file__).parents[3]
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome", "chrome")
@@ -73,7 +72,7 @@ def test_points_and_their_error_bars_stand_where_the_rows_say(tmp_path):
             corners = np.array([corner.split(",") for corner in mark.get("points").split()], dtype=float)
             left, top = (corners.min(0) + corners.max(0)) / 2
         ends = sorted(float(end) for end in re.findall(r"(?:M[\d.]+ |V)([\d.]+)", bar)[:2])
-        found[name.partition(":")[0]] = (left, top, ends)
+        found[name.rpartition(": ")[0]] = (left, top, ends)
     (x0, x1), (y0, y1) = (0, 100), (min(along), max(along))
 
     def value(top: float) -> float:
@@ -109,7 +108,7 @@ def test_lost_samples_are_those_that_the_whole_model_answers_right_at_the_larges
     # random lost 2 at 0.5; asymvlm and the cache lost theirs at 0.25, and have their turn
     assert [(one.sample["sample"], one.keep) for one in lost] == [(0, 0.25), (1, 0.25), (2, 0.5)]
     assert [view.method for view in lost[2].views if not view.right] == ["random"]
-    assert find_lost(found.samples, found.answers, "anls", most=1)[0] == lost[1:2]
+    assert find_lost(found.samples, found.answers, "anls", most=1)[0] == lost[2:]  # random was the first to lose one
 
 
 def test_pictures_show_the_patches_that_stay():
@@ -129,9 +128,8 @@ def test_pictures_show_the_patches_that_stay():
     assert (cache.pictures, cache.why) == ([], "its tokens go from the cache, in every layer others")
     pixels = np.asarray(Image.open(io.BytesIO(stride.pictures[0])).convert("RGB"), dtype=float) / 255
     side = len(pixels) // 12
-    patches = pixels.reshape(12, side, 12, side, 3).max((1, 3))
-    veil = VEIL_ALPHA * np.array(VEIL) + (1 - VEIL_ALPHA)
-    kept = np.abs(patches - veil).max(-1) > 0.05
+    patches = pixels.reshape(12, side, 12, side, 3).mean((1, 3))
+    kept = patches[..., 0] - patches[..., 2] > 0.1  # between yellow and red; the veil is grey
     expected = torch.zeros(144, dtype=torch.bool)
     with torch.inference_mode():
         import asymvlm
@@ -166,7 +164,7 @@ def test_a_browser_shows_everything_at_the_width_of_a_phone(tmp_path):
     file.write_text(page.replace("</main>", MEASURE + "</main>"), encoding="utf-8")
     browser = next(filter(None, map(shutil.which, BROWSERS)))
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
-    command += ["--window-size=390,844", f"--user-data-dir={tmp_path / 'profile'}", file.as_uri()]
+    command += ["--window-size=390,844", "--hide-scrollbars", f"--user-data-dir={tmp_path / 'profile'}", file.as_uri()]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(tmp_path)}
     )

@@ -54,7 +54,8 @@ class Axis:
         step = _step((high - low) or abs(high) or 1.0)
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
         last = max(last, first + 1)
-        return cls(first * step, last * step, [number * step for number in range(first, last + 1)], label)
+        marks = [float(f"{number * step:.12g}") for number in range(first, last + 1)]  # 0.3, not 0.30000000000000004
+        return cls(marks[0], marks[-1], marks, label)
 
     def at(self, value: float) -> float:
         """Where on the axis, from 0 to 1."""
