@@ -26,6 +26,7 @@ from asymvlm.evaluation.page.figures import of_gaps
 from asymvlm.evaluation.page.lost import Lost, View, find_lost
 from asymvlm.evaluation.page.pictures import draw
 from asymvlm.evaluation.page.svg import Axis
+from asymvlm.evaluation.run import read_results
 
 ROOT = Path(__file__).parents[3]
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome", "chrome")
@@ -177,3 +178,20 @@ def test_a_browser_shows_everything_at_the_width_of_a_phone(tmp_path):
     assert all(300 < width <= 390 for width in measured["plots"])
     assert measured["smallest"] >= 11
     assert base64.b64encode(lost[0].full.pictures[0]).decode() in page
+
+
+def test_a_finished_run_is_read_from_its_folder_and_an_unfinished_one_is_not(tmp_path):
+    found = evaluation()
+    texts = {"run.json": json.dumps(found.record), "costs.jsonl": ""}
+    texts |= {"samples.jsonl": lines_of(found.samples), "answers.jsonl": lines_of(found.answers)}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"summary\.json.*wanted the folder of a finished run"):
+        read_results(tmp_path)
+    (tmp_path / "summary.json").write_text(json.dumps(found.summary), encoding="utf-8")
+    write_report(read_results(tmp_path), tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text(encoding="utf-8") == written(tmp_path)
+
+
+def lines_of(entries):
+    return "".join(json.dumps(entry) + "\n" for entry in entries)

@@ -44,4 +44,14 @@ def write_report(result: Evaluation, file: str | Path, plan: Plan | None = None,
         ) from error
 
 
-__all__ = ["write_report"]
+def check_page(file: str | Path) -> Path:
+    """A file to write a page to. Raises InputError if it is none, before anything is measured."""
+    file = Path(file)
+    if file.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"report: {str(file)!r} found, wanted the ending .html")
+    if not file.parent.is_dir() or file.is_dir():
+        raise InputError(f"report: {str(file)!r} found, wanted a file in a folder that is there")
+    return file
+
+
+__all__ = ["check_page", "write_report"]
