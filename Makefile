@@ -76,7 +76,7 @@ peers: .venv/.ready $(PEERS:%=.venv-peer-%/.ready)  ## our methods beside other 
 	$(TEST_ENV) PYTHONPATH=.:python_api .venv/bin/python -m bench.peers $(ARGS)
 
 test-lmms: .venv/.ready .venv-peer-lmms-eval/.ready  ## the plug-in for lmms-eval, run by it on drawn pages
-	$(TEST_ENV) .venv-peer-lmms-eval/bin/python -m pytest --benchmark-disable tests/lmms_eval $(ARGS)
+	$(TEST_ENV) .venv-peer-lmms-eval/bin/python -m pytest --benchmark-disable tests/lmms $(ARGS)
 
 bench: .venv/.ready  ## the benchmarks of single operations: ARGS="-k gather"
 	.venv/bin/python -m pytest bench --benchmark-only $(ARGS)
