@@ -136,7 +136,7 @@ def test_settings_that_cannot_be_served_are_told_before_anything_runs():
 
 
 def test_generated_tokens_are_evicted_on_request(runs):
-    model, task = made("method=full,threshold=2,retention=0.5"), first_requests(runs, 3)
+    model, task = made("method=full,evict=paper,threshold=2,retention=0.5"), first_requests(runs, 3)
     model.task_dict["drawn_anls"] = task.dataset
     model.generate_until(task.instances)
     report = model.guard.handle.last
@@ -186,6 +186,7 @@ def test_the_grid_of_the_paper_is_made_of_settings_that_exist():
     for run in runs:
         options = simple_parse_args_string(run["model_args"])
         asked, own = split(options)
+        asked.text_eviction()
         assert own.pop("model") in list_available_models()
         assert asked.method.removeprefix("cache:") in {*available_methods(), "full", "cosine"}
         assert set(own) <= {"pretrained", "model_id_name"}

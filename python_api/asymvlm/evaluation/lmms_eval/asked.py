@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from asymvlm.evaluation.arms import CACHE, FULL, OWN, Arm, Choices, make_arms
-from asymvlm.settings.policies import TextEviction
+from asymvlm.settings.eviction import TextEviction
 from asymvlm.settings.scorer import Scorer
-from asymvlm_kernels import Spread
 
+PAPER = "paper"
 SWITCHES = {"true": True, "1": True, "false": False, "0": False}
 KINDS = {"keep": "a ratio in (0, 1], or own", "retention": "a ratio in (0, 1]", "text": "all or user"}
 KINDS |= dict.fromkeys(("threshold", "recent", "seed"), "a whole number") | {"spread": "true or false"}
@@ -24,10 +24,12 @@ class Asked:
         method: what vision tokens stay by, or, behind ``cache:``, tokens of the K/V cache; ``"full"`` keeps all.
         keep: ratio in (0, 1], as `asymvlm.evaluate` holds it for the method; ``"own"`` is the method's own budget.
         scorer: folder or hub name of a learned weight, for ``method="asymvlm"``.
-        spread: scores are spread over neighbours, by the defaults of `Spread`; for the same method.
+        spread: scores are spread over neighbours; None does as the scorer's own budget was calibrated. Of ``"asymvlm"``
+            and ``"cosine"``.
         text: what scores: ``"all"`` text, or the ``"user"``'s.
         seed: of methods that draw.
-        threshold, retention, recent, evict: of `TextEviction`, ``evict`` its method; without a threshold none.
+        threshold, retention, recent, evict: of `TextEviction`; ``evict`` is its method, or ``"paper"``, the setting of
+            the AsymVLM paper. Without a threshold nothing is evicted.
     Raises:
         ValueError: for settings that do not go together.
     """
@@ -35,12 +37,12 @@ class Asked:
     method: str = "asymvlm"
     keep: float | str = OWN
     scorer: str | None = None
-    spread: bool = False
+    spread: bool | None = None
     text: str = "all"
     seed: int = 0
     threshold: int | None = None
     retention: float | None = None
-    recent: int = 0
+    recent: int | None = None
     evict: str | None = None
 
     def __post_init__(self) -> None:
@@ -52,7 +54,7 @@ class Asked:
             raise ValueError(f"spread=true found beside method={self.method}, wanted method=asymvlm")
         if (self.threshold is None) != (self.retention is None):
             raise ValueError(f"threshold={self.threshold}, retention={self.retention} found, wanted both or neither")
-        if self.threshold is None and (self.evict is not None or self.recent):
+        if self.threshold is None and (self.evict is not None or self.recent is not None):
             raise ValueError("evict or recent found without threshold and retention, wanted all of them")
         if self.threshold is not None and self.method.startswith(CACHE):
             raise ValueError(f"threshold={self.threshold} found beside method={self.method}, wanted one of them")
@@ -71,7 +73,7 @@ class Asked:
             keep=[1.0 if self.method == FULL else self.keep],
             cache={name: name} if cache else {},
             scorer=scorer,
-            spread=Spread() if self.spread else None,
+            spread=self.spread,
             text=self.text,
             seed=self.seed,
         )
@@ -81,8 +83,10 @@ class Asked:
         """Settings of the eviction of generated tokens. Raises ValueError for values out of range."""
         if self.threshold is None or self.retention is None:
             return None
-        method = {} if self.evict is None else {"method": self.evict}
-        return TextEviction(self.threshold, self.retention, recent=self.recent, **method)  # type: ignore[arg-type]
+        given: dict[str, Any] = {} if self.recent is None else {"recent": self.recent}
+        if self.evict == PAPER:
+            return TextEviction.paper(self.threshold, self.retention, **given)
+        return TextEviction(self.threshold, self.retention, method=self.evict, **given)
 
 
 NAMES = frozenset(entry.name for entry in fields(Asked))
