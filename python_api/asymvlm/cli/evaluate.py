@@ -81,6 +81,8 @@ def evaluate(
         console.print_json(found.to_dict())
     else:
         show(found)
+        if page is not None:
+            console.print_line(f"wrote {page}")
 
 
 def _choices(methods: list[str], keep: list[str], cache: list[str]) -> Choices:

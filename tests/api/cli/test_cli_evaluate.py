@@ -39,7 +39,7 @@ def test_a_run_its_table_and_going_on(asked, data, tmp_path, capsys):
     )
     table = capsys.readouterr().out
     assert "K/V, MiB" in (tmp_path / "page.html").read_text(encoding="utf-8")
-    words = ("exact, 2 samples", "anls, 2 samples", "to random", "K/V a sample", "p-values")
+    words = ("exact, 2 samples", "anls, 2 samples", "to random", "K/V a sample", "p-values", "page.html")
     assert [word for word in words if word not in table] == []
     data.write_text(data.read_text() + data.read_text())
     assert main([*asked, "--keep", "1,0.5", "--metric", "exact", "--metric", "anls"]) == 2
