@@ -22,10 +22,10 @@ from asymvlm.app.samples import Question
 from asymvlm.app.session import InputError, Session
 from asymvlm.evaluation.arms import Choices, make_arms
 from asymvlm.evaluation.page import write_report
-from asymvlm.evaluation.page.figures import of_gaps
+from asymvlm.evaluation.page.figures import against_time, gaps_of, of_gaps
 from asymvlm.evaluation.page.lost import Lost, View, find_lost
 from asymvlm.evaluation.page.pictures import draw
-from asymvlm.evaluation.page.svg import Axis
+from asymvlm.evaluation.page.svg import COLOURS, SHAPES, Axis, key
 from asymvlm.evaluation.run import read_results
 
 ROOT = Path(__file__).parents[3]
@@ -59,6 +59,13 @@ def test_whatever_a_sample_or_a_model_wrote_is_text(tmp_path):
     assert text.count(HOSTILE) == 4 + 3 * 3 + text.count("tokens, “")
 
 
+def test_half_of_a_surrogate_pair_costs_no_page(tmp_path):
+    found = evaluation()
+    found.samples[2]["question"] = json.loads('"a\\ud800b"')
+    write_report(found, tmp_path / "report.html")
+    assert "a&#55296;b" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_points_and_their_error_bars_stand_where_the_rows_say(tmp_path):
     plot = ElementTree.fromstring(plots(written(tmp_path))[0])
     texts = [(text.text, float(text.get("x") or 0), float(text.get("y") or 0)) for text in plot.findall("text")]
@@ -88,10 +95,45 @@ def test_points_and_their_error_bars_stand_where_the_rows_say(tmp_path):
 
 
 def test_every_sample_is_in_the_histogram_of_gaps_once():
-    plot = ElementTree.fromstring(of_gaps(evaluation().answers))
+    answers = evaluation().answers
+    answers.sort(key=lambda line: line["method"] != "random")  # whose own scores have gaps too, and no meaning
+    answers[:8] = [line | {"gap": 7.0} for line in answers[:8]]
+    method, gaps = gaps_of(answers)
+    assert method == "asymvlm"
+    plot = ElementTree.fromstring(of_gaps(method, gaps))
     counts = [int(bar.find("title").text.split()[0]) for bar in plot.findall("rect")]
     assert [place for place, count in enumerate(counts) for _ in range(count)] == [0, 6, 13, 19]
-    assert of_gaps([line | {"gap": None} for line in evaluation().answers]) is None
+    assert gaps_of([line | {"gap": None} for line in answers]) is None
+
+
+def test_a_metric_of_ones_own_is_told_as_it_is_and_stays_in_the_frame(tmp_path):
+    found = evaluation()
+    for row in found.summary["rows"]:
+        row["metrics"] = {"my:score": {**row["metrics"]["anls"], "value": -700 * row["metrics"]["anls"]["value"]}}
+    found.summary["metrics"] = ["my:score"]
+    for line in found.answers:
+        line["scores"] = {"my:score": line["scores"]["anls"]}
+    write_report(found, tmp_path / "own.html")
+    page = (tmp_path / "own.html").read_text(encoding="utf-8")
+    assert "reaches my:score −630 ± 0.05." in page
+    drawn = ElementTree.fromstring(plots(page)[0])
+    tops = [float(mark.get("cy")) for mark in drawn.iter("circle")]
+    tops += [float(corner.split(",")[1]) for mark in drawn.iter("polygon") for corner in mark.get("points").split()]
+    assert 0 < min(tops) < max(tops) < 220
+
+
+def test_a_line_joins_neighbouring_ratios_whatever_their_times():
+    rows = evaluation().rows
+    half, quarter = (row for row in rows if row["method"] == "random")
+    half["costs"]["first_token_ms"] = quarter["costs"]["first_token_ms"] - 10
+    plot = ElementTree.fromstring(against_time(rows, "anls"))
+    corners = plot.findall("polyline")[1].get("points").split()
+    lefts = [float(corner.split(",")[0]) for corner in corners]
+    assert lefts[1] < lefts[0] < lefts[2]
+
+
+def test_as_many_methods_as_colours_and_shapes_allow_look_different():
+    assert len({key(place) for place in range(32)}) == len(COLOURS) * len(SHAPES) == 32
 
 
 @pytest.mark.parametrize("low, high", [(0, 1), (0.3, 0.3), (17, 18.2), (0, 0), (-3, 1e4)])
@@ -190,7 +232,9 @@ def test_a_finished_run_is_read_from_its_folder_and_an_unfinished_one_is_not(tmp
         read_results(tmp_path)
     (tmp_path / "summary.json").write_text(json.dumps(found.summary), encoding="utf-8")
     write_report(read_results(tmp_path), tmp_path / "again.html")
-    assert (tmp_path / "again.html").read_text(encoding="utf-8") == written(tmp_path)
+    page = (tmp_path / "again.html").read_text(encoding="utf-8")
+    assert page == written(tmp_path)
+    assert "made without the model" in page
 
 
 def lines_of(entries):

@@ -36,7 +36,7 @@ def write_report(result: Evaluation, file: str | Path, plan: Plan | None = None,
     page = document(result.summary, result.record, result.answers, lost, number)
     part = file.with_name(file.name + ".part")
     try:
-        part.write_text(page, encoding="utf-8")
+        part.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")  # half of a pair, from JSON's \ud800
         part.replace(file)
     except OSError as error:
         raise InputError(

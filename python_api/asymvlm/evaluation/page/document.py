@@ -9,8 +9,9 @@ from typing import Any
 
 from asymvlm.evaluation.arms import FULL, keep_in_words
 from asymvlm.evaluation.page import figures, tables
-from asymvlm.evaluation.page.lost import Lost, View
+from asymvlm.evaluation.page.lost import RIGHT, Lost, View
 from asymvlm.evaluation.page.svg import key
+from asymvlm.evaluation.page.values import in_words, unit
 
 STYLE = """
 :root { color-scheme: light; }
@@ -32,6 +33,7 @@ caption { text-align: left; padding-bottom: .25rem; }
 th, td { padding: .25rem .75rem .25rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
 th:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
 .facts th, .facts td { text-align: left; white-space: normal; vertical-align: top; }
+.words th:last-child, .words td:last-child { text-align: left; white-space: normal; }
 .side { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 9.5rem), 1fr)); }
 .side img { display: block; width: 100%; height: auto; border: 1px solid #bbb; }
 .wrong { color: #9c1c00; } .right { color: #00592f; }
@@ -74,9 +76,9 @@ def document(
 
 
 def _headline(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
-    found, error = figures.value(rows[0], metric)
-    spread = "" if error is None else f" ± {error:.1f}"
-    return f"<p>With all vision tokens the model reaches {escape(metric)} {found:.1f}{spread} percent.</p>"
+    found = rows[0]["metrics"][metric]
+    told = in_words(metric, found["value"], found["error"]) + unit(metric).replace(",", "")
+    return f"<p>With all vision tokens the model reaches {escape(metric)} {told}.</p>"
 
 
 def _plots(rows: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]], metric: str) -> str:
@@ -90,8 +92,9 @@ def _plots(rows: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any
         ),
         _figure(figures.against_time(rows, metric), "Answers against the time to the first token."),
     ]
-    if (gaps := figures.of_gaps(answers)) is not None:
-        shown.append(_figure(gaps, "Importance gaps of the samples: where it is large, a few tokens stand out."))
+    if (found := figures.gaps_of(answers)) is not None:
+        told = f"Importance gaps of the samples by {found[0]}: where it is large, a few tokens stand out."
+        shown.append(_figure(figures.of_gaps(*found), told))
     return f'<ul class="keys">{legend}</ul><div class="plots">{"".join(shown)}</div>'
 
 
@@ -104,10 +107,15 @@ def _lost(lost: Sequence[Lost], number: int, metric: str) -> str:
     if not lost:
         return f"<h2>Lost answers</h2><p>{told}.</p>"
     more = f"; here are {len(lost)}" if len(lost) < number else ""
-    intro = (
-        f"<p>{told}{more}. An answer is right where {escape(metric)} gives it 0.5 or more. Pictures show what the "
-        "decoder saw: patches that stay have the colour of their score, light yellow to red, the others are veiled.</p>"
-    )
+    intro = f"<p>{told}{more}. An answer is right where {escape(metric)} gives it {RIGHT:g} or more."
+    if any(view.pictures for one in lost for view in one.views):
+        intro += (
+            " Pictures show what the decoder saw: patches that stay have the colour of their score, light yellow to "
+            "red, the others are veiled."
+        )
+    elif not any(view.why for one in lost for view in (one.full, *one.views)):
+        intro += " This page was made without the model, and so without pictures."
+    intro += "</p>"
     return "<h2>Lost answers</h2>" + intro + "".join(_sample(one) for one in lost)
 
 

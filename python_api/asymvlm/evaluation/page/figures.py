@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from asymvlm.evaluation.arms import CACHE, FULL, keep_in_words
+from asymvlm.evaluation.arms import CACHE, COSINE, FULL, keep_in_words
 from asymvlm.evaluation.page.svg import Axis, Point, Series, bars, scatter
+from asymvlm.evaluation.page.values import in_words, scaled, unit
 
 Row = Mapping[str, Any]
 BINS = 20
@@ -29,18 +30,22 @@ def against_time(rows: Sequence[Row], metric: str) -> str:
     return _plot(rows, metric, first_token, Axis.over(times, "time to first token of a batch, ms", floor=0))
 
 
-def of_gaps(answers: Sequence[Row]) -> str | None:
-    """How the importance gaps of the samples lie; None where no method computes one.
+def gaps_of(answers: Sequence[Row]) -> tuple[str, list[float]] | None:
+    """A method, and the importance gap that its scores have in each sample; None where no method computes one.
 
-    One entry a sample: a gap does not depend on the ratio, so that of the first setting that has one stands.
+    The method is the one that decides by gaps, else the first that has any: those of random scores say nothing. A gap
+    does not depend on the ratio, so that of the first setting stands.
     """
-    gaps: dict[int, float] = {}
+    gaps: dict[str, dict[int, float]] = {}
     for line in answers:
         if line["gap"] is not None:
-            gaps.setdefault(line["sample"], line["gap"])
-    if not gaps:
-        return None
-    values = list(gaps.values())
+            gaps.setdefault(line["method"], {}).setdefault(line["sample"], line["gap"])
+    method = next((name for name in ("asymvlm", COSINE, *gaps) if name in gaps), None)
+    return None if method is None else (method, list(gaps[method].values()))
+
+
+def of_gaps(method: str, values: Sequence[float]) -> str:
+    """How the importance gaps of the samples lie."""
     low, high = min(values), max(values)
     high = high if high > low else low + 1e-3
     width = (high - low) / BINS
@@ -49,8 +54,10 @@ def of_gaps(answers: Sequence[Row]) -> str | None:
     for value in values:
         counts[min(int((value - low) / width), BINS - 1)] += 1
     x, y = Axis.over([low, high], "importance gap"), Axis.over([0, max(counts)], "samples", floor=0)
-    middle = statistics.median(values)
-    return bars(edges, counts, x, y, f"Histogram of the importance gaps of {len(values)} samples, median {middle:.3g}")
+    told = (
+        f"Histogram of the importance gaps of {len(values)} samples by {method}, median {statistics.median(values):.3g}"
+    )
+    return bars(edges, counts, x, y, told)
 
 
 def held(row: Row) -> float:
@@ -64,32 +71,31 @@ def first_token(row: Row) -> float:
     return float(row["costs"]["first_token_ms"])
 
 
-def value(row: Row, metric: str) -> tuple[float, float | None]:
-    """Of the metric in percent, with its standard error."""
-    found = row["metrics"][metric]
-    return 100 * found["value"], None if found["error"] is None else 100 * found["error"]
-
-
 def _plot(rows: Sequence[Row], metric: str, across: Callable[[Row], float], x: Axis) -> str:
     full = next(row for row in rows if row["method"] == FULL)
     series = []
     for place, method in enumerate(methods_of(rows)):
         own = [row for row in rows if row["method"] == method]
-        points = [_point(row, metric, across) for row in own + ([full] if method != FULL else [])]
-        points.sort(key=lambda point: point.x)
+        own = sorted(
+            own + ([full] if method != FULL else []), key=held
+        )  # times waver: a line joins neighbouring ratios
+        points = [_point(row, metric, across) for row in own]
         series.append(Series(method, points, place, method.startswith(CACHE)))
     series = series[1:] + series[:1]  # the whole model's point on top
-    ends = [point.y + sign * (point.error or 0) for one in series for point in one.points for sign in (-1, 1)]
-    y = Axis.over([min(max(end, 0), 100) for end in ends], f"{metric}, percent")
+    points = [point for one in series for point in one.points]
+    ends = [point.y + sign * (point.error or 0) for point in points for sign in (-1, 1)]
+    if unit(metric):  # a bar beyond what can be reached is cut, a value never
+        ends = [min(max(end, 0), 100) for end in ends]
+    y = Axis.over([*ends, *(point.y for point in points)], f"{metric}{unit(metric)}")
     told = "; ".join(point.about for one in series for point in one.points if point.about.startswith(one.name))
     return scatter(series, x, y, f"{metric} over {x.label}: {told}")
 
 
 def _point(row: Row, metric: str, across: Callable[[Row], float]) -> Point:
-    found, error = value(row, metric)
+    found, error = row["metrics"][metric]["value"], row["metrics"][metric]["error"]
     name = row["method"] if row["method"] == FULL else f"{row['method']} {keep_in_words(row['keep'])}"
-    spread = "" if error is None else f" ± {error:.1f}"
-    return Point(across(row), found, error, f"{name}: {found:.1f}{spread} at {across(row):.4g}")
+    about = f"{name}: {in_words(metric, found, error)} at {across(row):.4g}"
+    return Point(across(row), scaled(metric, found), None if error is None else scaled(metric, error), about)
 
 
-__all__ = ["against_time", "against_tokens", "first_token", "held", "methods_of", "of_gaps", "value"]
+__all__ = ["against_time", "against_tokens", "first_token", "gaps_of", "held", "methods_of", "of_gaps"]

@@ -94,7 +94,7 @@ def bars(edges: Sequence[float], counts: Sequence[int], x: Axis, y: Axis, title:
 
 def key(place: int) -> str:
     """A small picture of a series' mark, for the legend."""
-    mark = _mark(7, 7, SHAPES[place % len(SHAPES)], COLOURS[place % len(COLOURS)])
+    mark = _mark(7, 7, _shape(place), COLOURS[place % len(COLOURS)])
     return f'<svg class="key" viewBox="0 0 14 14" width="14" height="14" aria-hidden="true">{mark}</svg>'
 
 
@@ -139,7 +139,12 @@ def _point(left: float, top: float, point: Point, place: int, y: Axis) -> str:
         ends = [_y(y, min(max(point.y + sign * point.error, y.low), y.high)) for sign in (-1, 1)]
         low, high = (f"{end:.1f}" for end in ends)
         bar = f'<path d="M{left:.1f} {low}V{high}M{left - 3:.1f} {low}h6M{left - 3:.1f} {high}h6" stroke="{colour}"/>'
-    return f"<g>{bar}{_mark(left, top, SHAPES[place % len(SHAPES)], colour)}<title>{escape(point.about)}</title></g>"
+    return f"<g>{bar}{_mark(left, top, _shape(place), colour)}<title>{escape(point.about)}</title></g>"
+
+
+def _shape(place: int) -> str:
+    """Another one when the colours begin anew, so that 32 series look different."""
+    return SHAPES[(place + place // len(COLOURS)) % len(SHAPES)]
 
 
 def _mark(left: float, top: float, shape: str, colour: str) -> str:
