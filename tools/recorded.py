@@ -29,8 +29,8 @@ PEERS = {
     # optimum-intel exports Qwen2-VL with transformers up to 5.0
     "openvino": ("openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", "transformers==5.0.*"),
 }
-# What runs here of lmms-eval, whose complete list has more than a hundred packages: nothing else is looked for. Of
-# filelock it needs an older one than the record.
+# What runs here of lmms-eval, which requires 51 packages by name and what these require: nothing else is looked for.
+# Of filelock it needs an older one than the record.
 ALONE = {
     "lmms-eval": (
         *("lmms-eval==0.7.3", "filelock<4", "datasets<6", "evaluate", "decord", "loguru", "tenacity", "sacrebleu"),

@@ -48,7 +48,7 @@ class Pruning:
         processor = next((getattr(self, name) for name in PROCESSORS if hasattr(self, name)), None)
         arm = asked.arm(model, processor)
         evicts = {"cache": arm.cache} if arm.cache is not None else {"text": asked.text_eviction()}
-        self.guard = Guard(patch(model, arm.vision, **evicts))  # type: ignore[arg-type]
+        self.guard = Guard(patch(model, arm.vision, **evicts))
 
     def generate_until(self, requests: Sequence[Any]) -> Any:
         """Answers in the order of ``requests``. Raises what the patch raises; nothing is answered emptily instead."""
@@ -80,7 +80,7 @@ class Pruning:
         return super().loglikelihood(requests)  # type: ignore[misc]
 
 
-class Simple(lmms):  # type: ignore[misc]
+class Simple(lmms):
     """Makes a `Pruning` model from ``--model_args``; lmms-eval never sees an object of this class."""
 
     is_simple = True

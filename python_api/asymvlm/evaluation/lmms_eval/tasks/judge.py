@@ -76,7 +76,7 @@ def _function(name: str) -> Judge:
         raise NoJudgeError(f"{VARIABLE}={name} found, wanted module:function ({error})") from error
     if not callable(found):
         raise NoJudgeError(f"{VARIABLE}={name} is a {type(found).__name__}, wanted a function of a prompt")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _server() -> Judge:
