@@ -38,6 +38,7 @@ ALONE = {
         *("aiohappyeyeballs", "aiosignal", "frozenlist", "multidict", "propcache", "yarl", "pyarrow", "dill<0.5"),
         *("multiprocess<0.70.20", "xxhash", "pandas<3", "pytz", "six", "requests", "charset-normalizer", "urllib3"),
         *("certifi", "portalocker", "tabulate", "colorama", "lxml"),
+        *("dataproperty", "mbstrdecoder", "pathvalidate", "tabledata", "tcolorpy", "typepy", "chardet"),
     ),
 }
 # required and not needed, and package indexes have builds for a CUDA torch alone, which fail beside another

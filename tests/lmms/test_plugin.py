@@ -119,7 +119,7 @@ def test_a_failure_is_not_an_empty_answer(runs):
     assert inside["generate"] is refuse  # nothing is left standing
     inside["generate"] = patched
     assert len(model.generate_until(task.instances)) == 2
-    assert (model.guard.calls, model.guard.kept, model.guard.vision_tokens) == (2, 144, 288)
+    assert (model.guard.calls, model.guard.held, model.guard.vision_tokens) == (2, 144, 288)
     with pytest.raises(NotImplementedError, match="wanted a task with output_type generate_until, or keep=1"):
         model.loglikelihood(task.instances)
 
@@ -190,3 +190,9 @@ def test_the_grid_of_the_paper_is_made_of_settings_that_exist():
         assert own.pop("model") in list_available_models()
         assert asked.method.removeprefix("cache:") in {*available_methods(), "full", "cosine"}
         assert set(own) <= {"pretrained", "model_id_name"}
+
+
+def test_it_prints_its_table(runs):
+    from lmms_eval.utils import make_table
+
+    assert "|drawn_anls|" in make_table(runs.run("anls", HALF))

@@ -32,7 +32,7 @@ class Guard:
     def __init__(self, handle: PatchHandle) -> None:
         self.handle = handle
         self.calls = 0  # of generate
-        self.kept = 0  # vision tokens, over rows
+        self.held = 0.0  # vision tokens in an average layer, over rows
         self.vision_tokens = 0
 
     @contextmanager
@@ -57,7 +57,7 @@ class Guard:
                 raise Escaping(error) from error
             self.calls += 1
             if (report := self.handle.last) is not None:
-                self.kept += sum(report.kept)
+                self.held += sum(report.average_kept)
                 self.vision_tokens += sum(report.vision_tokens)
             return output
 

@@ -62,7 +62,7 @@ class Pruning:
         if requests and self.guard.calls == calls:
             model = type(self.guard.handle.model).__name__
             raise RuntimeError(f"model={self.wrapped} answered without {model}.generate, so that nothing was pruned")
-        held = f"{self.guard.kept} of {self.guard.vision_tokens} vision tokens kept so far"
+        held = f"{self.guard.held:.0f} of {self.guard.vision_tokens} vision tokens in an average layer so far"
         logger.info(f"asymvlm: {self.asked.method}, keep={self.asked.keep}: {held}")
         return answers
 
