@@ -17,7 +17,7 @@ NONE = "–"
 
 def of_metric(rows: Sequence[Row], metric: str, baseline: str | None) -> str:
     """Each setting's value, and its paired differences to the whole model and to the baseline."""
-    head = ["method", "keep", f"{metric}{unit(metric)}", "to full", "p", "better / worse"]
+    head = ["method", "keep", f"{metric}, %" if unit(metric) else metric, "to full", "p", "better / worse"]
     if baseline is not None:
         head += [f"to {baseline}", "p"]
     lines = []
