@@ -19,6 +19,7 @@ from asymvlm.settings.budget_file import budget_to_dict
 from asymvlm.settings.cache_limit import CacheLimit
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.settings.scorer import Scorer
+from asymvlm.settings.suitable import calibrated_with, spread_of
 from asymvlm_kernels import Spread, UniformBudget
 
 FULL, OWN, COSINE = "full", "own", "cosine"
@@ -162,9 +163,9 @@ def _vision(name: str, given: Any, keep: Keep, model: Any, processor: Any, choic
     scored = isinstance(method, AsymVLM)
     options: dict[str, Any] = {"text": choices.text, "processor": processor}
     if isinstance(method, AsymVLM):
-        options |= {"spread": _spread(method.scorer, keep, choices), "at_least_relevant": choices.at_least_relevant}
-        if isinstance(method.scorer, Scorer) and keep == OWN:
-            options["background"] = int(method.scorer.calibration.get("background", 0))
+        calibrated, background = calibrated_with(method.scorer if keep == OWN else None)
+        options |= {"spread": spread_of(choices.spread, calibrated), "background": background}
+        options["at_least_relevant"] = choices.at_least_relevant
     _check_family(method, model)
     if isinstance(method, InsideMethod):
         if keep != OWN:
@@ -180,15 +181,6 @@ def _vision(name: str, given: Any, keep: Keep, model: Any, processor: Any, choic
         raise ValueError("the scorer brings no budget of its own, wanted a ratio")
     vision.check_model(model)
     return vision
-
-
-def _spread(scorer: Any, keep: Keep, choices: Choices) -> Spread | None:
-    fitted = scorer.calibration.get("spread") if isinstance(scorer, Scorer) and keep == OWN else None
-    if isinstance(choices.spread, Spread):
-        return choices.spread
-    if fitted and choices.spread is not False:
-        return Spread(**fitted)
-    return Spread() if choices.spread else None
 
 
 def _found(given: Any, choices: Choices) -> BeforeMethod | InsideMethod:

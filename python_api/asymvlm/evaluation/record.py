@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -118,14 +118,13 @@ def _digest_image(image: Any, known: dict[Path, str], where: str) -> str:
 def _model(session: Session) -> Record:
     model = unwrapped(session.model)
     config: Any = model.config
-    generation: Any = session.model.generation_config
     return {
         "model_type": config.model_type,
         "dtype": session.dtype,
         "attention": getattr(config, "_attn_implementation", None),
         "chat_template": session.has_chat_template,
         "sha256": digest_model(session),
-        "generation": _public(generation.to_dict()),
+        "generation": _public(cast("Any", session.model).generation_config.to_dict()),
     }
 
 

@@ -15,10 +15,12 @@ from asymvlm.app.session import InputError, Session
 from asymvlm.evaluation.answering import Answered, Clock, answer
 from asymvlm.evaluation.arms import Arm, Choices, Keep
 from asymvlm.evaluation.metrics import Metric, judged, of_callers
+from asymvlm.evaluation.page import check_page, write_report
 from asymvlm.evaluation.plan import KEEP, Limits, Plan, make_plan, name_of, read_samples
 from asymvlm.evaluation.record import NOTED, command_line, make_record
-from asymvlm.evaluation.store import ANSWERS, COSTS, Store, Unit
+from asymvlm.evaluation.store import ANSWERS, COSTS, SAMPLES, SUMMARY, Store, Unit
 from asymvlm.evaluation.summary import summarise
+from asymvlm.files.json_files import FileError, read_object
 from asymvlm.settings.scorer import Scorer
 from asymvlm.training.progress import progress_bar
 from asymvlm_kernels import Spread
@@ -80,6 +82,7 @@ def evaluate(
     max_new_tokens: int = 32,
     limit: int | None = None,
     seed: int = 0,
+    report: str | Path | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Answer questions with the whole model and with each method at each keep ratio, and compare sample by sample.
@@ -103,6 +106,7 @@ def evaluate(
         max_new_tokens: longest answer; all answers are greedy.
         limit: use the first samples only.
         seed: of methods that draw, and of p-values.
+        report: HTML page to write, as `write_report` does.
         progress: show a bar on stderr.
     Returns:
         `Evaluation`.
@@ -128,10 +132,30 @@ def evaluate(
         ),
         Limits((metric,) if one else tuple(metric), baseline, batch_size, max_new_tokens, seed),  # type: ignore[arg-type]
     )
+    page = None if report is None else check_page(report)
     if out is not None:
-        return run(plan, Path(out), progress=progress)
-    with tempfile.TemporaryDirectory() as folder:
-        return run(plan, Path(folder), progress=progress, kept=False)
+        found = run(plan, Path(out), progress=progress)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            found = run(plan, Path(folder), progress=progress, kept=False)
+    if page is not None:
+        write_report(found, page, plan)
+    return found
+
+
+def read_results(folder: str | Path) -> Evaluation:
+    """A finished run from its folder, for another report or figures of one's own; no model is needed.
+
+    Raises:
+        InputError: if a file is missing or cannot be read; a run that is not finished has no ``summary.json``.
+    """
+    store = Store(Path(folder), ())
+    try:
+        summary = read_object(store.folder / SUMMARY, '{"format": 1, ...}')
+        samples, answers, costs = (store.read(name) for name in (SAMPLES, ANSWERS, COSTS))
+    except FileError as error:
+        raise InputError(f"{error}, wanted the folder of a finished run") from error
+    return Evaluation(summary, store.read_record(), samples, answers, costs, store.folder)
 
 
 def run(plan: Plan, folder: Path, *, progress: bool, kept: bool = True, clock: Clock = time.perf_counter) -> Evaluation:
@@ -272,4 +296,4 @@ def _named(methods: str | Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
     return {name: name for name in names}
 
 
-__all__ = ["Evaluation", "evaluate", "run", "timed"]
+__all__ = ["Evaluation", "evaluate", "read_results", "run", "timed"]

@@ -164,6 +164,7 @@ def _chosen(
         carry={IDS: tokens.ids, POSITIONS: positions, **per_token},
         ids_pad=getattr(text_config, "pad_token_id", None) or 0,
         behind_a_turn=behind_a_turn,
+        background=policy.background,
     )
 
 
