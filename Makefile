@@ -30,7 +30,7 @@ AVX2_TESTS += $(addprefix tests/kernels/decode/,test_attend_slots.py test_score_
 AVX2_TESTS += -k "interpreter or reference or batch or masks or padding or accurate"
 
 .DEFAULT_GOAL := help
-.PHONY: demo test $(OLDER:%=test-%) test-floor test-avx2 test-static test-next environments record record-peers peers bench gate ptx gpu lint format docs clean help
+.PHONY: demo test $(OLDER:%=test-%) test-floor test-avx2 test-static test-next environments record record-peers peers test-lmms bench gate ptx gpu lint format docs clean help
 
 demo: .venv/.ready  ## answer a question about an image with and without pruning: IMAGE=… QUESTION=… MODEL=…
 	@.venv/bin/python -m bench.demo $${IMAGE:+--image="$$IMAGE"} $${QUESTION:+--question="$$QUESTION"} $${MODEL:+--model="$$MODEL"}
@@ -74,6 +74,9 @@ record-peers: .venv/.ready  ## record what the peers of `make peers` need beside
 
 peers: .venv/.ready $(PEERS:%=.venv-peer-%/.ready)  ## our methods beside other people's implementations: ARGS=kvpress
 	$(TEST_ENV) PYTHONPATH=.:python_api .venv/bin/python -m bench.peers $(ARGS)
+
+test-lmms: .venv/.ready .venv-peer-lmms-eval/.ready  ## the plug-in for lmms-eval, run by it on drawn pages
+	$(TEST_ENV) .venv-peer-lmms-eval/bin/python -m pytest --benchmark-disable tests/lmms $(ARGS)
 
 bench: .venv/.ready  ## the benchmarks of single operations: ARGS="-k gather"
 	.venv/bin/python -m pytest bench --benchmark-only $(ARGS)

@@ -29,6 +29,18 @@ PEERS = {
     # optimum-intel exports Qwen2-VL with transformers up to 5.0
     "openvino": ("openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", "transformers==5.0.*"),
 }
+# What runs here of lmms-eval, which requires 51 packages by name and what these require: nothing else is looked for.
+# Of filelock it needs an older one than the record.
+ALONE = {
+    "lmms-eval": (
+        *("lmms-eval==0.7.3", "filelock<4", "datasets<6", "evaluate", "decord", "loguru", "tenacity", "sacrebleu"),
+        *("scikit-learn", "joblib", "threadpoolctl", "scipy", "jsonlines", "pytablewriter", "attrs", "aiohttp"),
+        *("aiohappyeyeballs", "aiosignal", "frozenlist", "multidict", "propcache", "yarl", "pyarrow", "dill<0.5"),
+        *("multiprocess<0.70.20", "xxhash", "pandas<3", "pytz", "six", "requests", "charset-normalizer", "urllib3"),
+        *("certifi", "portalocker", "tabulate", "colorama", "lxml"),
+        *("dataproperty", "mbstrdecoder", "pathvalidate", "tabledata", "tcolorpy", "typepy", "chardet"),
+    ),
+}
 # required and not needed, and package indexes have builds for a CUDA torch alone, which fail beside another
 LEFT_OUT = ("torchvision",)
 PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([0-9][A-Za-z0-9.!]*)")
@@ -114,11 +126,11 @@ def installed(python):
     return {name: version for name, version in versions.items() if not NOT_RECORDED.fullmatch(name)}
 
 
-def differing(python, requirements, versions):
-    """What pip would change in an environment for these requirements."""
+def differing(python, requirements, versions, *flags):
+    """What pip would change in an environment for these requirements; ``flags`` go to pip."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        pip(python, "install", "--dry-run", "--quiet", "--report", str(report), *requirements)
+        pip(python, "install", "--dry-run", "--quiet", "--report", str(report), *flags, *requirements)
         changed = {
             canonical(item["metadata"]["name"]): item["metadata"]["version"]
             for item in json.loads(report.read_text())["install"]
@@ -161,9 +173,15 @@ def write_peers(environment):
     for name, requirements in PEERS.items():
         changed = differing(python, [*requirements, f"torch=={versions['torch']}"], versions)
         changed = {package: version for package, version in changed.items() if package not in LEFT_OUT}
-        what = f"What {requirements[0].partition('==')[0]} needs besides constraints.txt, for `make peers`."
-        peer_file(name).write_text(text_of(changed, what, "record-peers"))
-        print(f"written: {peer_file(name).relative_to(TOOLS.parent)}")
+        write_peer(name, changed, requirements, "make peers")
+    for name, requirements in ALONE.items():
+        write_peer(name, differing(python, requirements, versions, "--no-deps"), requirements, "make test-lmms")
+
+
+def write_peer(name, versions, requirements, command):
+    what = f"What {requirements[0].partition('==')[0]} needs besides constraints.txt, for `{command}`."
+    peer_file(name).write_text(text_of(versions, what, "record-peers"))
+    print(f"written: {peer_file(name).relative_to(TOOLS.parent)}")
 
 
 def compare(found, known):

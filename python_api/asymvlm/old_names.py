@@ -1,6 +1,6 @@
 """Modules by the names they had before the package was sorted into rooms, so that older imports go on.
 
-`import asymvlm.policies` gives a module that hands on what `asymvlm.settings.policies` has, and warns. Names that
+`import asymvlm.strategy` gives a module that hands on what `asymvlm.settings.strategy` has, and warns. Names that
 `asymvlm` itself exports never moved.
 """
 
@@ -41,6 +41,7 @@ MOVED = {
     "tiles": "report.tiles",
     "weights": "settings.weights",
 }
+BESIDE = {"policies": ("settings.eviction",)}  # other modules that names of one moved to
 
 
 class OldNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -54,23 +55,25 @@ class OldNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return types.ModuleType(spec.name)
 
     def exec_module(self, module: types.ModuleType) -> None:
-        new = "asymvlm." + MOVED[module.__name__.partition(".")[2]]
-        module.__getattr__ = handed_on(module.__name__, new)  # type: ignore[method-assign]
-        module.__dict__["__all__"] = [name for name in vars(importlib.import_module(new)) if not name.startswith("_")]
+        old = module.__name__.partition(".")[2]
+        homes = [f"asymvlm.{new}" for new in (MOVED[old], *BESIDE.get(old, ()))]
+        module.__getattr__ = handed_on(module.__name__, *homes)  # type: ignore[method-assign]
+        names = dict.fromkeys(name for home in homes for name in vars(importlib.import_module(home)))
+        module.__dict__["__all__"] = [name for name in names if not name.startswith("_")]
 
 
-def handed_on(old: str, new: str) -> Callable[[str], Any]:
-    """A module's ``__getattr__`` that looks in another module, and warns once a place that asks."""
+def handed_on(old: str, *homes: str) -> Callable[[str], Any]:
+    """A module's ``__getattr__`` that looks in other modules, the first first, and warns once a place that asks."""
 
     def find(name: str) -> Any:
         folder = "__path__" in vars(sys.modules[old])
         if name.startswith("__") or (folder and importlib.util.find_spec(f"{old}.{name}") is not None):
             raise AttributeError(f"module {old!r} has no attribute {name!r}")  # a module of the folder is imported next
-        module = importlib.import_module(new)
-        if not hasattr(module, name):
+        new = next((home for home in homes if hasattr(importlib.import_module(home), name)), None)
+        if new is None:
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
         warnings.warn(f"{old}.{name} moved to {new}.{name}", DeprecationWarning, stacklevel=2)
-        return getattr(module, name)
+        return getattr(sys.modules[new], name)
 
     return find
 

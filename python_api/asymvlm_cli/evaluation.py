@@ -46,6 +46,9 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--out", "--output", "-o", help="Folder of the results; goes on with what is there.")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="HTML page to write: plots, tables, pictures of lost answers.")
+    ] = None,
     scorer: options.Scorer = None,
     any_model: options.AnyModel = False,
     spread: options.SpreadScores = None,

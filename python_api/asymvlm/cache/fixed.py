@@ -104,7 +104,7 @@ class FixedTable(Table):
     def slots_in_use(self) -> torch.Tensor:
         return self.slot_pos
 
-    def named(self, name: str) -> torch.Tensor:
+    def slot_state(self, name: str) -> torch.Tensor:
         assert name == SUMS
         return self.sums
 

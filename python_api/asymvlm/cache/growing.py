@@ -96,16 +96,16 @@ class GrowingTable(Table):
         self.length, self._queries = end, queries
         self.open = True
         for name in self.state:
-            self.put(name, torch.zeros((rows, queries), device=device))
+            self.set_slot_state(name, torch.zeros((rows, queries), device=device))
 
-    def named(self, name: str) -> torch.Tensor:
+    def slot_state(self, name: str) -> torch.Tensor:
         if name not in self.state:
             self.state[name] = torch.zeros((self.lines, self.capacity), device=self.slot_pos.device)
         return self.state[name][:, : self.span]
 
-    def put(self, name: str, values: torch.Tensor) -> None:
+    def set_slot_state(self, name: str, values: torch.Tensor) -> None:
         """A row of state for the tokens of the step, ``(B, queries)``."""
-        row, values = self.named(name), self.by_line(values.to(self.slot_pos.device, torch.float32))
+        row, values = self.slot_state(name), self.by_line(values.to(self.slot_pos.device, torch.float32))
         if self._index is None:
             row[:, self._start :] = values
         else:
@@ -128,7 +128,7 @@ class GrowingTable(Table):
             self._enlarge()
 
     def add_up(self, attention: torch.Tensor) -> torch.Tensor:
-        sums = self.named(SUMS)
+        sums = self.slot_state(SUMS)
         return sums.add_(attention.to(sums.device)) if self.generating else sums
 
     def _enlarge(self) -> None:

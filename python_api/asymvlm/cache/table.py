@@ -116,7 +116,7 @@ class Table(ABC):
         """``slot_pos`` as far as a step reads it, contiguous."""
 
     @abstractmethod
-    def named(self, name: str) -> torch.Tensor:
+    def slot_state(self, name: str) -> torch.Tensor:
         """A row of state as far as a step reads it, ``(lines, slots in use)`` fp32: a view to write to.
 
         It is 0 for a new token and moves with the token's slot.

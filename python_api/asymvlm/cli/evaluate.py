@@ -11,6 +11,7 @@ from asymvlm.app.session import InputError
 from asymvlm.cli import console, data, options
 from asymvlm.cli.evaluation_tables import duration, plan_lines, show
 from asymvlm.evaluation.arms import COSINE, Arm, Choices, check_choices
+from asymvlm.evaluation.page import check_page, write_report
 from asymvlm.evaluation.plan import Limits, Plan, check_samples, make_plan
 from asymvlm.evaluation.run import run, timed
 
@@ -29,6 +30,7 @@ def evaluate(
     metric: list[str] | None,
     baseline: str | None,
     output: Path | None,
+    report: Path | None,
     scorer: str | None,
     any_model: bool,
     spread: bool | None,
@@ -46,6 +48,7 @@ def evaluate(
     if output is None and not dry_run:
         raise InputError("no --out found, wanted a folder for the results")
     folder = None if output is None else data.check_folder(output, "--out")
+    page = None if report is None else _page(report)
     limits = Limits(tuple(metric or ["exact"]), baseline, batch_size, max_new_tokens, seed)
     learned = options.load_scorer(scorer)
     choices = _choices(_names("--method", methods), _names("--keep", keep), _names("--cache", cache or ""))
@@ -66,6 +69,8 @@ def evaluate(
         plan = make_plan(session, questions, choices, limits)
         try:
             found = timed(plan, time.perf_counter) if folder is None or dry_run else run(plan, folder, progress=True)
+            if page is not None and not isinstance(found, dict):
+                write_report(found, page, plan)
         except KeyboardInterrupt as interrupt:
             raise KeyboardInterrupt(
                 f"interrupted; what was answered is in {folder}, the same command goes on from there"
@@ -76,6 +81,8 @@ def evaluate(
         console.print_json(found.to_dict())
     else:
         show(found)
+        if page is not None:
+            console.print_line(f"wrote {page}")
 
 
 def _choices(methods: list[str], keep: list[str], cache: list[str]) -> Choices:
@@ -120,6 +127,13 @@ def _names(option: str, text: str) -> list[str]:
     if not names and option != "--cache":
         raise InputError(f"{option}: {text!r} found, wanted one or more, with commas between")
     return names
+
+
+def _page(file: Path) -> Path:
+    try:
+        return check_page(file)
+    except InputError as error:
+        raise InputError(options.in_flags(error, {"report": "--report"})) from error
 
 
 def _vouched(scorer: Any, session: Any, any_model: bool) -> Any:

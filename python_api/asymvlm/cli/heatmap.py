@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from asymvlm.app.loading import visible_region
 from asymvlm.app.session import InputError, Session
 from asymvlm.cli import console, options, tables
 from asymvlm.cli.run import Outcome, ask
 from asymvlm.report import plot
-from asymvlm.report.tiles import pages, texts_in_front
+from asymvlm.report.placed import placed
 from asymvlm.settings.budget_file import budget_to_dict
 
 
@@ -91,14 +90,8 @@ def draw_images(
     Raises:
         ValueError: if there is nothing to draw, or it is not known where tokens lie.
     """
-    report, processor = asked.report, session.processor
-    plot.patch_grid(report)  # or say why there is nothing to draw
-    texts = texts_in_front(report, asked.input_ids, getattr(processor, "tokenizer", processor))
-    sizes = [picture.size for picture in pictures]
-    cropped = report.tiling in ("one", "unknown") or hasattr(processor.image_processor, "canvas")
-    found = pages(report.tiling, report.image_grids[0], texts, sizes, processor.image_processor)
-    for picture, page in zip(pictures, found, strict=True):
-        seen = page.canvas(visible_region(picture, processor.image_processor) if cropped else picture)
+    report = asked.report
+    for seen, page in placed(report, session.processor, asked.input_ids, pictures):
         height, width = report.image_grids[0][page.tiles[0]]
         grid = (page.rows * height, page.columns * width)
         yield plot.report_heatmap(report, seen, page=page, question=question), grid

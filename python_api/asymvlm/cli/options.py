@@ -20,7 +20,8 @@ from asymvlm.settings.budget_file import AnyBudget, load_budget
 from asymvlm.settings.eviction import TextEviction, TurnEviction
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.settings.scorer import Scorer
-from asymvlm_kernels import Spread, UniformBudget
+from asymvlm.settings.suitable import calibrated_with, spread_of
+from asymvlm_kernels import UniformBudget
 
 DEFAULT_KEEP = 0.5
 DEFAULT_RETENTION = 0.5
@@ -136,6 +137,7 @@ def vision_settings(
         ValueError: as `VisionPruning` and `vouched` do, with arguments named as they are typed.
     """
     scorer = vouched(scorer, session, any_model)
+    calibrated, background = calibrated_with(scorer if budget is None else None)
     try:
         return VisionPruning(
             scorer,
@@ -143,27 +145,13 @@ def vision_settings(
             text=scored,
             processor=session.processor,
             method=method,
-            spread=_spread(scorer, budget, spread),
-            background=_background(scorer, budget),
+            spread=spread_of(spread, calibrated),
+            background=background,
             at_least_relevant=at_least_relevant,
             recall=recall or False,
         )
     except ValueError as error:
         raise ValueError(in_flags(error, VISION_FLAGS)) from error
-
-
-def _spread(scorer: Scorer | None, budget: AnyBudget | None, asked: bool | None) -> Spread | None:
-    """What ``--spread`` asks for; where it says nothing, that which the scorer's own budget was calibrated with."""
-    fitted = scorer.calibration.get("spread") if scorer is not None and budget is None else None
-    if asked is None or (asked and fitted):
-        return Spread(**fitted) if fitted else None
-    return Spread() if asked else None
-
-
-def _background(scorer: Scorer | None, budget: AnyBudget | None) -> int:
-    """That which the scorer's own budget was calibrated with."""
-    found = scorer.calibration.get("background", 0) if scorer is not None and budget is None else 0
-    return int(found)
 
 
 def parse_question(question: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asymvlm.evaluation.metrics import METRICS, Metric
-from asymvlm.evaluation.run import Evaluation, evaluate
+from asymvlm.evaluation.page import write_report
+from asymvlm.evaluation.run import Evaluation, evaluate, read_results
 
-__all__ = ["METRICS", "Evaluation", "Metric", "evaluate"]
+__all__ = ["METRICS", "Evaluation", "Metric", "evaluate", "read_results", "write_report"]

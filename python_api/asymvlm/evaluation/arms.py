@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asymvlm.app.session import InputError
+from asymvlm.evaluation.metrics import code_of
 from asymvlm.hf.peft import unwrapped
 from asymvlm.methods import AsymVLM, BeforeMethod, CachedMethod, InsideMethod, find_method
 from asymvlm.methods.table import why_not
@@ -18,10 +19,12 @@ from asymvlm.settings.budget_file import budget_to_dict
 from asymvlm.settings.cache_limit import CacheLimit
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.settings.scorer import Scorer
+from asymvlm.settings.suitable import calibrated_with, spread_of
 from asymvlm_kernels import Spread, UniformBudget
 
 FULL, OWN, COSINE = "full", "own", "cosine"
 CACHE = "cache:"  # in front of the names of methods of the cache
+PACKAGE = __name__.split(".")[0]
 Keep = float | str
 WHOLE = VisionPruning(budget=UniformBudget(1.0))
 
@@ -94,6 +97,9 @@ def check_choices(choices: Choices) -> list[Keep]:
         InputError: for a method that nobody has, and for a wrong ratio.
     """
     ratios = [_ratio(keep) for keep in choices.keep]
+    check_names(choices)
+    if not isinstance(choices.spread, (Spread, bool, type(None))):
+        raise InputError(f"spread: {choices.spread!r} found, wanted Spread(...), True, False or None")
     if not ratios:
         raise InputError("keep: no ratio found, wanted one or more in (0, 1]")
     if len(set(ratios)) < len(ratios):
@@ -106,6 +112,16 @@ def check_choices(choices: Choices) -> list[Keep]:
     except (TypeError, ValueError) as error:
         raise InputError(f"methods: {error}") from error
     return ratios
+
+
+def check_names(choices: Choices) -> None:
+    """Raise InputError for names under which a setting could be taken for another one."""
+    for kind, names in {"methods": choices.methods, "cache": choices.cache}.items():
+        for name in names:
+            if not isinstance(name, str) or not name or name == FULL or name.startswith(CACHE):
+                raise InputError(
+                    f"{kind}: the name {name!r} found, wanted text, not {FULL!r} and not beginning with {CACHE!r}"
+                )
 
 
 def make_arms(model: Any, processor: Any, choices: Choices) -> Arms:
@@ -147,9 +163,9 @@ def _vision(name: str, given: Any, keep: Keep, model: Any, processor: Any, choic
     scored = isinstance(method, AsymVLM)
     options: dict[str, Any] = {"text": choices.text, "processor": processor}
     if isinstance(method, AsymVLM):
-        options |= {"spread": _spread(method.scorer, keep, choices), "at_least_relevant": choices.at_least_relevant}
-        if isinstance(method.scorer, Scorer) and keep == OWN:
-            options["background"] = int(method.scorer.calibration.get("background", 0))
+        calibrated, background = calibrated_with(method.scorer if keep == OWN else None)
+        options |= {"spread": spread_of(choices.spread, calibrated), "background": background}
+        options["at_least_relevant"] = choices.at_least_relevant
     _check_family(method, model)
     if isinstance(method, InsideMethod):
         if keep != OWN:
@@ -165,15 +181,6 @@ def _vision(name: str, given: Any, keep: Keep, model: Any, processor: Any, choic
         raise ValueError("the scorer brings no budget of its own, wanted a ratio")
     vision.check_model(model)
     return vision
-
-
-def _spread(scorer: Any, keep: Keep, choices: Choices) -> Spread | None:
-    fitted = scorer.calibration.get("spread") if isinstance(scorer, Scorer) and keep == OWN else None
-    if isinstance(choices.spread, Spread):
-        return choices.spread
-    if fitted and choices.spread is not False:
-        return Spread(**fitted)
-    return Spread() if choices.spread else None
 
 
 def _found(given: Any, choices: Choices) -> BeforeMethod | InsideMethod:
@@ -229,13 +236,21 @@ def _ratio(keep: Any) -> Keep:
 
 
 def _about(method: Any) -> str:
-    """A method with its settings, the same in every process; a learned weight by its digest."""
+    """A method with its settings, the same in every process; a learned weight and code of the caller's by digest."""
     if isinstance(method, AsymVLM):
         if method.weight is None:
             return "cosine similarity"
         values = method.weight.detach().float().cpu().contiguous().numpy().tobytes()
         return f"weight {hashlib.sha256(values).hexdigest()[:16]}"
-    return repr(method) if dataclasses.is_dataclass(method) else type(method).__qualname__
+    kind = type(method)
+    told = repr(method) if dataclasses.is_dataclass(method) else f"{kind.__qualname__}({_plain(method)})"
+    return told if kind.__module__.split(".")[0] == PACKAGE else f"{told}, code {code_of(kind)}"
+
+
+def _plain(method: Any) -> str:
+    """Attributes of an object that read the same in every process."""
+    found = sorted(getattr(method, "__dict__", {}).items())
+    return ", ".join(f"{name}={value!r}" for name, value in found if isinstance(value, (str, int, float, type(None))))
 
 
 def _budget(vision: VisionPruning) -> dict[str, Any] | str:

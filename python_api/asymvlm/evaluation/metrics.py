@@ -6,15 +6,18 @@ Every metric is a ratio of sums over units, ``sum(numerator) / sum(denominator)`
 
 from __future__ import annotations
 
+import hashlib
 import importlib
-import math
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from asymvlm.app.metrics import Score, anls, exact_match, relaxed_accuracy
 from asymvlm.app.session import InputError
 from asymvlm.evaluation.vqa import AGREEING, vqa_accuracy
+from asymvlm.files.json_files import LARGEST, first_line
 
 Parts = Callable[[str, Sequence[str]], tuple[float, float]]
 Check = Callable[[Sequence[str]], str]
@@ -92,7 +95,7 @@ def find_metric(metric: str | Metric | Score) -> Metric:
     if callable(metric):
         name = f"{getattr(metric, '__module__', '')}:{getattr(metric, '__qualname__', type(metric).__name__)}"
         return Metric(name, metric)
-    if metric in METRICS:
+    if isinstance(metric, str) and metric in METRICS:
         return METRICS[metric]
     if not isinstance(metric, str) or ":" not in metric:
         raise InputError(f"metric {metric!r} found, wanted one of {', '.join(METRICS)}, or module:function")
@@ -114,15 +117,47 @@ def judged(metric: Metric, answer: str, accepted: Sequence[str], where: str) -> 
     """The score of one answer.
 
     Raises:
-        InputError: naming the sample, if a metric of the caller's own fails or gives no finite number.
+        InputError: naming the sample, if a metric of the caller's own fails or gives no finite number; likewise its
+            ``parts``, which are put together once everything has been answered.
     """
     try:
-        value = float(metric.score(answer, accepted))
+        value = float(metric.score(answer, list(accepted)))  # a list of its own, which it may change
+        parts = (0.0, 1.0) if metric.parts is None else tuple(map(float, metric.parts(answer, list(accepted))))
     except Exception as error:
-        raise InputError(f"{where}: metric {metric.name} failed ({type(error).__name__}: {error})") from error
-    if not math.isfinite(value):
-        raise InputError(f"{where}: metric {metric.name} gave {value}, wanted a finite number")
+        raise InputError(f"{where}: metric {metric.name} failed ({_told(error)})") from error
+    if not abs(value) < LARGEST:
+        raise InputError(f"{where}: metric {metric.name} gave {value}, wanted a finite number below 2**63")
+    if len(parts) != 2 or not all(abs(part) < LARGEST for part in parts) or parts[1] < 0:
+        raise InputError(
+            f"{where}: parts of metric {metric.name} gave {parts}, wanted a finite numerator and a denominator >= 0"
+        )
     return value
+
+
+def unfit(metric: Metric, accepted: Sequence[str]) -> str:
+    """Why a metric cannot judge by these answers; empty where it can. A check that fails cannot."""
+    try:
+        return "" if metric.check is None else metric.check(list(accepted))
+    except Exception as error:  # of the caller's own
+        return f"its check failed ({_told(error)})"
+
+
+def code_of(made: Any) -> str | None:
+    """Digest of the file that a function or class of the caller's own stands in; None where there is none to read."""
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(made) if inspect.isroutine(made) else made) or ""
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    except (TypeError, OSError, ValueError):
+        return None
+
+
+def of_callers(metrics: Sequence[Metric]) -> dict[str, str | None]:
+    """Of each metric that is not one of this package, by its name: the digest of its code."""
+    return {metric.name: code_of(metric.score) for metric in metrics if metric not in METRICS.values()}
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 __all__ = [
@@ -132,8 +167,10 @@ __all__ = [
     "exact_match",
     "f1_parts",
     "find_metric",
+    "of_callers",
     "judged",
     "relaxed_accuracy",
+    "unfit",
     "vqa_accuracy",
     "yes_no_accuracy",
     "yes_or_no",

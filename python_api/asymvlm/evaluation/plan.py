@@ -11,8 +11,9 @@ from typing import Any
 from asymvlm.app.samples import Question, check_images, question_of, read_jsonl
 from asymvlm.app.session import InputError, Session
 from asymvlm.evaluation.arms import Arm, Arms, Choices, make_arms
-from asymvlm.evaluation.metrics import Metric, find_metric
+from asymvlm.evaluation.metrics import Metric, find_metric, unfit
 from asymvlm.evaluation.store import Unit
+from asymvlm.files.json_files import LARGEST
 from asymvlm.patch import patch
 
 KEEP = (1.0, 0.75, 0.5, 0.33, 0.22, 0.11)
@@ -39,10 +40,18 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_new_tokens"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{name}: {value!r} found, wanted a whole number of at least 1")
+            check_whole(name, value, 1)
+        check_whole("seed", self.seed, 0)
         if not self.metrics:
             raise InputError("metric: none found, wanted one or more")
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Raise InputError for what is no whole number from ``least`` on, or one that torch and JSON cannot hold."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name}: {value!r} found, wanted a whole number of at least {least}")
+    if value >= LARGEST:
+        raise InputError(f"{name}: a number of {len(str(value))} digits found, wanted one below 2**63")
 
 
 @dataclass(frozen=True)
@@ -131,8 +140,8 @@ def check_samples(samples: Sequence[Question], limits: Limits) -> list[Metric]:
         raise InputError("no samples, wanted one or more")
     for number, sample in enumerate(samples):
         for metric in metrics:
-            told = "" if sample.answers else "no answer, wanted one to judge by"
-            if told := told or (metric.check(sample.answers) if metric.check is not None else ""):
+            told = unfit(metric, sample.answers) if sample.answers else "no answer, wanted one to judge by"
+            if told:
                 raise InputError(f"{sample.where or f'sample {number}'}: metric {metric.name}: {told}")
     return metrics
 
@@ -152,8 +161,12 @@ def read_samples(samples: str | Path | Sequence[Question | Mapping[str, Any]], l
     Raises:
         InputError: naming the file and line, or the number of the record.
     """
+    if limit is not None:
+        check_whole("limit", limit, 1)
     if isinstance(samples, (str, Path)):
         found = read_jsonl(Path(samples))
+    elif isinstance(samples, Mapping):
+        raise InputError("samples: one record found, wanted a list of records or a JSONL file")
     else:
         rows = enumerate(samples)
         found = [row if isinstance(row, Question) else question_of(row, f"sample {number}") for number, row in rows]

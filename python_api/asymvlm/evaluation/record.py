@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -28,8 +28,11 @@ PACKAGES = (Path(__file__).parents[1], Path(asymvlm_kernels.__file__).parent)
 Record = dict[str, Any]
 
 
-def make_record(session: Session, samples: Sequence[Question], settings: Record, command: str) -> Record:
-    """Of a run with these ``settings``. Reads every image file once."""
+def make_record(
+    session: Session, samples: Sequence[Question], settings: Record, command: str, metrics: Record | None = None
+) -> Record:
+    """Of a run with these ``settings``; ``metrics`` are those of the caller's own, with digests of their code. Reads
+    every image file once."""
     record = {
         "format": FORMAT,
         "settings": settings,
@@ -43,6 +46,7 @@ def make_record(session: Session, samples: Sequence[Question], settings: Record,
             "command": command,
             "model": session.name,
             "load": round(os.getloadavg()[0], 2),
+            "metrics": metrics or {},
         },
     }
     found: Record = json.loads(json.dumps(record))  # as a file gives it back
@@ -97,7 +101,10 @@ def digest_samples(samples: Sequence[Question]) -> str:
 
 def _digest_image(image: Any, known: dict[Path, str], where: str) -> str:
     if not isinstance(image, (str, Path)):
-        return hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()
+        # the colours of a palette and the colour that is transparent are no part of its bytes
+        told = [image.mode, image.size, getattr(image, "palette", None) and image.getpalette("RGBA")]
+        told.append(image.info.get("transparency"))
+        return hashlib.sha256(repr(told).encode() + image.tobytes()).hexdigest()
     path = Path(os.path.expanduser(image))
     if path not in known:
         try:
@@ -117,11 +124,13 @@ def _model(session: Session) -> Record:
         "attention": getattr(config, "_attn_implementation", None),
         "chat_template": session.has_chat_template,
         "sha256": digest_model(session),
+        "generation": _public(cast("Any", session.model).generation_config.to_dict()),
     }
 
 
 def digest_model(session: Session) -> str:
-    """Of names, shapes, types and `VALUES` evenly spaced values of all parameters, and of how prompts are made."""
+    """Of names, shapes, types and `VALUES` evenly spaced values of all parameters, of the configuration, and of how
+    prompts are made: chat template, tokenizer, image processor."""
     digest = hashlib.sha256()
     for name, parameter in session.model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype};".encode())
@@ -131,9 +140,35 @@ def digest_model(session: Session) -> str:
         places = torch.linspace(0, max(len(flat) - 1, 0), min(VALUES, len(flat)), dtype=torch.float64).long()
         values = flat[places.to(flat.device)].cpu().contiguous()
         digest.update(values.view(torch.uint8).numpy().tobytes())
+    config = cast("Any", unwrapped(session.model)).config.to_dict()
+    digest.update(json.dumps(_public(config), sort_keys=True, default=str).encode())
     digest.update(json.dumps(getattr(session.processor, "chat_template", None)).encode())
+    digest.update(_tokenizer(session.processor).encode())
     digest.update(str(getattr(session.processor, "image_processor", "")).encode())
     return digest.hexdigest()[:32]
+
+
+def _public(value: Any) -> Any:
+    """Settings without what a version of transformers writes about itself and where files came from."""
+    if isinstance(value, dict):
+        return {
+            str(name): _public(entry)
+            for name, entry in value.items()
+            if not str(name).startswith("_") and name != "transformers_version" and entry is not None
+        }
+    if isinstance(value, (list, tuple)):
+        return [_public(entry) for entry in value]
+    return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
+
+
+def _tokenizer(processor: Any) -> str:
+    """What a tokenizer splits text by; without padding and truncation, which each call sets anew."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return json.dumps({**json.loads(backend.to_str()), "padding": None, "truncation": None})
+    known = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+    return json.dumps(sorted(known.items()))
 
 
 def _machine(device: torch.device) -> Record:

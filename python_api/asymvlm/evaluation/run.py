@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from asymvlm.app.samples import Question
 from asymvlm.app.session import InputError, Session
 from asymvlm.evaluation.answering import Answered, Clock, answer
 from asymvlm.evaluation.arms import Arm, Choices, Keep
-from asymvlm.evaluation.metrics import Metric, judged
+from asymvlm.evaluation.metrics import Metric, judged, of_callers
+from asymvlm.evaluation.page import check_page, write_report
 from asymvlm.evaluation.plan import KEEP, Limits, Plan, make_plan, name_of, read_samples
-from asymvlm.evaluation.record import command_line, make_record
-from asymvlm.evaluation.store import ANSWERS, COSTS, Store, Unit
+from asymvlm.evaluation.record import NOTED, command_line, make_record
+from asymvlm.evaluation.store import ANSWERS, COSTS, SAMPLES, SUMMARY, Store, Unit
 from asymvlm.evaluation.summary import summarise
+from asymvlm.files.json_files import FileError, read_object
 from asymvlm.settings.scorer import Scorer
 from asymvlm.training.progress import progress_bar
 from asymvlm_kernels import Spread
@@ -66,7 +68,7 @@ def evaluate(
     processor: Any,
     samples: str | Path | Sequence[Question | Mapping[str, Any]],
     methods: Sequence[str] | Mapping[str, Any] = ("asymvlm",),
-    keep: Sequence[Keep] = KEEP,
+    keep: Keep | Sequence[Keep] = KEEP,
     metric: str | Metric | Callable[..., float] | Sequence[str | Metric | Callable[..., float]] = "exact",
     *,
     out: str | Path | None = None,
@@ -80,6 +82,7 @@ def evaluate(
     max_new_tokens: int = 32,
     limit: int | None = None,
     seed: int = 0,
+    report: str | Path | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Answer questions with the whole model and with each method at each keep ratio, and compare sample by sample.
@@ -103,6 +106,7 @@ def evaluate(
         max_new_tokens: longest answer; all answers are greedy.
         limit: use the first samples only.
         seed: of methods that draw, and of p-values.
+        report: HTML page to write, as `write_report` does.
         progress: show a bar on stderr.
     Returns:
         `Evaluation`.
@@ -110,8 +114,9 @@ def evaluate(
         asymvlm.app.session.InputError: a ValueError in one line: the value found and the value wanted. What was
             measured by then stays in ``out``.
     """
+    keep = (keep,) if isinstance(keep, (str, int, float)) else keep
     name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
-    one = isinstance(metric, (str, Metric)) or callable(metric)
+    one = not isinstance(metric, (list, tuple))
     plan = make_plan(
         Session(name, model, processor),
         read_samples(samples, limit),
@@ -127,10 +132,30 @@ def evaluate(
         ),
         Limits((metric,) if one else tuple(metric), baseline, batch_size, max_new_tokens, seed),  # type: ignore[arg-type]
     )
+    page = None if report is None else check_page(report)
     if out is not None:
-        return run(plan, Path(out), progress=progress)
-    with tempfile.TemporaryDirectory() as folder:
-        return run(plan, Path(folder), progress=progress, kept=False)
+        found = run(plan, Path(out), progress=progress)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            found = run(plan, Path(folder), progress=progress, kept=False)
+    if page is not None:
+        write_report(found, page, plan)
+    return found
+
+
+def read_results(folder: str | Path) -> Evaluation:
+    """A finished run from its folder, for another report or figures of one's own; no model is needed.
+
+    Raises:
+        InputError: if a file is missing or cannot be read; a run that is not finished has no ``summary.json``.
+    """
+    store = Store(Path(folder), ())
+    try:
+        summary = read_object(store.folder / SUMMARY, '{"format": 1, ...}')
+        samples, answers, costs = (store.read(name) for name in (SAMPLES, ANSWERS, COSTS))
+    except FileError as error:
+        raise InputError(f"{error}, wanted the folder of a finished run") from error
+    return Evaluation(summary, store.read_record(), samples, answers, costs, store.folder)
 
 
 def run(plan: Plan, folder: Path, *, progress: bool, kept: bool = True, clock: Clock = time.perf_counter) -> Evaluation:
@@ -139,11 +164,13 @@ def run(plan: Plan, folder: Path, *, progress: bool, kept: bool = True, clock: C
     Raises:
         InputError: if the folder holds another run, and for samples and settings that fail as they are used.
     """
-    record = make_record(plan.session, plan.samples, plan.settings(), command_line())
+    record = make_record(plan.session, plan.samples, plan.settings(), command_line(), of_callers(plan.metrics))
     samples, units = plan.sample_lines(), plan.units
     store = Store(folder, units)
     with store.locked():
         done = store.open(record, samples)
+        if done:
+            _check_scores(plan, store, record)
         finished = sum(len(unit.samples) for unit in units[:done])
         with progress_bar("evaluating", plan.generations, shown=progress, done=finished) as advance:
             batch, inputs = -1, None
@@ -159,6 +186,26 @@ def run(plan: Plan, folder: Path, *, progress: bool, kept: bool = True, clock: C
         summary = {"model": plan.session.name, **summary}
         store.save_summary(summary)
         return Evaluation(summary, store.read_record(), samples, answers, costs, folder if kept else None)
+
+
+def _check_scores(plan: Plan, store: Store, record: dict[str, Any]) -> None:
+    """Judge what is on file once more by metrics of the caller's own whose code has changed since, or cannot be read.
+
+    Raises:
+        InputError: at the first answer that they judge otherwise: its score and those to come would not be comparable.
+    """
+    known, now = store.read_record()[NOTED].get("metrics", {}), record[NOTED]["metrics"]
+    own = [metric for metric in plan.metrics if metric.name in now]
+    changed = [metric for metric in own if now[metric.name] is None or now[metric.name] != known.get(metric.name)]
+    for number, line in enumerate(store.read(ANSWERS) if changed else [], 1):
+        where, accepted = f"{store.folder / ANSWERS}:{number}", plan.samples[line["sample"]].answers
+        for metric in changed:
+            before, score = line["scores"].get(metric.name), judged(metric, line["answer"], accepted, where)
+            if before != score:
+                raise InputError(
+                    f"{where}: metric {metric.name} gave {before} before it was changed and gives {score} now, "
+                    "wanted the same scores to go on, or another folder"
+                )
 
 
 def timed(plan: Plan, clock: Clock) -> dict[Arm, float]:
@@ -241,10 +288,12 @@ def _named(methods: str | Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
     """Methods by the names that they are told by. Raises InputError for one that is named twice."""
     if isinstance(methods, Mapping):
         return dict(methods)
-    names = [methods] if isinstance(methods, str) else list(methods)
+    names = [methods] if isinstance(methods, str) or not isinstance(methods, Iterable) else list(methods)
+    if strange := [name for name in names if not isinstance(name, str)]:
+        raise InputError(f"methods: {strange[0]!r} found, wanted names, or a mapping of names of your own to methods")
     if len(set(names)) < len(names):
         raise InputError(f"methods: {', '.join(names)} found, wanted each once")
     return {name: name for name in names}
 
 
-__all__ = ["Evaluation", "evaluate", "run", "timed"]
+__all__ = ["Evaluation", "evaluate", "read_results", "run", "timed"]

@@ -67,8 +67,10 @@ class Store:
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise InputError(f"{self.folder} is being written by another process, wanted another folder") from error
+            except OSError as error:
+                raise InputError(f"{self.folder} cannot be locked ({error.strerror}), wanted another folder") from error
             yield
 
     def open(self, record: Record, samples: Sequence[dict[str, Any]]) -> int:
@@ -92,6 +94,8 @@ class Store:
             raise InputError(
                 f"{file} is of another run: {'; '.join(told[:3])}{more}: wanted the same to go on, or another folder"
             )
+        if not (self.folder / SAMPLES).exists():
+            self._write(SAMPLES, "".join(_line(sample) for sample in samples))
         return self._mend()
 
     def read_record(self) -> Record:

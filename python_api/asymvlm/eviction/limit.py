@@ -199,7 +199,7 @@ class LimitEvictor(TextEvictor):
             table.weights = counts if table.weights is None else table.weights + counts
         found = (step.found[table.layer] if cache.is_split else step.mean()).to(table.slot_pos.device)
         parts = step.moment != "step" and (step.moment == "part" or SUMS in table.state)
-        return table.named(SUMS).add_(found) if self.method.adds_up or parts else found
+        return table.slot_state(SUMS).add_(found) if self.method.adds_up or parts else found
 
     def _drop(self, cache: EvictionCache, table: LimitedTable, attention: torch.Tensor | None) -> None:
         tokens = seen_by_method(cache, table, attention)

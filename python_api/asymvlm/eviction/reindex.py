@@ -43,8 +43,8 @@ class Reindexing:
         else:
             positions = positions[None]
         positions = positions.float().expand(-1, table.rows, -1)
-        table.put(LOW, positions.amin(0))
-        table.put(HIGH, positions.amax(0))
+        table.set_slot_state(LOW, positions.amin(0))
+        table.set_slot_state(HIGH, positions.amax(0))
 
     def move_up(self, cache: EvictionCache) -> None:
         """Behind an eviction: the tokens that never go, right in front of the first one behind the gap."""
@@ -57,8 +57,8 @@ class Reindexing:
                 return
             cache.anchors = Anchors.of(table, _layers(cache), stays)
         window = (slot_pos >= 0) & ~stays
-        begin = table.named(LOW).masked_fill(~window, torch.inf).amin(1)
-        end = table.named(HIGH).masked_fill(~stays, -torch.inf).amax(1)
+        begin = table.slot_state(LOW).masked_fill(~window, torch.inf).amin(1)
+        end = table.slot_state(HIGH).masked_fill(~stays, -torch.inf).amax(1)
         gone = torch.tensor([count > 0 for count in table.evicted], device=begin.device)
         shift = torch.where(gone & begin.isfinite(), (begin - end - 1).clamp_min(0), 0.0)
         slots = cache.anchors.slots(slot_pos)

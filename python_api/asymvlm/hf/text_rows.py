@@ -32,8 +32,10 @@ class Remembering(Frame):
     layers: dict[nn.Module, Layer] = field(default_factory=dict)
 
     def take(self, module: nn.Module, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """Raises:
-        ValueError: if a module attends twice in one pass, so that nobody could tell which is meant.
+        """Note what ``module`` was given; arguments as of `Layer`.
+
+        Raises:
+            ValueError: if a module attends twice in one pass, so that nobody could tell which is meant.
         """
         if module in self.layers:
             raise ValueError(

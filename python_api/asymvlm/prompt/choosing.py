@@ -11,7 +11,7 @@ from asymvlm.hf.arguments import IDS
 from asymvlm.methods.before.base import BeforeMethod, PositiveScores, SelectingMethod, VisionPrompt
 from asymvlm.methods.before.similarity import AsymVLM
 from asymvlm.models.adapter import Adapter
-from asymvlm.prompt.background import background_tokens
+from asymvlm.prompt.background import Background
 from asymvlm.prompt.padding import pad_in_place, padding_to_keep
 from asymvlm.settings.policies import VisionPruning
 from asymvlm.tokens.images import has_several
@@ -45,18 +45,7 @@ def choose_and_gather(
     protect = tokens.text | tokens.structural
     if side == "left":
         protect = protect | padding_to_keep(tokens.real, tokens.prunable)
-    choice: dict[str, Any] = {"budget": policy.budget}
-    embeds, alone = prompt.embeds, False
-    if isinstance(method, AsymVLM) and not background:
-        choice["weight"] = None if method.weight is None else method.weight.detach().to(embeds.device)
-    elif isinstance(method, SelectingMethod):
-        kept = method.keep(prompt, _counts(policy, method, prompt))
-        check_answer(method, "mask", kept.mask, tokens, torch.bool)
-        embeds = embeds if kept.embeds is None else kept.embeds.to(embeds.dtype)
-        choice, alone = {"scores": kept.mask.float(), "budget": PositiveScores()}, kept.alone
-    else:
-        choice["scores"] = method.scores(prompt)
-        check_answer(method, "scores", choice["scores"], tokens, torch.float32)
+    choice, embeds, alone = _choice(policy, method, prompt, fused=not background)
     silent = None
     if method.needs_text and "scores" in choice:  # nothing to score against: all of it stays
         silent = tokens.prunable & ~prompt.text.any(-1, keepdim=True)
@@ -64,10 +53,9 @@ def choose_and_gather(
     lines = None if policy.spread is None else prompt.cells.line
     beside = None
     if background:
-        own = choice["scores"]
-        spread = own if policy.spread is None or lines is None else policy.spread.apply(own, lines)
-        beside = background_tokens(spread, tokens.prunable if silent is None else tokens.prunable & ~silent, background)
-        protect = protect | beside
+        candidates = tokens.prunable if silent is None else tokens.prunable & ~silent
+        beside = Background.of(choice["scores"], policy.spread, lines, candidates, background)
+        protect = protect | beside.mask
     exact = embeds.dtype == torch.float64  # scores are fp32, embeddings stay as they are
     # one image a row needs no floors, and the fused path serves it
     several = policy.per_image or (not alone and has_several(prompt.grids, adapter.views))
@@ -86,16 +74,34 @@ def choose_and_gather(
         carry_pad=carry_pad,
         padding_side=side,
     )
-    for stayed in (silent, beside):
-        if stayed is not None:
-            pruned = dataclasses.replace(pruned, counts=pruned.counts + stayed.sum(-1).to(pruned.counts))
+    if silent is not None:
+        pruned = dataclasses.replace(pruned, counts=pruned.counts + silent.sum(-1).to(pruned.counts))
     if beside is not None:
-        pruned = dataclasses.replace(
-            pruned, scores=torch.where(beside, spread, pruned.scores), own=torch.where(beside, own, pruned.own)
-        )
+        pruned = beside.told(pruned)
     if behind_a_turn and len(embeds) > 1:
         pruned = pad_in_place(pruned, carry_pad, {name: x for name, x in per_token.items() if name != "labels"})
     return dataclasses.replace(pruned, embeds=gather_rows(embeds, pruned.index)) if exact else pruned
+
+
+def _choice(
+    policy: VisionPruning, method: BeforeMethod, prompt: VisionPrompt, *, fused: bool
+) -> tuple[dict[str, Any], torch.Tensor, bool]:
+    """How `prune_sequence` is to choose, the embeddings to gather, and whether the method chooses alone.
+
+    ``fused``: cosine scores may be left to `prune_sequence`.
+    """
+    tokens, embeds = prompt.tokens, prompt.embeds
+    if fused and isinstance(method, AsymVLM):
+        weight = None if method.weight is None else method.weight.detach().to(embeds.device)
+        return {"budget": policy.budget, "weight": weight}, embeds, False
+    if isinstance(method, SelectingMethod):
+        kept = method.keep(prompt, _counts(policy, method, prompt))
+        check_answer(method, "mask", kept.mask, tokens, torch.bool)
+        embeds = embeds if kept.embeds is None else kept.embeds.to(embeds.dtype)
+        return {"scores": kept.mask.float(), "budget": PositiveScores()}, embeds, kept.alone
+    scores = method.scores(prompt)
+    check_answer(method, "scores", scores, tokens, torch.float32)
+    return {"budget": policy.budget, "scores": scores}, embeds, False
 
 
 def _counts(policy: VisionPruning, method: SelectingMethod, prompt: VisionPrompt) -> torch.Tensor:

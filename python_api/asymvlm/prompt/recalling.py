@@ -54,7 +54,10 @@ def wanted_back(
     assert isinstance(settings, Recall)
     prompt = _ranked_prompt(model, policy, store, call, known)
     carry = {IDS: prompt.tokens.ids}
-    chosen = choose_and_gather(adapter, policy, prompt, "left", carry=carry, ids_pad=0, behind_a_turn=False).index
+    background = policy.background if settings.leaves else 0  # else that of the first prompt is still there
+    chosen = choose_and_gather(
+        adapter, policy, prompt, "left", carry=carry, ids_pad=0, behind_a_turn=False, background=background
+    ).index
     there = store.places >= 0
     is_chosen = marked_columns(chosen, prompt.tokens.ids.shape[1])[:, : there.shape[1]] & there
     in_cache = marked_columns(state.index, state.original_length).gather(1, store.places.clamp_min(0)) & there

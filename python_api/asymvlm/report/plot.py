@@ -6,38 +6,32 @@ touched: no pyplot, no backend switch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from asymvlm.files.pictures import as_rgb
+from asymvlm.report.panels import (
+    PlotDependencyError,
+    colours_of,
+    page_pixels,
+    require_matplotlib,
+    tinted,
+    veiled,
+)
 from asymvlm.report.pruning import scored_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
     from asymvlm.report.pruning import PruningReport
     from asymvlm.report.tiles import Page
 
-COLORMAP, COLORMAP_END = "YlOrRd", 0.86  # light where unimportant; cut where the map grows too dark to read print on
 OUTLINE = "#0b57a4"  # blue: no colour of the map comes near it
-MISSING = "#9e9e9e"  # patches whose score is NaN
-VEIL = (0.80, 0.82, 0.85)  # over dropped patches; darker than paper, so that a dropped blank patch shows too
-VEIL_ALPHA = 0.86
-DARKEST = 0.4  # brightness left to black print under the heat, so that a dark photograph keeps its colours
-CLIPPED = 0.01  # share of the patches at each end that saturates the colours: one outlier must not flatten the rest
 PANEL_INCHES = 4.2
-PAGE_PIXELS = 1200  # long side of the page inside the figure
-
-
-class PlotDependencyError(ImportError):
-    """matplotlib is not installed."""
 
 
 def heatmap(
@@ -74,13 +68,13 @@ def heatmap(
             f"scores must be finite or NaN inside the grid, got {int(np.isinf(values).sum())} infinite ones"
         )
     figure = _new_figure(image.width / image.height)
-    page = _page_pixels(image, height, width)
-    colours = _colours(values)
+    page = page_pixels(image, height, width)
+    colours = colours_of(values)
     patches = colours.to_rgba(np.ma.masked_invalid(values))[..., :3]
     pictures = {
         "image": (page, "image"),
-        "importance": (_tint(page, patches), "importance, kept patches outlined"),
-        "kept": (_dim(page, keep), "what the language model still sees"),
+        "importance": (tinted(page, patches), "importance, kept patches outlined"),
+        "kept": (veiled(page, keep), "what the language model still sees"),
     }
     panels = figure.subplots(1, 3)
     for axes, (name, (pixels, caption)) in zip(panels, pictures.items(), strict=True):
@@ -207,16 +201,6 @@ def outline_segments(kept: np.ndarray) -> list[tuple[tuple[int, int], tuple[int,
     return vertical + horizontal
 
 
-def require_matplotlib() -> None:
-    """Raises PlotDependencyError, which names the extra to install, if matplotlib cannot be imported."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise PlotDependencyError(
-            "drawing a heatmap needs matplotlib, which cannot be imported: pip install 'asymvlm-kernels[plot]'"
-        ) from error
-
-
 def _new_figure(image_aspect: float) -> Figure:
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -227,43 +211,6 @@ def _new_figure(image_aspect: float) -> Figure:
     figure = Figure(figsize=(3 * panel_width + 1.0, panel_height + 0.9), dpi=200, layout="compressed")
     FigureCanvasAgg(figure)
     return figure
-
-
-def _page_pixels(image: Image, height: int, width: int) -> np.ndarray:
-    """The image as ``(h * rows, w * columns, 3)`` floats in [0, 1]: whole pixels for every patch."""
-    rows, columns = (
-        math.ceil(PAGE_PIXELS * side / max(image.size) / n)
-        for side, n in ((image.height, height), (image.width, width))
-    )
-    return np.asarray(as_rgb(image).resize((width * columns, height * rows)), dtype=np.float64) / 255
-
-
-def _colours(values: np.ndarray) -> ScalarMappable:
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import ListedColormap, Normalize
-
-    finite = values[np.isfinite(values)]
-    low, high = np.quantile(finite, [CLIPPED, 1 - CLIPPED]) if finite.size else (0.0, 1.0)
-    colormap = ListedColormap(colormaps[COLORMAP](np.linspace(0, COLORMAP_END, 256))).with_extremes(bad=MISSING)
-    return ScalarMappable(Normalize(low, max(high, low + 1e-6)), colormap)
-
-
-def _tint(page: np.ndarray, patches: np.ndarray) -> np.ndarray:
-    """Multiply the page's brightness by the patches' colours: white paper takes exactly the colour of the scale."""
-    grey = page @ np.array([0.299, 0.587, 0.114])
-    return _spread(patches, page) * (DARKEST + (1 - DARKEST) * grey)[..., None]
-
-
-def _dim(page: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    veiled = VEIL_ALPHA * np.array(VEIL) + (1 - VEIL_ALPHA) * page
-    return np.where(_spread(kept, page)[..., None], page, veiled)
-
-
-def _spread(patches: np.ndarray, page: np.ndarray) -> np.ndarray:
-    """Repeat each patch's value over its pixels of ``page``."""
-    rows, columns = page.shape[0] // patches.shape[0], page.shape[1] // patches.shape[1]
-    return patches.repeat(rows, axis=0).repeat(columns, axis=1)
 
 
 def _draw_outline(axes: Axes, kept: np.ndarray) -> None:
@@ -295,3 +242,14 @@ def _on_grid(name: str, values: torch.Tensor, height: int, width: int) -> np.nda
 def _shorten(text: str, limit: int = 90) -> str:
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+__all__ = [
+    "PlotDependencyError",
+    "heatmap",
+    "outline_segments",
+    "page_grid",
+    "patch_grid",
+    "report_heatmap",
+    "require_matplotlib",
+]

@@ -11,8 +11,6 @@ import torch
 from torch import nn
 
 from asymvlm.methods import AsymVLM, BeforeMethod, InsideMethod, SelectingMethod, find_method
-from asymvlm.settings.eviction import TextEviction as TextEviction  # stood here: older imports go on
-from asymvlm.settings.eviction import TurnEviction as TurnEviction
 from asymvlm.settings.numbers import check_count
 from asymvlm.settings.recall import Recall, as_recall, check_recall
 from asymvlm.settings.scorer import Scorer

@@ -30,7 +30,7 @@ class Recall:
             come back are computed. The others never see them, which costs answers; the result equals a run over the
             whole conversation in which a column is open from the turn on in which it came back.
         unwanted: vision tokens that the question does not rank into the budget ``"stay"``, and the cache grows, or
-            ``"leave"`` it, and it holds what the budget says; they may come back like any.
+            ``"leave"`` it, and it holds what the budget and ``background`` say; they may come back like any.
     Raises:
         ValueError: naming the value found and the value wanted.
     """

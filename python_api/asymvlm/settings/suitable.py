@@ -47,19 +47,36 @@ def check_background(method: BeforeMethod | InsideMethod, background: int) -> No
         )
 
 
+def calibrated_with(scorer: object) -> tuple[Spread | None, int]:
+    """``spread`` and ``background`` that a scorer's budget was calibrated with; None and 0 where it was not."""
+    calibration = scorer.calibration if isinstance(scorer, Scorer) else {}
+    spread = calibration.get("spread")
+    return Spread(**spread) if spread else None, int(calibration.get("background", 0))
+
+
+def spread_of(asked: Spread | bool | None, calibrated: Spread | None) -> Spread | None:
+    """What a caller asks for: settings, True for those of the calibration, else the usual ones, False for none.
+
+    None means as calibrated.
+    """
+    if isinstance(asked, Spread):
+        return asked
+    if asked is False:
+        return None
+    return calibrated or (Spread() if asked else None)
+
+
 def check_calibrated(scorer: object, budget: object, spread: Spread | None, background: int) -> None:
     """Warn where a budget that a calibration fitted is used on other scores than it was fitted to."""
-    calibration = scorer.calibration if isinstance(scorer, Scorer) else {}
-    if "spread" not in calibration or budget != scorer.budget:  # type: ignore[attr-defined]
+    if not isinstance(scorer, Scorer) or "spread" not in scorer.calibration or budget != scorer.budget:
         return
-    fitted = calibration["spread"] and Spread(**calibration["spread"])
+    fitted, wanted = calibrated_with(scorer)
     if fitted != spread:
         logger.warning(
             "the scorer's budget was calibrated with spread=%r and is used with spread=%r: it keeps another share",
             fitted,
             spread,
         )
-    wanted = calibration.get("background", 0)
     if wanted != background:
         logger.warning(
             "the scorer's budget was calibrated with background=%d and is used with background=%d: it keeps another "

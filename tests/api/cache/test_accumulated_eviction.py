@@ -108,7 +108,7 @@ def test_steps_while_the_patch_is_off_add_nothing():
         for on in (True, False, True):
             handle.enabled = on
             model(input_ids=torch.tensor([[7]]), past_key_values=cache)
-            sums.append(cache.tables[0].named("attention").sum().item())
+            sums.append(cache.tables[0].slot_state("attention").sum().item())
     assert sums == pytest.approx([1, 1, 2], abs=1e-5)  # each step hands out attention of 1
 
 
@@ -120,7 +120,7 @@ def test_half_precision_adds_up_in_single(dtype):
         found = model.generate(**inputs, **GREEDY, max_new_tokens=7)
     assert torch.stack(found.logits).isfinite().all()
     assert handle.last.eviction.evicted == [3] * 3
-    assert found.past_key_values.tables[0].named("attention").dtype == torch.float32
+    assert found.past_key_values.tables[0].slot_state("attention").dtype == torch.float32
 
 
 def test_what_needs_one_choice_for_all_layers_names_it():

@@ -59,6 +59,19 @@ def test_tokens_that_are_not_wanted_leave(family, plain, model):
         assert kept[0] == kept[1]
 
 
+@pytest.mark.parametrize("family", ["llava"], indirect=True)
+def test_background_stays_where_what_is_not_wanted_leaves(family, model):
+    """Tokens least like the new question, as many as the first prompt kept beside a quarter of the others."""
+    inputs = make_batch(family, "left_padded")
+    with asymvlm.patch(model, vision=uniform(0.25, recall=LEAVE, background=2)) as handle:
+        said = model.generate(**inputs, **GREEDY, max_new_tokens=ANSWER)
+        first = handle.last.kept
+        asked = without_images(longer(family, inputs, said.sequences))
+        model.generate(**asked, past_key_values=said.past_key_values, **GREEDY, max_new_tokens=ANSWER)
+    assert sum(handle.last.recall.left) > 0
+    assert handle.last.kept == first
+
+
 @pytest.mark.parametrize("family", SERVED, indirect=True)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_several_images(family, plain, model, attention):

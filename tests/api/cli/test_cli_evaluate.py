@@ -33,9 +33,13 @@ def test_a_run_its_table_and_going_on(asked, data, tmp_path, capsys):
     assert [(row["method"], row["keep"]) for row in found["rows"]] == [("full", 1), ("asymvlm", 0.5), ("random", 0.5)]
     assert list(found["rows"][1]["metrics"]) == ["exact", "anls"]
     assert "evaluating: 6 of 6" in said.err, "progress speaks in a file too"
-    assert main([*asked, "--keep", "1,0.5", "--metric", "exact", "--metric", "anls", "--baseline", "random"]) == 0
+    page = ["--report", str(tmp_path / "page.html")]  # of a run that is finished
+    assert (
+        main([*asked, "--keep", "1,0.5", "--metric", "exact", "--metric", "anls", "--baseline", "random", *page]) == 0
+    )
     table = capsys.readouterr().out
-    words = ("exact, 2 samples", "anls, 2 samples", "to random", "K/V a sample", "p-values")
+    assert "K/V, MiB" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    words = ("exact, 2 samples", "anls, 2 samples", "to random", "K/V a sample", "p-values", "page.html")
     assert [word for word in words if word not in table] == []
     data.write_text(data.read_text() + data.read_text())
     assert main([*asked, "--keep", "1,0.5", "--metric", "exact", "--metric", "anls"]) == 2
@@ -92,8 +96,10 @@ def test_mistakes_in_the_file(text, words, tmp_path, capsys):
         (["--method", "random", "--spread"], "--spread acts on 'asymvlm' and 'cosine'"),
         (["--metric", "vqa"], "qa.jsonl:1: metric vqa: 1 answers, wanted what 4 people or more answered"),
         (["--config", "none.yaml"], "none.yaml: cannot be read"),
+        (["--report", "page.pdf"], "--report: 'page.pdf' found, wanted the ending .html"),
+        (["--report", "none/page.html"], "--report: 'none/page.html' found, wanted a file in a folder that is there"),
     ],
-    ids=["method", "ratio", "twice", "spread of random", "metric", "file"],
+    ids=["method", "ratio", "twice", "spread of random", "metric", "file", "ending of a report", "folder of a report"],
 )
 def test_mistakes_need_no_model(asked, more, words, capsys, monkeypatch):
     monkeypatch.setattr("asymvlm.cli.console.open_session", None)

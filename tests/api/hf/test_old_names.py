@@ -20,6 +20,19 @@ def test_an_old_module_hands_on_what_the_new_one_has(old, new):
     assert found is getattr(there, public[0])
 
 
+def test_names_of_a_module_that_was_divided_are_found_where_each_is():
+    with pytest.warns(DeprecationWarning, match="moved to") as told:
+        from asymvlm.policies import TextEviction, VisionPruning
+    assert (TextEviction.__module__, VisionPruning.__module__) == (
+        "asymvlm.settings.eviction",
+        "asymvlm.settings.policies",
+    )
+    assert {str(one.message).rpartition(" ")[2] for one in told} >= {
+        "asymvlm.settings.eviction.TextEviction",
+        "asymvlm.settings.policies.VisionPruning",
+    }
+
+
 @pytest.mark.parametrize("name", ["cache.CacheStats", "prompt.prune_inputs", "report.PruningReport"])
 def test_names_of_a_module_that_became_a_folder_are_found_in_it(name):
     module, _, name = name.partition(".")

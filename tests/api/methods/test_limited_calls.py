@@ -127,7 +127,7 @@ def test_beams_carry_state_along(method):
 
 def by_column(table, name: str) -> torch.Tensor:
     row = torch.zeros(table.lines, table.length + 2)
-    return row.scatter_(1, table.slot_pos[:, : table.span].long() + 2, table.named(name))[:, 2:]
+    return row.scatter_(1, table.slot_pos[:, : table.span].long() + 2, table.slot_state(name))[:, 2:]
 
 
 class Forced(LogitsProcessor):

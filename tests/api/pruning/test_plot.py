@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from asymvlm.app.loading import visible_region
-from asymvlm.report import plot
+from asymvlm.report import panels, plot
 
 GRID = (3, 4)
 KEPT = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]).bool()
@@ -62,14 +62,14 @@ def test_only_dropped_patches_are_dimmed() -> None:
     for y in range(GRID[0]):
         for x in range(GRID[1]):
             seen, original = canvas.at("kept", x + 0.5, y + 0.5), canvas.at("image", x + 0.5, y + 0.5)
-            veiled = plot.VEIL_ALPHA * np.array(plot.VEIL) + (1 - plot.VEIL_ALPHA) * original
+            veiled = panels.VEIL_ALPHA * np.array(panels.VEIL) + (1 - panels.VEIL_ALPHA) * original
             np.testing.assert_allclose(seen, original if KEPT[y, x] else veiled, atol=0.02)
 
 
 def test_white_paper_takes_the_colours_of_the_scale() -> None:
     figure = plot.heatmap(PAPER, SCORES, KEPT, GRID)
     canvas = Canvas(figure)
-    colours = plot._colours(SCORES.double().numpy())
+    colours = panels.colours_of(SCORES.double().numpy())
     for y in range(GRID[0]):
         for x in range(GRID[1]):
             wanted = colours.to_rgba(float(SCORES[y, x]))[:3]
@@ -88,7 +88,7 @@ def test_nan_scores_are_grey_and_do_not_move_the_scale() -> None:
     scores = SCORES.clone()
     scores[1, 2] = math.nan
     canvas = Canvas(plot.heatmap(PAPER, scores, KEPT, GRID))
-    np.testing.assert_allclose(canvas.at("importance", 2.5, 1.5), to_rgb(plot.MISSING), atol=0.02)
+    np.testing.assert_allclose(canvas.at("importance", 2.5, 1.5), to_rgb(panels.MISSING), atol=0.02)
     assert np.ptp(canvas.at("importance", 0.5, 0.5)) > 0.1, "the finite ones keep their colour"
     Canvas(plot.heatmap(PAPER, torch.full(GRID, math.nan), KEPT, GRID))
 
@@ -98,7 +98,7 @@ def test_print_stays_darker_than_the_paper_around_it() -> None:
     page.paste("black", (0, 0, 100, 100))  # patch (0, 0)
     canvas = Canvas(plot.heatmap(page, torch.zeros(12), KEPT, GRID))
     black, white = canvas.at("importance", 0.5, 0.5), canvas.at("importance", 1.5, 0.5)
-    np.testing.assert_allclose(black, white * plot.DARKEST, atol=0.02)
+    np.testing.assert_allclose(black, white * panels.DARKEST, atol=0.02)
 
 
 def test_a_page_keeps_its_proportions_when_the_grid_is_square() -> None:

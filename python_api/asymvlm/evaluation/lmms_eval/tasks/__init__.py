@@ -1,0 +1,1 @@
+"""Task files for lmms-eval; their functions are in the modules beside them."""
