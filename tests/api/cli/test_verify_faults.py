@@ -107,7 +107,7 @@ def test_one_dropped_column_that_stays_visible_fails(llava: PreTrainedModel, mon
 
 
 def test_masked_run_that_masks_nothing_is_no_proof(llava: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(closed.ClosedColumns, "_close", lambda self, mask, keys: mask)
+    monkeypatch.setattr(closed.ClosedColumns, "_close", lambda self, mask, keys, chosen: mask)
     found = failed(asymvlm.verify(llava, tiny.make_batch("llava", "single")))
     assert "control: one kept token less is noticed" in found
 
