@@ -154,8 +154,10 @@ def test_how_a_tile_is_split_changes_no_bit(L, dtype, device, monkeypatch):
     for parts, rounds in SPLITS if device.type == "cuda" or dtype == torch.bfloat16 else SPLITS[::2]:
         monkeypatch.setattr(two_launches, "split_of", lambda *_, split=(parts, rounds): tuning.Split(*split))
         found.append(case.score_select(UniformBudget(0.5)))
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    *first, own = found[0]
+    for *other, other_own in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+        assert own == other_own == [], "nothing spreads"
     torch.testing.assert_close(found[0][0], case.score_select(UniformBudget(0.5), reference=True)[0], atol=2e-6, rtol=0)
 
 
