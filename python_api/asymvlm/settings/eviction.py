@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ class TextEviction:
             if getattr(self, name) not in wanted:
                 raise ValueError(f"{name} must be one of {', '.join(wanted)}, got {getattr(self, name)!r}")
 
-    @property
+    @cached_property
     def scored_by(self) -> CachedMethod:
         """The method in effect."""
         if isinstance(self.method, CachedMethod):
