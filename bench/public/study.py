@@ -18,14 +18,12 @@ from asymvlm.settings.budget_file import budget_to_dict
 from asymvlm.settings.scorer import Scorer
 from asymvlm_kernels import Spread
 from bench.public.easy_vqa import guessed, make_samples, pictures
-from bench.quality.answers import answers
 from bench.quality.beyond import SPREAD
-from bench.quality.budgets import answered, batches, even_counts
+from bench.quality.budgets import adapted, answered, batches
 from bench.quality.methods import CONTROL, OTHERS, compared
-from bench.quality.statistics import paired, rate, record
+from bench.quality.statistics import paired, rates_by_kind, record
 from bench.quality.study import FULL, Study
 from bench.tinyvlm.evaluate import Samples
-from bench.tinyvlm.model import NUM_VISION
 
 BLIND = "the question alone"
 RATIOS = (0.5, 0.33, 0.22, 0.11)
@@ -109,30 +107,10 @@ def budgets(study: Study, scorers: Sequence[Scorer], cache: Path | None, samples
 
 
 def beside_uniform(study: Study, policies: Sequence[VisionPruning]) -> dict[str, Any]:
-    """Answers under each policy, and with the same scores and as many tokens spread evenly over the samples."""
-    ours, even, counts = [], [], []
-    for policy in policies:
-        adapted = answers(study.model, study.samples, policy)
-        equal = even_counts(int(adapted.counts.sum()), len(study.samples))
-        counts.append(adapted.counts.numpy())
-        ours.append(adapted.right.numpy())
-        even.append(answers(study.model, study.samples, policy, counts=equal).right.numpy())
-    right, uniform, kept = np.stack(ours), np.stack(even), np.stack(counts) / NUM_VISION
-    return {
-        "kept": round(float(kept.mean()), 4),
-        **record(rate(right)),
-        "runs": [round(float(run.mean()), 4) for run in right],
-        "uniform": record(rate(uniform)),
-        "paired": record(paired(right, uniform)),
-        "full": record(paired(right, study.right[FULL])),
-        "kinds": {
-            str(kind): {
-                **record(rate(right[:, study.samples.kinds == kind])),
-                "kept": round(float(kept[:, study.samples.kinds == kind].mean()), 4),
-            }
-            for kind in sorted(set(study.samples.kinds))
-        },
-    }
+    """What `adapted` finds, the difference to all tokens, and rates by kind of question."""
+    row, right, kept = adapted(study, policies)
+    kinds = rates_by_kind(right, study.samples.kinds, kept)
+    return {**row, "full": record(paired(right, study.right[FULL])), "kinds": kinds}
 
 
 @torch.inference_mode()

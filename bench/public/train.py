@@ -10,13 +10,11 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import typer
 from torch import nn
 
 from asymvlm.cli import console
@@ -27,7 +25,7 @@ from bench.tinyvlm.evaluate import exact_match_by_kind
 from bench.tinyvlm.glyphs import BLANK, BOS
 from bench.tinyvlm.losses import TINY, decode, likeness
 from bench.tinyvlm.model import build, vision_features
-from bench.tinyvlm.train import Stage, Training, match_norms, share_right, shortened, train
+from bench.tinyvlm.train import Stage, Training, command, match_norms, share_right
 
 CHECKED = 300  # validation questions looked at after the last stage
 STAGES = (
@@ -107,23 +105,6 @@ def answer_loss(model: Any, vision: torch.Tensor, batch: Batch) -> tuple[torch.T
     return answer, -((seen + TINY).log() * asked).sum() / asked.sum(), logits.argmax(-1)
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@app.command()
-def main(
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoint, the log and the state.")],
-    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved step.")] = False,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 leaves its own choice.")] = 0,
-    scale: Annotated[float, typer.Option(min=0.001, help="Steps of every stage, as a multiple of the plan's.")] = 1.0,
-) -> None:
-    """Train the small VLM on easy-vqa from scratch."""
-    console.hush_transformers(progress=False)
-    if threads:
-        torch.set_num_threads(threads)
-    train(EasyVqa, out, seed, shortened(STAGES, scale), resume=resume)
-
-
 if __name__ == "__main__":
+    app = command(EasyVqa, STAGES, "Train the small VLM on easy-vqa from scratch.")
     sys.exit(console.run_app(app, None, name="python -m bench.public.train"))

@@ -92,21 +92,10 @@ def adaptive(
                 )
                 for number, scorer in enumerate(scorers)
             ]
-            ours, even, kept = [], [], []
-            for scorer, calibrated in zip(scorers, chosen, strict=True):
-                policy = VisionPruning(scorer, calibrated.budget)
-                adapted = answers(study.model, study.samples, policy)
-                equal = even_counts(int(adapted.counts.sum()), len(study.samples))
-                kept.append(float(adapted.counts.double().mean()) / NUM_VISION)
-                ours.append(adapted.right.numpy())
-                even.append(answers(study.model, study.samples, policy, counts=equal).right.numpy())
-            right, uniform = np.stack(ours), np.stack(even)
+            pairs = zip(scorers, chosen, strict=True)
+            row, _, _ = adapted(study, [VisionPruning(scorer, one.budget) for scorer, one in pairs])
             rows[name] = {
-                "kept": round(float(np.mean(kept)), 4),
-                **record(rate(right)),
-                "runs": [round(float(run.mean()), 4) for run in right],
-                "uniform": record(rate(uniform)),
-                "paired": record(paired(right, uniform)),
+                **row,
                 "budgets": [budget_to_dict(calibrated.budget) for calibrated in chosen],
                 "calibrated": [
                     {"kept": round(one.average, 4), "difference": round(one.difference, 4)} for one in chosen
@@ -117,6 +106,28 @@ def adaptive(
             study.uniform(name, average)
             result["controls"].setdefault(name, {})[f"{average:g}"] = study.summary(key(name, average))
     return result
+
+
+def adapted(study: Study, policies: Sequence[VisionPruning]) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """A record of the answers under policies that adapt, beside the same scores and as many tokens spread evenly over
+    the samples; and of each policy and sample, ``(runs, n)``: is the answer right, and which share stayed?
+    """
+    ours, even, counts = [], [], []
+    for policy in policies:
+        found = answers(study.model, study.samples, policy)
+        equal = even_counts(int(found.counts.sum()), len(study.samples))
+        counts.append(found.counts.numpy())
+        ours.append(found.right.numpy())
+        even.append(answers(study.model, study.samples, policy, counts=equal).right.numpy())
+    right, uniform, kept = np.stack(ours), np.stack(even), np.stack(counts) / NUM_VISION
+    row = {
+        "kept": round(float(kept.mean()), 4),
+        **record(rate(right)),
+        "runs": [round(float(run.mean()), 4) for run in right],
+        "uniform": record(rate(uniform)),
+        "paired": record(paired(right, uniform)),
+    }
+    return row, right, kept
 
 
 def gaps(study: Study, weight: torch.Tensor | None) -> list[float]:

@@ -25,7 +25,7 @@ from asymvlm_kernels import UniformBudget
 from bench.quality.answers import answers, prepared, tower_runs_once
 from bench.quality.beyond import SPREAD
 from bench.quality.budgets import CALIBRATION, answered, batches
-from bench.quality.statistics import paired, rate, record
+from bench.quality.statistics import paired, rate, rates_by_kind, record
 from bench.tinyvlm.evaluate import Samples, make_samples
 from bench.tinyvlm.model import NUM_VISION
 from bench.tinyvlm.pages import Pages
@@ -123,13 +123,7 @@ def measure(
             **record(rate(right)),
             "runs": [round(float(run.mean()), 4) for run in right],
             "warned": round(float(asked["warned"].mean()), 4),
-            "kinds": {
-                str(kind): {
-                    **record(rate(right[:, samples.kinds == kind])),
-                    "kept": round(float(kept[:, samples.kinds == kind].mean()), 4),
-                }
-                for kind in sorted(set(samples.kinds))
-            },
+            "kinds": rates_by_kind(right, samples.kinds, kept),
             "full": record(paired(right, found[FULL]["right"])),
         }
         if name.endswith(FLOOR):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -71,6 +72,16 @@ def record(value: Rate | Paired, digits: int = 4) -> dict[str, float | int]:
         name: float(f"{number:.3g}") if name == "p_value" else round(number, digits)
         for name, number in asdict(value).items()
     }
+
+
+def rates_by_kind(right: np.ndarray, kinds: np.ndarray, kept: np.ndarray | None = None) -> dict[str, Any]:
+    """Records of the rate for each kind of sample, and of the mean share ``kept``; ``(runs, n)``, kinds ``(n,)``."""
+    found: dict[str, Any] = {}
+    for kind in sorted(set(kinds)):
+        found[str(kind)] = record(rate(right[:, kinds == kind]))
+        if kept is not None:
+            found[str(kind)]["kept"] = round(float(kept[:, kinds == kind].mean()), 4)
+    return found
 
 
 def _by_sample(right: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from asymvlm import VisionPruning
 from asymvlm.methods import AsymVLM, BeforeMethod, Downsample, RandomTokens, Spiral, Stride
 from asymvlm_kernels import UniformBudget
 from bench.quality.answers import answers
-from bench.quality.statistics import paired, rate, record
+from bench.quality.statistics import paired, rate, rates_by_kind, record
 from bench.tinyvlm.evaluate import Samples
 
 RATIOS = (0.75, 0.65, 0.5, 0.33, 0.22, 0.11)  # the paper's, and those that the field reports
@@ -64,9 +64,9 @@ class Study:
 
     def summary(self, name: str) -> dict[str, Any]:
         """Rate over all samples, by kind of question, and of every run."""
-        right, kinds = self.right[name], self.samples.kinds
-        by_kind = {str(kind): record(rate(right[:, kinds == kind])) for kind in sorted(set(kinds))}
-        return {**record(rate(right)), "runs": [round(float(run.mean()), 4) for run in right], "kinds": by_kind}
+        right = self.right[name]
+        kinds = rates_by_kind(right, self.samples.kinds)
+        return {**record(rate(right)), "runs": [round(float(run.mean()), 4) for run in right], "kinds": kinds}
 
     def compare(self, first: str, second: str) -> dict[str, Any]:
         return {"first": first, "second": second, **record(paired(self.right[first], self.right[second]))}

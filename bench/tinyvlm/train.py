@@ -278,23 +278,26 @@ def shortened(stages: tuple[Stage, ...], scale: float) -> tuple[Stage, ...]:
     return tuple(replace(stage, steps=max(1, round(stage.steps * scale))) for stage in stages)
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+def command(kind: type[Training], stages: tuple[Stage, ...], said: str) -> typer.Typer:
+    """The command line of a training by a plan; ``said`` is what its help begins with."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+    @app.command(help=said)
+    def main(
+        out: Annotated[Path, typer.Option(help="Folder for the checkpoint, the log and the state.")],
+        seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
+        resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved step.")] = False,
+        threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 leaves its own choice.")] = 0,
+        scale: Annotated[float, typer.Option(min=0.001, help="Steps of every stage, a multiple of the plan's.")] = 1.0,
+    ) -> None:
+        console.hush_transformers(progress=False)
+        if threads:
+            torch.set_num_threads(threads)
+        train(kind, out, seed, shortened(stages, scale), resume=resume)
 
-@app.command()
-def main(
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoint, the log and the state.")],
-    seed: Annotated[int, typer.Option(help="Seed of weights and pages.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved step.")] = False,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 leaves its own choice.")] = 0,
-    scale: Annotated[float, typer.Option(min=0.001, help="Steps of every stage, as a multiple of the plan's.")] = 1.0,
-) -> None:
-    """Train the small VLM from scratch."""
-    console.hush_transformers(progress=False)
-    if threads:
-        torch.set_num_threads(threads)
-    train(Training, out, seed, shortened(STAGES, scale), resume=resume)
+    return app
 
 
 if __name__ == "__main__":
+    app = command(Training, STAGES, "Train the small VLM from scratch.")
     sys.exit(console.run_app(app, None, name="python -m bench.tinyvlm.train"))
